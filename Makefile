@@ -1,0 +1,30 @@
+# Every target does its own set-up in .venv; a second call installs nothing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SEED   ?= 0
+
+.PHONY: demo test check format clean-venv
+
+demo: $(STAMP)   ## pretrain a small model without labels, measure it, write runs/demo/report.html
+	$(BIN)/opendino demo seed=$(SEED)
+
+test: $(STAMP)   ## the whole test suite on the CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(STAMP)  ## format, lint, types, import floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check --summary none
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## rewrite the sources in the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("opendino needs Python 3.11 or newer, $(PYTHON) is %d.%d; name another with: make PYTHON=python3.11 ..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error a user can cause, as one tree; the command line prints these without a traceback.
+
+OpendinoError
+|-- ConfigError        a setting is unknown, of the wrong type, or contradicts another
+|-- DataError          a folder, manifest or image cannot be used
+|-- ModelError         an input or a shape that the model cannot take
+|-- CheckpointError    a run or a weights file cannot be read, written or continued
+|   `-- ConversionError  weights do not fit the key table they are read with
+`-- TrainingError      a run stopped because going on would do harm
+
+A message is one sentence that says where, what came, what was wanted and what to do.
+"""
+
+
+class OpendinoError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ConfigError(OpendinoError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class DataError(OpendinoError):
+    """A folder, manifest or image cannot be used."""
+
+
+class ModelError(OpendinoError):
+    """An input or a shape that the model cannot take."""
+
+
+class CheckpointError(OpendinoError):
+    """A run or a weights file cannot be read, written or continued."""
+
+
+class ConversionError(CheckpointError):
+    """Weights do not fit the key table they are read with."""
+
+
+class TrainingError(OpendinoError):
+    """A run stopped because going on would do harm."""
