@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which patches of which global crops are hidden from the student; read `data/collate.py` next.
+
+Half of a batch's crops get a mask. The masked shares are stratified over the batch, so each batch holds light and
+heavy masks and the number of masked patches hardly varies from batch to batch.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
+
+from opendino.errors import ConfigError
+
+TRIES_PER_BLOCK = 10
+"""Draws of a rectangle before a mask is left as it is, possibly short of its target."""
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which share of the crops is masked, and by how much.
+
+    Attributes:
+        probability: share of a batch's global crops that get a mask, 0 to 1.
+        ratio: smallest and largest share of masked patches in a masked crop, 0 to 1.
+        min_block: smallest area of a drawn rectangle, in patches.
+        aspect: smallest and largest height over width of a drawn rectangle.
+    """
+
+    probability: float = 0.5
+    ratio: tuple[float, float] = (0.1, 0.5)
+    min_block: int = 4
+    aspect: tuple[float, float] = field(default=(0.3, 1 / 0.3))
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ConfigError(f"masks.probability = {self.probability} is not a share of the crops; use 0 to 1")
+        if not 0 <= self.ratio[0] <= self.ratio[1] <= 1:
+            raise ConfigError(f"masks.ratio = {self.ratio} is not a range of shares; use two rising numbers of 0 to 1")
+        if self.min_block < 1:
+            raise ConfigError(f"masks.min_block = {self.min_block} is no area in patches; use 1 or more")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ConfigError(f"masks.aspect = {self.aspect} is not a range of ratios; use two rising positive numbers")
+
+
+class BatchMasks(NamedTuple):
+    """Masks of all global crops of a batch, and what the losses need of them.
+
+    Attributes:
+        masks: True where the student sees the mask token; grid rows and columns in row-major order.
+        indices: flat positions of the masked patches in `masks`, increasing.
+        weights: one over the number of masked patches of the same crop, for each masked patch.
+        upperbound: a bound on M that depends on the shape of the batch alone, for buffers of constant size.
+    """
+
+    masks: Bool[Tensor, "rows N"]
+    indices: Int64[Tensor, " M"]
+    weights: Float32[Tensor, " M"]
+    upperbound: int
+
+
+def max_block(grid: tuple[int, int]) -> int:
+    """Largest area of one rectangle: the larger of half the grid's rows and half its columns, halves rounded down.
+
+    For a square image this is what the official float expression `0.5 * img // patch * img // patch` comes to,
+    which is not half of the grid where the grid is odd: 128 for 16 x 16, 98 for 14 x 14, but 666 for 37 x 37.
+
+    Differs: defined for grids that are not square, and the same for a grid and its transpose.
+    """
+    height, width = grid
+    return max(height // 2 * width, height * (width // 2))
+
+
+def block_mask(
+    grid: tuple[int, int], target: int, rng: np.random.Generator, config: MaskConfig | None = None
+) -> Bool[np.ndarray, "h w"]:
+    """Mask of random rectangles that covers `target` patches or a few less, never more.
+
+    Args:
+        grid: height and width in patches.
+        target: patches to cover.
+        rng: source of the random numbers.
+        config: limits of the rectangles.
+
+    Returns:
+        True where a patch is masked.
+
+    Source: BEiT (Bao et al. 2021), algorithm 1; official `data/masking.py`.
+    """
+    config = config or MaskConfig()
+    mask = np.zeros(grid, dtype=bool)
+    largest, remaining = max_block(grid), target
+    while remaining > 0:
+        covered = _add_block(mask, min(remaining, largest), remaining, rng, config)
+        if covered == 0:
+            break
+        remaining -= covered
+    return mask
+
+
+def _add_block(mask: np.ndarray, largest: int, remaining: int, rng: np.random.Generator, config: MaskConfig) -> int:
+    """Cover one random rectangle of `mask` in place; the number of newly covered patches, 0 when no draw fitted."""
+    height, width = mask.shape
+    log_low, log_high = math.log(config.aspect[0]), math.log(config.aspect[1])
+    for _ in range(TRIES_PER_BLOCK):
+        # Near the end `largest` is less than `min_block`, and the range is then read backwards, as published.
+        area = config.min_block + (largest - config.min_block) * rng.random()
+        aspect = math.exp(log_low + (log_high - log_low) * rng.random())
+        rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if rows >= height or columns >= width:
+            continue
+        top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+        block = mask[top : top + rows, left : left + columns]
+        covered = rows * columns - int(np.count_nonzero(block))
+        if 0 < covered <= remaining:
+            block[:] = True
+            return covered
+    return 0
+
+
+def batch_masks(rows: int, grid: tuple[int, int], config: MaskConfig, rng: np.random.Generator) -> BatchMasks:
+    """Masks of the `rows` global crops of a batch, drawn in shuffled order.
+
+    The range of `config.ratio` is cut in as many equal parts as there are masked crops, and each masked crop draws
+    its share from its own part.
+
+    Args:
+        rows: global crops in the batch, over all images and views.
+        grid: height and width of a global crop in patches.
+        config: shares and limits.
+        rng: source of the random numbers; the same state gives the same masks.
+
+    Source: official `data/collate.py`.
+    """
+    patches, masked_rows = grid[0] * grid[1], int(rows * config.probability)
+    edges = np.linspace(config.ratio[0], config.ratio[1], masked_rows + 1)
+    masks = np.zeros((rows, patches), dtype=bool)
+    order = rng.permutation(rows)
+    for part in range(masked_rows):
+        share = edges[part] + (edges[part + 1] - edges[part]) * rng.random()
+        masks[order[part]] = block_mask(grid, int(patches * share), rng, config).reshape(-1)
+    counts = masks.sum(axis=1)
+    weights = np.repeat(1.0 / np.maximum(counts, 1), counts)
+    return BatchMasks(
+        masks=torch.from_numpy(masks),
+        indices=torch.from_numpy(np.flatnonzero(masks)),
+        weights=torch.from_numpy(weights.astype(np.float32)),
+        upperbound=int(sum(int(patches * share) for share in edges[1:])),
+    )

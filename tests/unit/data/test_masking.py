@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opendino.data.masking import MaskConfig, batch_masks, block_mask, max_block
+from opendino.errors import ConfigError
+
+# (grid side, target, mean masked patches of the published generator over 1,000 draws)
+PUBLISHED_MEANS = [
+    (16, 25, 24.90),
+    (16, 51, 50.92),
+    (16, 76, 75.91),
+    (16, 102, 101.93),
+    (16, 128, 127.90),
+    (14, 19, 18.90),
+    (14, 39, 38.93),
+    (14, 58, 57.92),
+    (14, 78, 77.94),
+    (14, 98, 97.93),
+]
+
+
+def official_max_block(image: int, patch: int) -> float:
+    return 0.5 * image // patch * image // patch
+
+
+@pytest.mark.parametrize(("image", "patch", "area"), [(224, 14, 128), (224, 16, 98), (518, 14, 666)])
+def test_max_block_of_the_published_sizes(image, patch, area):
+    assert max_block((image // patch, image // patch)) == area == official_max_block(image, patch)
+
+
+@given(st.integers(1, 64), st.integers(1, 32))
+def test_max_block_is_the_official_expression_on_every_square_image(side, patch):
+    assert max_block((side, side)) == official_max_block(side * patch, patch)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_max_block_does_not_know_rows_from_columns(height, width):
+    assert max_block((height, width)) == max_block((width, height)) <= height * width / 2
+
+
+@pytest.mark.parametrize(("side", "target", "published"), PUBLISHED_MEANS)
+def test_masked_counts_have_the_published_means(side, target, published):
+    rng = np.random.default_rng(target)
+    counts = np.array([block_mask((side, side), target, rng).sum() for _ in range(1000)])
+    assert counts.max() == target
+    # Both means come from 1,000 draws: their difference spreads by sqrt(2) standard errors, plus printed rounding.
+    assert abs(counts.mean() - published) < 4 * math.sqrt(2) * counts.std() / math.sqrt(1000) + 0.005
+    assert counts.mean() < target
+
+
+def test_masks_favour_no_side_and_neighbours_go_together():
+    rng = np.random.default_rng(0)
+    masks = np.stack([block_mask((16, 16), 76, rng) for _ in range(1000)]).astype(float)
+    places = masks.mean(axis=0)
+    for mirrored in (places[::-1], places[:, ::-1], places.T):
+        assert np.allclose(places, mirrored, atol=4 * math.sqrt(2 * 0.25 / 1000))
+    same_as_right = (masks[:, :, 1:] == masks[:, :, :-1]).mean()
+    independent = (76 / 256) ** 2 + (180 / 256) ** 2
+    assert same_as_right > independent + 0.2
+
+
+@given(st.tuples(st.integers(1, 12), st.integers(1, 12)), st.floats(0, 1), st.integers(0, 100))
+def test_a_mask_never_exceeds_its_target(grid, share, seed):
+    target = int(share * grid[0] * grid[1])
+    mask = block_mask(grid, target, np.random.default_rng(seed))
+    assert mask.shape == grid
+    assert mask.sum() <= target
+
+
+@pytest.mark.parametrize(("side", "upperbound", "real"), [(16, 2496, 2437), (14, 1906, 1864)])
+def test_batches_of_32_images_have_the_published_numbers(side, upperbound, real):
+    rng = np.random.default_rng(0)
+    batches = [batch_masks(64, (side, side), MaskConfig(), rng) for _ in range(60)]
+    totals = np.array([int(batch.masks.sum()) for batch in batches])
+    assert {batch.upperbound for batch in batches} == {upperbound}
+    assert totals.max() <= upperbound
+    assert abs(totals.mean() - real) < 4 * totals.std() / math.sqrt(60) + 1
+
+
+def test_half_of_the_rows_are_masked_and_the_shares_are_stratified():
+    rng = np.random.default_rng(1)
+    masks = batch_masks(64, (16, 16), MaskConfig(), rng).masks
+    counts = np.sort(masks.sum(dim=1).numpy())
+    assert (counts == 0).sum() == 32
+    edges = np.linspace(0.1, 0.5, 33)
+    targets_low = (256 * edges[:-1]).astype(int)
+    targets_high = (256 * edges[1:]).astype(int)
+    assert np.all(counts[32:] <= targets_high)
+    assert np.all(counts[32:] >= targets_low - 4)
+
+
+def test_masks_fall_on_either_view():
+    rng = np.random.default_rng(2)
+    masked = np.mean([batch_masks(8, (16, 16), MaskConfig(), rng).masks.any(dim=1).numpy() for _ in range(400)], axis=0)
+    assert np.allclose(masked, 0.5, atol=0.1)
+
+
+def test_indices_and_weights_describe_the_masks():
+    batch = batch_masks(6, (8, 10), MaskConfig(probability=0.7), np.random.default_rng(3))
+    rows, columns = batch.masks.nonzero(as_tuple=True)
+    assert torch.equal(batch.indices, rows * 80 + columns)
+    # The weights of one masked crop sum to one: the loss is a mean over its patches.
+    sums = torch.zeros(6).index_add(0, rows, batch.weights)
+    assert torch.allclose(sums, batch.masks.any(dim=1).float())
+    assert len(batch.weights.unique()) <= 4
+
+
+def test_the_same_state_gives_the_same_masks():
+    first = batch_masks(6, (8, 8), MaskConfig(), np.random.default_rng(4))
+    second = batch_masks(6, (8, 8), MaskConfig(), np.random.default_rng(4))
+    other = batch_masks(6, (8, 8), MaskConfig(), np.random.default_rng(5))
+    assert torch.equal(first.masks, second.masks)
+    assert not torch.equal(first.masks, other.masks)
+
+
+@pytest.mark.parametrize("config", [MaskConfig(probability=0.0), MaskConfig(ratio=(0.0, 0.0))])
+def test_a_batch_may_have_no_masks(config):
+    batch = batch_masks(4, (4, 4), config, np.random.default_rng(0))
+    assert not batch.masks.any()
+    assert batch.indices.shape == batch.weights.shape == (0,)
+    assert batch.upperbound == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"probability": 1.5}, {"ratio": (0.5, 0.1)}, {"min_block": 0}, {"aspect": (0.0, 1.0)}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match=f"masks.{next(iter(wrong))} = "):
+        MaskConfig(**wrong)
