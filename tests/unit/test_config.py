@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from opendino import config
+from opendino.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Optim:
+    base_lr: float = 1e-3
+    warmup: int | float = 0.1
+    kind: Literal["adamw", "sgd"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self):
+        if self.base_lr < 0:
+            raise ValueError(f"optim.base_lr = {self.base_lr} is negative; give a rate of 0 or more")
+
+
+@dataclass(frozen=True)
+class Root:
+    data: str = ""
+    seed: int = 0
+    limit: int | None = None
+    optim: Optim = field(default_factory=Optim)
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_later_sources_win(tmp_path):
+    path = recipe(tmp_path, "seed: 2\noptim: {base_lr: 2e-4, kind: sgd}\n")
+    made = config.load(Root, path, ["optim.kind=adamw", "limit=7"], {"seed": 1, "data": "auto", "optim.base_lr": 9.0})
+    assert made == Root("auto", 2, 7, Optim(base_lr=2e-4))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("2e-4", 2e-4), ("1E5", 1e5), ("-3.5e+2", -350.0), (".5e1", 5.0), ("1e", "1e"), ("e5", "e5")]
+)
+def test_floats_are_read_as_people_write_them(text, value):
+    assert config.parse_override(f"x={text}") == ("x", value)
+
+
+def test_whole_numbers_and_fractions_keep_their_type():
+    assert isinstance(config.load(Root, overrides=["optim.warmup=500"]).optim.warmup, int)
+    assert isinstance(config.load(Root, overrides=["optim.warmup=0.5"]).optim.warmup, float)
+
+
+def test_a_name_that_looks_like_a_number_stays_a_name():
+    assert config.load(Root, overrides=["data=2024"]).data == "2024"
+
+
+def test_all_mistakes_are_reported_at_once_with_their_source(tmp_path):
+    path = recipe(tmp_path, "optim: {base_lrr: 1, kind: lamb}\nseed: many\n")
+    words = ["optim.betas=[1, 2, 3]", "nonsense", "optim=3", "zzz=1"]
+    with pytest.raises(ConfigError) as caught:
+        config.load(Root, path, words)
+    lines = str(caught.value).splitlines()
+    assert f"{path}: optim.base_lrr: no such setting; did you mean optim.base_lr?" in lines
+    assert f"{path}: optim.kind = 'lamb': input should be 'adamw' or 'sgd'" in lines
+    assert any(line.startswith(f"{path}: seed = 'many': input should be a valid integer") for line in lines)
+    assert any(line.startswith("command line: optim.betas = [1, 2, 3]: ") for line in lines)
+    assert "command line: 'nonsense' is not a setting; write key=value" in lines
+    assert "command line: optim: is a group, not a setting; set its members, such as optim.base_lr" in lines
+    assert "command line: zzz: no such setting; the groups are data, limit, optim, seed" in lines
+    assert len(lines) == 7
+
+
+def test_a_check_of_a_group_speaks_for_itself():
+    with pytest.raises(ConfigError, match=r"^optim.base_lr = -1.0 is negative; give a rate of 0 or more$"):
+        config.load(Root, overrides=["optim.base_lr=-1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1, 2]", "a recipe is a mapping"), ("a: [", "not valid YAML"), ("\x00", "not valid YAML")]
+)
+def test_recipes_that_are_none(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        config.load(Root, recipe(tmp_path, text))
+
+
+def test_missing_recipe(tmp_path):
+    with pytest.raises(ConfigError, match="no such recipe"):
+        config.load(Root, tmp_path / "none.yaml")
+
+
+def test_yaml_round_trip(tmp_path):
+    made = config.load(Root, overrides=["optim.betas=[0.8, 0.9]", "optim.base_lr=1e-8", "data=x: y # z"])
+    assert config.load(Root, recipe(tmp_path, config.to_yaml(made))) == made
+    assert config.leaves(made)["optim.betas"] == [0.8, 0.9]
+
+
+def test_difference_names_both_values():
+    a, b = config.leaves(Root()), config.leaves(Root(seed=4))
+    assert config.difference(a, b) == {"seed": (0, 4)}
