@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a run that survive a kill at any moment; `train/state.py` says what is in them.
+
+A checkpoint is a folder `checkpoints/step_%08d` of safetensors files and one `state.json`, written under another name,
+brought to the disk and then renamed: it exists whole or not at all. Nothing in it is a pickle.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from opendino.errors import CheckpointError, ConfigError
+
+FORMAT = 1
+"""Raised when a reader of the older layout could misread the newer one."""
+
+_FOLDER = re.compile(r"^step_(\d{8,})$")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often a run is saved, and what is kept.
+
+    Attributes:
+        every: steps between two checkpoints; the last step is always saved.
+        keep: newest checkpoints that are kept.
+        milestone_every: checkpoints at multiples of this step are kept for good; 0 keeps none.
+    """
+
+    every: int = 1000
+    keep: int = 2
+    milestone_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("keep", 1), ("milestone_every", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"checkpoint.{name} = {getattr(self, name)} is too small; use {least} or more")
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        folder: where it was read.
+        step: optimisation steps done when it was written.
+        tensors: part ("student", "optimizer", ...) to name to tensor, on the CPU.
+        meta: plain values that came with them.
+    """
+
+    folder: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    meta: dict[str, Any]
+
+
+def save(
+    output_dir: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    meta: Mapping[str, Any],
+    config: CheckpointConfig | None = None,
+) -> Path:
+    """Write a checkpoint and drop those that are no longer kept; earlier ones stay whole if this fails.
+
+    Args:
+        output_dir: folder of the run.
+        step: optimisation steps done.
+        tensors: part to name to tensor, any device; a part becomes a file.
+        meta: plain values that JSON can hold.
+        config: what is kept.
+
+    Returns:
+        Folder of the checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be written, for example for want of space; nothing half-written is left.
+    """
+    home = output_dir / "checkpoints"
+    final, partial = home / f"step_{step:08d}", home / f".step_{step:08d}.partial"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        files = {part: [_write_part(partial / f"{part}.safetensors", group)] for part, group in tensors.items()}
+        _write_json(partial / "state.json", {"format": FORMAT, "step": step, "parts": files, "meta": dict(meta)})
+        _to_disk(partial)
+        if final.exists():  # only a damaged one: a run never steps back behind a whole checkpoint
+            shutil.rmtree(final)
+        partial.rename(final)
+        _to_disk(home)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(_cannot_write(home, step, error)) from error
+    prune(output_dir, config or CheckpointConfig())
+    return final
+
+
+def prune(output_dir: Path, config: CheckpointConfig) -> None:
+    """Drop all checkpoints but the newest `config.keep` and the milestones."""
+    steps = sorted(_folders(output_dir))
+    for step in steps[: -config.keep]:
+        if config.milestone_every == 0 or step % config.milestone_every:
+            # Renamed first: a kill in the middle of removing must not leave a folder that looks whole.
+            doomed = output_dir / "checkpoints" / f".step_{step:08d}.partial"
+            shutil.rmtree(doomed, ignore_errors=True)
+            _folders(output_dir)[step].rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def clean(output_dir: Path) -> None:
+    """Remove what a killed process left half-written or half-removed."""
+    for leftover in (output_dir / "checkpoints").glob(".step_*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def latest(output_dir: Path) -> Path | None:
+    """Newest whole checkpoint of a run; damaged ones are passed over with a warning. None where there is none."""
+    for _, folder in sorted(_folders(output_dir).items(), reverse=True):
+        fault = _fault(folder)
+        if fault is None:
+            return folder
+        _log.warning("%s is passed over: %s", folder, fault)
+    return None
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a checkpoint, every byte checked against the hash that was stored with it.
+
+    Raises:
+        CheckpointError: a file is missing, altered, or of a layout this version does not know.
+    """
+    fault = _fault(folder)
+    if fault is not None:
+        raise CheckpointError(f"{folder}: {fault}; remove this folder and the run continues from an earlier checkpoint")
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if state["format"] != FORMAT:
+        raise CheckpointError(
+            f"{folder}: is of layout {state['format']}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for part, files in state["parts"].items():
+        tensors[part] = {}
+        for entry in files:
+            path = folder / entry["name"]
+            if _sha256(path) != entry["sha256"]:
+                raise CheckpointError(
+                    f"{path}: its bytes are not those that were written; "
+                    f"remove {folder} and the run continues from an earlier checkpoint"
+                )
+            tensors[part] |= load_file(path)
+    return Checkpoint(folder, state["step"], tensors, state["meta"])
+
+
+def check_fit(where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes before anything is copied.
+
+    Raises:
+        CheckpointError: they differ; the message names the first differences.
+    """
+    lacks, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    other = [
+        f"{name} is {'x'.join(map(str, found[name].shape))} and not {'x'.join(map(str, tensor.shape))}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    faults = [f"lacks {_few(lacks)}"] * bool(lacks) + [f"has also {_few(extra)}"] * bool(extra) + other[:3]
+    if faults:
+        raise CheckpointError(
+            f"{where}: is of another shape than this run's model ({'; '.join(faults)}); "
+            "give the settings it was written with, or another output_dir"
+        )
+
+
+def _write_part(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    _to_disk(path)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _to_disk(path)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folders(output_dir: Path) -> dict[int, Path]:
+    home = output_dir / "checkpoints"
+    if not home.is_dir():
+        return {}
+    matches = ((_FOLDER.match(path.name), path) for path in home.iterdir())
+    return {int(match[1]): path for match, path in matches if match}
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint as far as names and sizes tell; None where nothing is."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        for entry in (entry for files in state["parts"].values() for entry in files):
+            size = (folder / entry["name"]).stat().st_size
+            if size != entry["bytes"]:
+                return f"{entry['name']} has {size} bytes instead of {entry['bytes']}"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"state.json cannot be read ({error})"
+    return None
+
+
+def _cannot_write(home: Path, step: int, error: Exception) -> str:
+    kept = sorted(_folders(home.parent))
+    onwards = f"continues from step {kept[-1]}" if kept else "starts again"
+    cause = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
+    return (
+        f"{home}: the checkpoint of step {step} could not be written ({cause}; {_free(home)} MB free); "
+        f"make room and give the same command, the run {onwards}"
+    )
+
+
+def _free(folder: Path) -> int:
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(place).free // 2**20
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from opendino.checkpoint import store
+from opendino.checkpoint.store import CheckpointConfig
+from opendino.errors import CheckpointError, ConfigError
+
+
+def tensors(value=1.0):
+    return {
+        "student": {"backbone.w": torch.full((2, 3), value), "head.b": torch.tensor(value)},
+        "optimizer": {
+            "step": torch.tensor(7, dtype=torch.int64),
+            "half": torch.full((3,), value, dtype=torch.bfloat16),
+        },
+    }
+
+
+def steps(folder):
+    return sorted(int(path.name[5:]) for path in (folder / "checkpoints").iterdir() if path.name.startswith("step_"))
+
+
+def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path):
+    saved = tensors(0.1)
+    saved["student"]["backbone.w"][0, 0] = float("nan")
+    meta = {"images_seen": 64, "versions": {"torch": "x"}}
+    folder = store.save(tmp_path, 5, saved, meta)
+    loaded = store.load(folder)
+    assert (loaded.step, loaded.meta, folder.name) == (5, meta, "step_00000005")
+    for part, group in saved.items():
+        assert loaded.tensors[part].keys() == group.keys()
+        for name, tensor in group.items():
+            found = loaded.tensors[part][name]
+            assert found.dtype == tensor.dtype
+            assert found.shape == tensor.shape
+            assert found.contiguous().view(-1).view(torch.uint8).equal(tensor.view(-1).view(torch.uint8))
+
+
+def test_the_newest_and_the_milestones_are_kept(tmp_path):
+    config = CheckpointConfig(keep=2, milestone_every=4)
+    for step in range(1, 12):
+        store.save(tmp_path, step, tensors(), {}, config)
+    assert steps(tmp_path) == [4, 8, 10, 11]
+    assert store.latest(tmp_path).name == "step_00000011"
+
+
+def test_steps_beyond_eight_digits_sort_as_numbers(tmp_path):
+    store.save(tmp_path, 99_999_999, tensors(), {})
+    store.save(tmp_path, 100_000_000, tensors(), {})
+    assert store.load(store.latest(tmp_path)).step == 100_000_000
+
+
+@pytest.mark.parametrize("damage", ["cut", "no state", "no file", "bad json", "other json"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, caplog):
+    store.save(tmp_path, 1, tensors(), {})
+    broken = store.save(tmp_path, 2, tensors(), {})
+    weights = broken / "student.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif damage == "no file":
+        weights.unlink()
+    elif damage == "no state":
+        (broken / "state.json").unlink()
+    else:
+        (broken / "state.json").write_text("{" if damage == "bad json" else '{"step": 2}')
+    with caplog.at_level(logging.WARNING, logger="opendino"):
+        logging.getLogger("opendino").propagate = True
+        assert store.latest(tmp_path).name == "step_00000001"
+    assert "step_00000002 is passed over" in caplog.text
+    with pytest.raises(CheckpointError, match="remove this folder"):
+        store.load(broken)
+    store.save(tmp_path, 2, tensors(), {})
+    assert store.load(store.latest(tmp_path)).step == 2
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    folder = store.save(tmp_path, 1, tensors(), {})
+    path = folder / "student.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not those that were written"):
+        store.load(folder)
+
+
+def test_another_layout_is_refused(tmp_path):
+    folder = store.save(tmp_path, 1, tensors(), {})
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"format": 99}))
+    with pytest.raises(CheckpointError, match="layout 99, this version reads 1"):
+        store.load(folder)
+
+
+def test_leftovers_of_a_killed_process_are_no_checkpoints(tmp_path):
+    folder = store.save(tmp_path, 3, tensors(), {})
+    partial = tmp_path / "checkpoints" / ".step_00000004.partial"
+    partial.mkdir()
+    (partial / "student.safetensors").write_bytes(b"half")
+    assert store.latest(tmp_path) == folder
+    store.clean(tmp_path)
+    assert not partial.exists()
+    assert store.load(folder).step == 3
+
+
+def test_no_checkpoint_yet(tmp_path):
+    assert store.latest(tmp_path) is None
+    store.clean(tmp_path)
+
+
+WRITE_WITH_LITTLE_ROOM = """
+import pathlib, resource, sys, torch
+from opendino.checkpoint import store
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    store.save(pathlib.Path(sys.argv[1]), 2, {"student": {"x": torch.zeros(100_000)}}, {})
+except store.CheckpointError as error:
+    print(error)
+"""
+
+
+def test_no_space_left_keeps_the_earlier_checkpoint(tmp_path):
+    folder = store.save(tmp_path, 1, tensors(), {})
+    # A limit on the size of files fails a write in the middle, as a full disk does.
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE_WITH_LITTLE_ROOM, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    message = done.stdout.strip()
+    assert message.startswith(
+        f"{tmp_path / 'checkpoints'}: the checkpoint of step 2 could not be written (File too large"
+    )
+    assert message.endswith("the run continues from step 1")
+    assert "\n" not in message
+    assert [path.name for path in home.iterdir()] == ["step_00000001"]
+    assert store.load(folder).step == 1
+
+
+def test_full_disk_while_writing_the_state(tmp_path, monkeypatch):
+    store.save(tmp_path, 1, tensors(), {})
+
+    def full(path, content):
+        path.write_text("{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "_write_json", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        store.save(tmp_path, 2, tensors(), {})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+def test_check_fit_names_what_differs():
+    wanted = {"a": torch.zeros(2, 3), "b": torch.zeros(1), "c": torch.zeros(1)}
+    store.check_fit("x", wanted, wanted)
+    with pytest.raises(CheckpointError) as caught:
+        store.check_fit("x/student", {"a": torch.zeros(2, 4), "b": torch.zeros(1), "d": torch.zeros(1)}, wanted)
+    assert "x/student: is of another shape than this run's model (lacks c; has also d; a is 2x4 and not 2x3)" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize("bad", [{"every": 0}, {"keep": 0}, {"milestone_every": -1}])
+def test_cadences_that_make_no_sense(bad):
+    with pytest.raises(ConfigError, match=f"checkpoint.{next(iter(bad))}"):
+        CheckpointConfig(**bad)
