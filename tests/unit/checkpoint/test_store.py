@@ -136,7 +136,7 @@ def test_no_space_left_keeps_the_earlier_checkpoint(tmp_path):
     )
     assert message.endswith("the run continues from step 1")
     assert "\n" not in message
-    assert [path.name for path in home.iterdir()] == ["step_00000001"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
     assert store.load(folder).step == 1
 
 
