@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pre-norm transformer block; its parts are in the files it imports."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from opendino.errors import ModelError
+from opendino.layers.attention import Attention
+from opendino.layers.drop_path import residual_on_subset
+from opendino.layers.layer_scale import LayerScale
+from opendino.layers.mlp import Mlp
+from opendino.layers.packing import Groups, pack, unpack
+from opendino.layers.swiglu import SwiGLU
+
+NORM_EPS = 1e-6
+FFN_LAYERS = ("mlp", "swiglu", "swiglufused", "identity")
+
+
+class Block(nn.Module):
+    """`x + ls1(attn(norm1(x)))`, then `x + ls2(mlp(norm2(x)))`.
+
+    Args:
+        dim: width D of the tokens.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the feed-forward layer over D.
+        qkv_bias: bias of the fused query, key, value projection.
+        proj_bias: bias of attention's output projection.
+        ffn_bias: bias of the feed-forward layers.
+        drop_path: share of images whose residual is left out in training, drawn separately for each branch.
+        init_values: start of LayerScale; None or 0 leaves the layer and its key out.
+        ffn_layer: "mlp", "swiglu" (or its official alias "swiglufused"), or "identity".
+
+    Source: official `layers/block.py`; keys `norm1 attn ls1 norm2 mlp ls2`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        ffn_bias: bool = True,
+        drop_path: float = 0.0,
+        init_values: float | None = None,
+        ffn_layer: str = "mlp",
+    ) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)
+        self.ls1 = LayerScale(dim, init_values) if init_values else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = _feed_forward(ffn_layer, dim, int(dim * mlp_ratio), ffn_bias)
+        self.ls2 = LayerScale(dim, init_values) if init_values else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "*tokens D"], groups: Groups | None = None) -> Float[Tensor, "*tokens D"]:
+        """Run the block.
+
+        Args:
+            x: tokens [B, T, D]; or, with `groups`, packed tokens [sum of B * T, D].
+            groups: (B, T) of each packed group; None when `x` is one batch.
+        """
+        if not (self.training and self.drop_path > 0):
+            x = x + self._mix(x, groups)
+            return x + self._feed(x)
+        packed, groups = (x.flatten(0, 1), ((x.shape[0], x.shape[1]),)) if groups is None else (x, groups)
+        packed = residual_on_subset(packed, groups, self.drop_path, self._mix)
+        return residual_on_subset(packed, groups, self.drop_path, self._feed).view_as(x)
+
+    def forward_list(self, xs: Sequence[Float[Tensor, "_ _ D"]]) -> list[Float[Tensor, "_ _ D"]]:
+        """Run the block on several crop groups in one packed pass."""
+        packed, groups = pack(xs)
+        return unpack(self(packed, groups), groups)
+
+    def _mix(self, x: Tensor, groups: Groups | None) -> Tensor:
+        return self.ls1(self.attn(self.norm1(x), groups))
+
+    def _feed(self, x: Tensor, groups: Groups | None = None) -> Tensor:  # noqa: ARG002  same call as _mix
+        return self.ls2(self.mlp(self.norm2(x)))
+
+
+def _feed_forward(name: str, dim: int, hidden_dim: int, bias: bool) -> nn.Module:
+    if name == "mlp":
+        return Mlp(dim, hidden_dim, bias=bias)
+    if name in ("swiglu", "swiglufused"):
+        return SwiGLU(dim, hidden_dim, bias=bias)
+    if name == "identity":
+        return nn.Identity()
+    raise ModelError(f"Block: ffn_layer={name!r} is not known; choose one of {', '.join(FFN_LAYERS)}")

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The projection head: backbone output to prototype logits; the losses in `opendino.losses` read these."""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from opendino.errors import ModelError
+
+
+class Prototypes(nn.Module):
+    """Linear layer without bias whose weight rows are a unit direction times a magnitude.
+
+    Args:
+        in_dim: width of the (unit) input.
+        out_dim: prototypes K.
+
+    Source: official `layers/dino_head.py`, weight_norm; keys `weight_g` [K, 1], `weight_v` [K, in_dim].
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.empty(out_dim, 1))
+        self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Directions as PyTorch draws a linear layer, uniform in +-1/sqrt(in_dim); magnitudes one."""
+        bound = self.weight_v.shape[1] ** -0.5
+        nn.init.uniform_(self.weight_v, -bound, bound)
+        nn.init.ones_(self.weight_g)
+
+    def forward(self, x: Float[Tensor, "*rows in_dim"]) -> Float[Tensor, "*rows K"]:
+        """Magnitude times cosine with every prototype, for unit `x`."""
+        weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+        return F.linear(x, weight)
+
+
+class DINOHead(nn.Module):
+    """MLP to a bottleneck, L2 normalisation, prototypes.
+
+    Args:
+        in_dim: width of the backbone's tokens.
+        out_dim: prototypes K (65536 and 131072 in published recipes).
+        hidden_dim: width of the MLP.
+        bottleneck_dim: width before the prototypes.
+        nlayers: linear layers of the MLP; with 1 it is a single layer and its key is `mlp`.
+
+    Source: official `layers/dino_head.py`; keys `mlp.0 mlp.2 mlp.4 last_layer`.
+    Differs: no batch norm, which official training refuses.
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256, nlayers: int = 3
+    ) -> None:
+        super().__init__()
+        if nlayers < 1:
+            raise ModelError(f"DINOHead: nlayers={nlayers} leaves no layer; use 1 or more (published: 3)")
+        self.in_dim, self.out_dim = in_dim, out_dim
+        widths = [in_dim, *[hidden_dim] * (nlayers - 1), bottleneck_dim]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.GELU()]
+        self.mlp = nn.Sequential(*layers[:-1]) if nlayers > 1 else layers[0]
+        self.last_layer = Prototypes(bottleneck_dim, out_dim)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Published start: truncated normal of 0.02 in the MLP, unit magnitudes on random prototypes."""
+        for module in self.mlp.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        self.last_layer.reset_parameters()
+
+    def forward(self, x: Float[Tensor, "*rows in_dim"]) -> Float[Tensor, "*rows K"]:
+        """Prototype logits of tokens, each computed by itself."""
+        x = self.mlp(x)
+        # 1e-12 is zero in float16
+        return self.last_layer(F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12))

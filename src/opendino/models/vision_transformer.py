@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DINOv2 vision transformer, with the official parameter names; its blocks are in `opendino.layers.block`.
+
+The way of an image: patches -> masked ones replaced -> + positions -> CLS and registers in front -> blocks -> norm.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from opendino.errors import ConversionError, ModelError
+from opendino.layers.block import NORM_EPS, Block
+from opendino.layers.layer_scale import LayerScale
+from opendino.layers.packing import pack, unpack
+from opendino.layers.patch_embed import PatchEmbed
+from opendino.layers.pos_embed import resize_pos_embed
+from opendino.models.input_spec import InputSpec
+from opendino.models.outputs import FeatureDict
+
+Image = Float[Tensor, "B C H W"]
+Masks = Bool[Tensor, "B N"]
+
+
+class VisionTransformer(nn.Module):
+    """Vision transformer that turns images of any size into CLS, register and patch features.
+
+    Args:
+        img_size: side, or (H, W), of the images the position table is laid out for; other sizes resize it.
+        patch_size: side of a patch in pixels.
+        in_chans: image channels C.
+        embed_dim: width D.
+        depth: number of blocks.
+        num_heads: attention heads; published models have D / 64.
+        mlp_ratio: hidden width of the feed-forward layers over D.
+        qkv_bias: bias of the fused query, key, value projections.
+        ffn_bias: bias of the feed-forward layers.
+        proj_bias: bias of attention's output projections.
+        drop_path_rate: stochastic depth in training, share of images left out of a residual.
+        drop_path_uniform: the same rate in every block; else growing linearly from 0.
+        init_values: start of LayerScale, 1e-5 in training recipes; None or 0 leaves it out.
+        ffn_layer: "mlp", "swiglu" ("swiglufused" is the same), or "identity".
+        num_register_tokens: register tokens R.
+        interpolate_antialias: low-pass the position table when shrinking it (published register models).
+        interpolate_offset: 0.1 in published plain models, 0.0 in register models; see `resize_pos_embed`.
+
+    Raises:
+        ModelError: a shape that cannot be built.
+
+    Source: Oquab et al. 2023, Table 17; Darcet et al. 2023 (registers); official `models/vision_transformer.py`.
+    Differs: non-square `img_size`; a list of crops runs packed on every device; `block_chunks` is gone, chunked
+        weights are folded on loading.
+    """
+
+    def __init__(  # noqa: PLR0913  the official names, so that published settings can be passed on
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        ffn_bias: bool = True,
+        proj_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        drop_path_uniform: bool = True,
+        init_values: float | None = None,
+        ffn_layer: str = "mlp",
+        num_register_tokens: int = 0,
+        interpolate_antialias: bool = False,
+        interpolate_offset: float = 0.1,
+    ) -> None:
+        super().__init__()
+        size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        _check_size(size, patch_size, "img_size")
+        self.embed_dim = self.num_features = embed_dim
+        self.patch_size, self.in_chans, self.num_heads, self.depth = patch_size, in_chans, num_heads, depth
+        self.num_register_tokens = num_register_tokens
+        self.interpolate_antialias, self.interpolate_offset = interpolate_antialias, interpolate_offset
+        self.grid = (size[0] // patch_size, size[1] // patch_size)
+        self.input_spec = InputSpec.default(size, in_chans)
+
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid[0] * self.grid[1], embed_dim))
+        self.register_tokens = (
+            nn.Parameter(torch.empty(1, num_register_tokens, embed_dim)) if num_register_tokens else None
+        )
+        self.mask_token = nn.Parameter(torch.empty(1, embed_dim))
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio,
+                qkv_bias=qkv_bias,
+                proj_bias=proj_bias,
+                ffn_bias=ffn_bias,
+                drop_path=drop_path_rate if drop_path_uniform else drop_path_rate * i / max(depth - 1, 1),
+                init_values=init_values,
+                ffn_layer=ffn_layer,
+            )
+            for i in range(depth)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.head = nn.Identity()
+        self.register_load_state_dict_pre_hook(_fold_on_load)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw every parameter anew, as published; also the second step after `to_empty` of a meta-device model.
+
+        Source: official `models/vision_transformer.py`, init_weights; the patch convolution keeps PyTorch's own.
+        """
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        if self.register_tokens is not None:
+            nn.init.normal_(self.register_tokens, std=1e-6)
+        nn.init.zeros_(self.mask_token)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm | nn.Conv2d | LayerScale):
+                module.reset_parameters()
+
+    def forward(self, x: Any, masks: Any = None, is_training: bool = False) -> Any:  # noqa: ANN401  official face
+        """CLS features [B, D] of images [B, C, H, W]; with `is_training` what `forward_features` returns.
+
+        Source: official `models/vision_transformer.py`, forward: `head` is the identity unless a caller replaces it.
+        """
+        features = self.forward_features(x, masks)
+        return features if is_training else self.head(features["x_norm_clstoken"])
+
+    @overload
+    def forward_features(self, x: Image, masks: Masks | None = None) -> FeatureDict: ...
+    @overload
+    def forward_features(
+        self, x: Sequence[Image], masks: Sequence[Masks | None] | None = None
+    ) -> list[FeatureDict]: ...
+    def forward_features(self, x: Any, masks: Any = None) -> Any:
+        """All features of a batch of images, or of several crop groups in one packed pass.
+
+        Args:
+            x: normalised images [B, C, H, W], sides multiples of the patch; or a list of such.
+            masks: [B, N], True where the mask token replaces a patch, or None; for a list, a list of these.
+
+        Returns:
+            A `FeatureDict`; for a list, one for each entry, equal to separate passes.
+
+        Raises:
+            ModelError: a size, channel count or mask that does not fit.
+
+        Source: official `models/vision_transformer.py`, forward_features and forward_features_list.
+        """
+        if isinstance(x, Tensor):
+            tokens = self._tokens(x, masks)
+            for block in self.blocks:
+                tokens = block(tokens)
+            return self._split(self.norm(tokens), tokens, masks)
+        masks = [None] * len(x) if masks is None else masks
+        if not x or len(x) != len(masks):
+            raise ModelError(
+                f"forward_features: {len(x)} image batches with {len(masks)} masks; "
+                "pass at least one batch, and one mask (or None) for each"
+            )
+        packed, groups = pack([self._tokens(images, mask) for images, mask in zip(x, masks, strict=True)])
+        for block in self.blocks:
+            packed = block(packed, groups)
+        normed = unpack(self.norm(packed), groups)
+        return [self._split(n, p, m) for n, p, m in zip(normed, unpack(packed, groups), masks, strict=True)]
+
+    def get_intermediate_layers(
+        self,
+        x: Image,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+        return_register_tokens: bool = False,
+    ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, ...], ...]:
+        """Patch features after chosen blocks, in the order of depth.
+
+        Args:
+            x: normalised images.
+            n: how many of the last blocks; or the blocks' numbers, counted from 0.
+            reshape: give [B, D, h, w] in place of [B, N, D].
+            return_class_token: give (patches, CLS [B, D]) for each block.
+            norm: pass each output through the final norm.
+            return_register_tokens: add the registers [B, R, D] as the last of each block's tuple.
+
+        Raises:
+            ModelError: a block asked for does not exist, or the image does not fit.
+
+        Source: official `models/vision_transformer.py`, get_intermediate_layers.
+        Differs: registers on request; blocks after the last one asked for are not run.
+        """
+        wanted = self._wanted_blocks(n)
+        h, w = self._grid_of(x)
+        tokens, taken = self._tokens(x, None), []
+        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+            tokens = block(tokens)
+            if i in wanted:
+                taken.append(self.norm(tokens) if norm else tokens)
+        first = 1 + self.num_register_tokens
+        patches = [t[:, first:] for t in taken]
+        if reshape:
+            patches = [p.transpose(1, 2).reshape(p.shape[0], -1, h, w) for p in patches]
+        columns = [patches]
+        if return_class_token:
+            columns.append([t[:, 0] for t in taken])
+        if return_register_tokens:
+            columns.append([t[:, 1:first] for t in taken])
+        return tuple(patches) if len(columns) == 1 else tuple(zip(*columns, strict=True))
+
+    def _tokens(self, x: Image, masks: Masks | None) -> Float[Tensor, "B T D"]:
+        grid = self._grid_of(x)
+        patches = self.patch_embed(x)
+        if masks is not None:
+            self._check_masks(masks, patches)
+            patches = torch.where(masks[:, :, None], self.mask_token.to(patches.dtype), patches)
+        positions = resize_pos_embed(
+            self.pos_embed,
+            grid,
+            offset=self.interpolate_offset,
+            antialias=self.interpolate_antialias,
+            source=self.grid,
+        )
+        cls = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)
+        patches = patches + positions[:, 1:]
+        if self.register_tokens is None:
+            return torch.cat([cls, patches], dim=1)
+        # registers have no position
+        return torch.cat([cls, self.register_tokens.expand(x.shape[0], -1, -1), patches], dim=1)
+
+    def _split(self, normed: Tensor, prenorm: Tensor, masks: Tensor | None) -> FeatureDict:
+        first = 1 + self.num_register_tokens
+        return FeatureDict(
+            x_norm_clstoken=normed[:, 0],
+            x_norm_regtokens=normed[:, 1:first],
+            x_norm_patchtokens=normed[:, first:],
+            x_prenorm=prenorm,
+            masks=masks,
+        )
+
+    def _wanted_blocks(self, n: int | Sequence[int]) -> set[int]:
+        wanted = set(range(self.depth - n, self.depth)) if isinstance(n, int) else set(n)
+        if not wanted or min(wanted) < 0 or max(wanted) >= self.depth:
+            raise ModelError(
+                f"get_intermediate_layers: n={n} asks for blocks that a backbone of {self.depth} does not have; "
+                f"pass 1 to {self.depth} for the last ones, or a list of numbers from 0 to {self.depth - 1}"
+            )
+        return wanted
+
+    def _grid_of(self, x: Image) -> tuple[int, int]:
+        p = self.patch_size
+        if torch.jit.is_tracing():  # sizes are tensors here: a check would freeze them into the trace
+            return x.shape[2] // p, x.shape[3] // p
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ModelError(
+                f"VisionTransformer: images of shape {tuple(x.shape)} do not fit; "
+                f"wanted [images, {self.in_chans} channels, height, width]"
+            )
+        _check_size((x.shape[2], x.shape[3]), p, "VisionTransformer")
+        return x.shape[2] // p, x.shape[3] // p
+
+    def _check_masks(self, masks: Tensor, patches: Tensor) -> None:
+        if not torch.jit.is_tracing() and masks.shape != patches.shape[:2]:
+            raise ModelError(
+                f"forward_features: masks of shape {tuple(masks.shape)} do not fit "
+                f"{patches.shape[0]} images of {patches.shape[1]} patches; wanted {tuple(patches.shape[:2])}"
+            )
+
+
+def fold_chunks(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Official state dict without its chunk numbers: `blocks.1.3.norm1.weight` -> `blocks.3.norm1.weight`.
+
+    Official training groups blocks into chunks for sharding; the second number is the block's own. Other keys
+    pass unchanged, so a state dict without chunks comes out as it went in.
+
+    Args:
+        state: parameter names and values.
+        prefix: what stands before `blocks.` in the names.
+
+    Raises:
+        ConversionError: two names would become one.
+
+    Source: official `models/vision_transformer.py`, block_chunks.
+    """
+    pattern = re.compile(rf"^({re.escape(prefix)}blocks\.)\d+\.(\d+\.)")
+    folded: dict[str, Any] = {}
+    for key, value in state.items():
+        name = pattern.sub(r"\1\2", key)
+        if name in folded:
+            raise ConversionError(
+                f"fold_chunks: {key} and another key both become {name}; pass weights of one model only"
+            )
+        folded[name] = value
+    return folded
+
+
+def _fold_on_load(_module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    folded = fold_chunks(state, prefix)
+    if folded.keys() != state.keys():
+        state.clear()
+        state.update(folded)
+
+
+def _check_size(size: tuple[int, int], patch_size: int, where: str) -> None:
+    if all(side >= patch_size and side % patch_size == 0 for side in size):
+        return
+    below, above = ([max(s // patch_size + i, 1) * patch_size for s in size] for i in (0, 1))
+    raise ModelError(
+        f"{where}: {size[0]}x{size[1]} pixels are not a multiple of the patch size {patch_size}; "
+        f"the nearest sizes that would do are {below[0]}x{below[1]} and {above[0]}x{above[1]}"
+    )
