@@ -38,6 +38,15 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+@torch.no_grad()
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """Elementwise largest of a tensor over all processes, as a new tensor without gradient."""
+    largest = tensor.detach().clone()
+    if is_initialized():
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if is_initialized():

@@ -17,8 +17,11 @@ class OpendinoError(Exception):
     """Base of all errors that a user can cause and mend."""
 
 
-class ConfigError(OpendinoError):
-    """A setting is unknown, of the wrong type, or contradicts another."""
+class ConfigError(OpendinoError, ValueError):
+    """A setting is unknown, of the wrong type, or contradicts another.
+
+    Also a ValueError, so that the checks of a config dataclass are collected with all the other mistakes.
+    """
 
 
 class DataError(OpendinoError):
