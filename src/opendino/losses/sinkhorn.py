@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Teacher targets that use all prototypes equally, by Sinkhorn-Knopp; the alternative is `centering.py`."""
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from opendino.distributed import all_reduce_max, all_reduce_sum
+
+
+@torch.no_grad()
+def sinkhorn_knopp(logits: Float[Tensor, "rows K"], temp: float, *, iterations: int = 3) -> Float32[Tensor, "rows K"]:
+    """Rows of exp(logits / temp), scaled towards equal use of all prototypes by all rows of all processes.
+
+    Each iteration scales prototypes to equal sums, then rows to sum one. Only the scales of prototypes (`u`) and of
+    rows (`v`) are computed, never the matrix in between, so the cost is one exponential and a few matrix-vector
+    products. Constant factors cancel in the last scaling of rows, which is why no number of rows is asked for.
+
+    Args:
+        logits: the teacher's prototype logits of this process, real rows only (padding would be counted as images);
+            computed in float32 whatever comes in, also under autocast. There may be none here while other processes
+            have some: the call still takes part in their sums.
+        temp: the teacher's temperature, about 0.04 to 0.07.
+        iterations: rounds of scaling; 3 as published.
+
+    Returns:
+        Probabilities that sum to one over the prototypes.
+
+    Source: Caron et al. 2020 (SwAV), section 3.1; official `sinkhorn_knopp_teacher` in both loss files.
+    Differs: the largest logit is taken off before the exponential, here per row, and given back in the first scale;
+        the official code overflows where a logit passes 88 `temp`.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        scores = logits.float() / temp
+        row_max = scores.max(dim=1).values
+        kernel = scores.sub_(row_max.unsqueeze(1)).exp_()
+        # Scales that turn the kernel back into exp(scores), up to one factor that all processes share.
+        v = torch.exp(row_max - all_reduce_max(_largest(row_max)))
+        u = kernel.new_ones(kernel.shape[1])
+        for _ in range(iterations):
+            u = _prototype_scales(kernel, v)
+            v = 1 / torch.mv(kernel, u)
+        return kernel.mul_(u).mul_(v.unsqueeze(1))
+
+
+def _largest(values: Float32[Tensor, " rows"]) -> Float32[Tensor, ""]:
+    return torch.cat([values, values.new_full((1,), -torch.inf)]).max()
+
+
+def _prototype_scales(kernel: Float32[Tensor, "rows K"], v: Float32[Tensor, " rows"]) -> Float32[Tensor, " K"]:
+    """Scales that give all prototypes the same sum over the rows of all processes, the largest of them 1.
+
+    A prototype that no row comes near (its sum underflows) gets a finite scale: it takes no part, and breaks nothing.
+    """
+    limits = torch.finfo(torch.float32)
+    # torch.mv and not a matrix product: it stays in full float32 where TF32 is allowed.
+    sums = all_reduce_sum(torch.mv(kernel.T, v)).clamp(limits.tiny, limits.max)
+    return (sums.min() / sums).clamp_min(limits.tiny)
