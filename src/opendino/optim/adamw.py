@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimizer's settings, its schedules and AdamW itself; read `clipping.py` next."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from opendino.errors import ConfigError
+from opendino.optim.schedules import Schedule, cosine, steps_of
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the student learns. Lengths: an int is steps, a float in [0, 1] a share of the run.
+
+    Attributes:
+        base_lr: learning rate at `lr_reference_batch` images; at another batch size it is scaled.
+        lr_scaling: the peak is `base_lr` times the square root of (batch size / reference), times that ratio
+            itself, or unscaled.
+        lr_reference_batch: batch size at which `base_lr` is meant.
+        min_lr: learning rate at the end of the run.
+        warmup: length of the linear rise of the learning rate from 0.
+        freeze_last_layer: length at the start during which the heads' last layers do not learn.
+        weight_decay: at the start and at the end of the run, a cosine between.
+        clip_grad: largest gradient norm of each sub-network; 0 for no clipping.
+        layerwise_decay: factor on the learning rate from one block to the block before it; 1 for none.
+        patch_embed_lr_mult: further factor on the learning rate of the patch embedding.
+        betas: AdamW's decay rates of its two moments.
+        eps: AdamW's guard of the division.
+
+    Source: official `configs/ssl_default_config.yaml`; the defaults here are its values.
+    """
+
+    base_lr: float = 4e-3
+    lr_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
+    lr_reference_batch: int = 1024
+    min_lr: float = 1e-6
+    warmup: int | float = 0.1
+    freeze_last_layer: int | float = 0.01
+    weight_decay: tuple[float, float] = (0.04, 0.4)
+    clip_grad: float = 3.0
+    layerwise_decay: float = 0.9
+    patch_embed_lr_mult: float = 0.2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name in ("base_lr", "min_lr", "clip_grad", "layerwise_decay", "patch_embed_lr_mult", "eps"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ConfigError(f"optim.{name} = {getattr(self, name)} is not a number of 0 or more; use one")
+        if self.lr_reference_batch < 1:
+            raise ConfigError(f"optim.lr_reference_batch = {self.lr_reference_batch} is no batch size; use 1 or more")
+        if min(self.weight_decay) < 0:
+            raise ConfigError(f"optim.weight_decay = {self.weight_decay} has a negative end; use 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optim.betas = {self.betas} are not decay rates; use two numbers from 0 to below 1")
+
+
+class OptimSchedules(NamedTuple):
+    """What `param_groups.set_schedule` asks for, as functions of the step."""
+
+    lr: Schedule
+    weight_decay: Schedule
+    last_layer_lr: Schedule
+
+
+def peak_lr(config: OptimConfig, batch_size: int) -> float:
+    """Learning rate at the end of the warm-up, for a batch of `batch_size` images over all processes."""
+    ratio = batch_size / config.lr_reference_batch
+    return config.base_lr * {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[config.lr_scaling]
+
+
+def optim_schedules(config: OptimConfig, total: int, batch_size: int) -> OptimSchedules:
+    """Schedules of a run of `total` steps with `batch_size` images a step over all processes.
+
+    Raises:
+        ConfigError: a warm-up or freeze is longer than the run.
+    """
+    peak, warmup = peak_lr(config, batch_size), steps_of(config.warmup, total, "optim.warmup")
+    freeze = steps_of(config.freeze_last_layer, total, "optim.freeze_last_layer")
+    return OptimSchedules(
+        lr=cosine(peak, config.min_lr, total, warmup),
+        weight_decay=cosine(*config.weight_decay, total),
+        last_layer_lr=cosine(peak, config.min_lr, total, warmup, freeze=freeze),
+    )
+
+
+def adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW on parameter groups, in one fused kernel where the device has it, else one kernel for each operation.
+
+    The learning rate and the weight decay are 0 until `param_groups.set_schedule` writes them.
+    """
+    try:
+        return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, betas=config.betas, eps=config.eps, fused=True)
+    except RuntimeError:  # torch's answer where a device has no fused kernel
+        return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, betas=config.betas, eps=config.eps, foreach=True)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The teacher as a moving average of the student; read `methods/dinov2.py` next."""
+
+import torch
+from torch import Tensor, nn
+
+from opendino.errors import ModelError
+
+
+@torch.no_grad()
+def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move every parameter of the teacher: teacher = momentum * teacher + (1 - momentum) * student.
+
+    Parameters only, heads included; buffers stay. At momentum 1 the teacher does not change at all.
+
+    Args:
+        teacher: changed in place.
+        student: a module of the same structure.
+        momentum: share of the old teacher that stays, 0 to 1.
+
+    Raises:
+        ModelError: the modules' parameters differ in name or shape.
+
+    Source: Grill et al. 2020 (BYOL), equation 1; official `train/ssl_meta_arch.py`, `update_teacher`.
+    """
+    averages: dict[str, Tensor] = dict(teacher.named_parameters())
+    current: dict[str, Tensor] = dict(student.named_parameters())
+    if {name: p.shape for name, p in averages.items()} != {name: p.shape for name, p in current.items()}:
+        raise ModelError(
+            f"the teacher ({len(averages)} parameters) and the student ({len(current)}) differ in structure; "
+            "build both with the same settings"
+        )
+    if averages:
+        torch._foreach_lerp_(list(averages.values()), [current[name] for name in averages], 1 - momentum)
