@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TODO."""
+"""Files: a run's resumable checkpoints (`store.py`), a backbone's weights (`weights.py`), opening any (`hub.py`).
+
+A folder that is written here exists whole or not at all, and nothing is ever unpickled.
+"""

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of a backbone, read from the names and shapes of its weights.
+
+A state dict says everything but the number of heads, the height and width of a position table that is not square, and
+how that table is resized; for those the published rules stand in, and a caller may say otherwise.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opendino.errors import ConversionError
+from opendino.layers.swiglu import swiglu_hidden_dim
+from opendino.models.vision_transformer import VisionTransformer
+
+HEAD_WIDTH = 64
+"""Channels of an attention head in all published models."""
+
+
+def infer(where: str, state: Mapping[str, Tensor], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of `VisionTransformer` for a flat state dict with official names.
+
+    Args:
+        where: the file, for messages.
+        state: names and tensors, chunks folded.
+        known: arguments that are known from elsewhere; they win.
+
+    Raises:
+        ConversionError: a tensor that every backbone has is missing, or an argument cannot be told from the shapes.
+
+    Source: published models have heads of 64 channels, a square position table, and, with registers, resize it with
+        antialiasing and without an offset.
+    """
+    given = dict(known or {})
+    dim = state["cls_token"].shape[-1] if "cls_token" in state else 0
+    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight", "blocks.0.norm1.weight"):
+        if name not in state:
+            raise ConversionError(
+                f"{where}: no tensor '{name}'; a DINOv2 backbone has it, and these names came: {_few(sorted(state))}"
+            )
+    registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
+    patch = state["patch_embed.proj.weight"].shape[-1]
+    return {
+        "img_size": given.pop("img_size", None) or _side(where, state["pos_embed"].shape[1] - 1) * patch,
+        "patch_size": patch,
+        "in_chans": state["patch_embed.proj.weight"].shape[1],
+        "embed_dim": dim,
+        "depth": 1 + max(int(match[1]) for match in map(re.compile(r"blocks\.(\d+)\.").match, state) if match),
+        "num_heads": given.pop("num_heads", None) or _heads(where, dim),
+        **_feed_forward(where, state, dim),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "proj_bias": "blocks.0.attn.proj.bias" in state,
+        # Any non-zero start makes the layer; its values are then loaded.
+        "init_values": 1.0 if "blocks.0.ls1.gamma" in state else None,
+        "num_register_tokens": registers,
+        "interpolate_antialias": registers > 0,
+        "interpolate_offset": 0.0 if registers else 0.1,
+        **given,
+    }
+
+
+def arguments_of(backbone: VisionTransformer) -> dict[str, Any]:
+    """Arguments that build a backbone of the same shape and the same resizing; stochastic depth is left out."""
+    height, width = (side * backbone.patch_size for side in backbone.grid)
+    known = {
+        "img_size": height if height == width else (height, width),
+        "num_heads": backbone.num_heads,
+        "interpolate_antialias": backbone.interpolate_antialias,
+        "interpolate_offset": backbone.interpolate_offset,
+    }
+    return infer("backbone", backbone.state_dict(), known)
+
+
+def assemble(where: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> VisionTransformer:
+    """Build a backbone and give it its weights, in float32 and evaluation mode; draws no random number.
+
+    Args:
+        where: the file, for messages.
+        arguments: of `VisionTransformer`.
+        state: every parameter under its official name, and nothing else.
+
+    Raises:
+        ConversionError: names or shapes differ; the message names them.
+        ModelError: a shape that cannot be built.
+    """
+    with torch.device("meta"):
+        backbone = VisionTransformer(**arguments)
+    wanted = backbone.state_dict()
+    faults = [f"lacks {_few(sorted(wanted.keys() - state.keys()))}"] if wanted.keys() - state.keys() else []
+    faults += [f"has also {_few(sorted(state.keys() - wanted.keys()))}"] if state.keys() - wanted.keys() else []
+    faults += [
+        f"{name} is {_shape(state[name])} where {_shape(tensor)} is wanted"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ][:3]
+    if faults:
+        raise ConversionError(
+            f"{where}: does not fit a backbone of {arguments['depth']} blocks of width {arguments['embed_dim']} "
+            f"with patch {arguments['patch_size']}: {'; '.join(faults)}"
+        )
+    backbone.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True, assign=True)
+    return backbone.eval()
+
+
+def _side(where: str, patches: int) -> int:
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise ConversionError(
+            f"{where}: the position table has {patches} patches, which is not a square; "
+            "say which grid it is by img_size=(height, width)"
+        )
+    return side
+
+
+def _heads(where: str, dim: int) -> int:
+    if dim % HEAD_WIDTH:
+        raise ConversionError(
+            f"{where}: the number of attention heads does not show in the weights, and width {dim} is not a multiple "
+            f"of {HEAD_WIDTH} as in all published models; say it by num_heads="
+        )
+    return dim // HEAD_WIDTH
+
+
+def _feed_forward(where: str, state: Mapping[str, Tensor], dim: int) -> dict[str, Any]:
+    if "blocks.0.mlp.fc1.weight" in state:
+        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+        return {"ffn_layer": "mlp", "mlp_ratio": hidden / dim, "ffn_bias": "blocks.0.mlp.fc1.bias" in state}
+    if "blocks.0.mlp.w12.weight" not in state:
+        return {"ffn_layer": "identity", "mlp_ratio": 4.0, "ffn_bias": True}
+    gated = state["blocks.0.mlp.w12.weight"].shape[0] // 2
+    # The gated width is 2/3 of the plain one, rounded; the published plain width is 4 D.
+    plain = next((h for h in (4 * dim, *range(gated, 2 * gated)) if swiglu_hidden_dim(h) == gated), None)
+    if plain is None:
+        raise ConversionError(f"{where}: a gated layer of width {gated} is none that SwiGLU's rounding gives")
+    return {"ffn_layer": "swiglu", "mlp_ratio": plain / dim, "ffn_bias": "blocks.0.mlp.w12.bias" in state}
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

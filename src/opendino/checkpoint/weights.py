@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A backbone as a folder: `model.safetensors` (official names), `config.json`, and the hash of the weights.
+
+Read next: `hub.py`, which opens such a folder, a run, or a published file.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from opendino import __version__
+from opendino.checkpoint._architecture import arguments_of, assemble
+from opendino.checkpoint._folders import settle, sha256, whole
+from opendino.errors import CheckpointError
+from opendino.models.input_spec import InputSpec
+from opendino.models.vision_transformer import VisionTransformer
+
+WEIGHTS, CONFIG, HASH = "model.safetensors", "config.json", "model.safetensors.sha256"
+FORMAT = 1
+"""Raised when a reader of the older layout could misread the newer one."""
+
+_KIND = "opendino backbone"
+_log = logging.getLogger(__name__)
+
+
+def save_weights(backbone: VisionTransformer, folder: Path | str, extra: Mapping[str, Any] | None = None) -> Path:
+    """Write a backbone; a folder of that name is replaced, as a whole, when the new one is on the disk.
+
+    Args:
+        backbone: in any mode and on any device; stored in float32.
+        folder: its parents are made.
+        extra: plain values about where the weights come from (step, data, recipe), for people and results.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: it cannot be written, for example for want of space; nothing half-written is left.
+    """
+    folder = Path(folder)
+    # Copies: safetensors refuses tensors that share memory.
+    tensors = {
+        name: tensor.detach().float().cpu().clone().contiguous() for name, tensor in backbone.state_dict().items()
+    }
+    config = {
+        "kind": _KIND,
+        "format": FORMAT,
+        "backbone": arguments_of(backbone),
+        "input_spec": asdict(backbone.input_spec),
+        "provenance": {"opendino": __version__, **(extra or {})},
+    }
+    try:
+        with whole(folder) as partial:
+            save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+            (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            # The layout of sha256sum, so that `sha256sum -c` checks it too.
+            (partial / HASH).write_text(f"{sha256(partial / WEIGHTS)}  {WEIGHTS}\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{folder}: the weights could not be written ({cause}); make room, or give another folder"
+        ) from error
+    return folder
+
+
+def load_weights(folder: Path | str) -> VisionTransformer:
+    """Open a folder that `save_weights` wrote, in float32 and evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing, altered, of another kind, or of a layout this version does not know.
+        ConversionError: the weights do not fit the configuration.
+    """
+    folder = Path(folder)
+    settle(folder)
+    config = read_config(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: {WEIGHTS} is missing beside {CONFIG}; the folder was not copied as a whole")
+    _check_hash(folder)
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); copy or write it again") from None
+    arguments = dict(config["backbone"])
+    if isinstance(arguments["img_size"], list):
+        arguments["img_size"] = tuple(arguments["img_size"])
+    backbone = assemble(str(path), arguments, state)
+    spec = config["input_spec"]
+    backbone.input_spec = InputSpec(tuple(spec["size"]), spec["channels"], tuple(spec["mean"]), tuple(spec["std"]))
+    return backbone
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a weights folder: architecture, input and provenance.
+
+    Raises:
+        CheckpointError: it is missing, is not JSON, or describes something else.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no {CONFIG}; a weights folder holds {WEIGHTS}, {CONFIG} and {HASH}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); copy or write the folder again") from None
+    if not isinstance(config, dict) or config.get("kind") != _KIND:
+        kind = config.get("model_type", "something else") if isinstance(config, dict) else "something else"
+        raise CheckpointError(
+            f"{path}: describes {kind}, not an opendino backbone; give a folder that opendino wrote, or a .pth or "
+            ".safetensors file with official names"
+        )
+    if config["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: is of layout {config['format']}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    return config
+
+
+def _check_hash(folder: Path) -> None:
+    path = folder / HASH
+    if not path.is_file():
+        _log.warning("%s: no %s, so the weights are taken unchecked", folder, HASH)
+        return
+    wanted, found = path.read_text(encoding="utf-8").split()[0], sha256(folder / WEIGHTS)
+    if wanted != found:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: its hash is {found[:12]}..., {HASH} says {wanted[:12]}...; "
+            "the file was altered or copied in part, copy or write it again"
+        )
