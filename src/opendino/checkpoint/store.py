@@ -5,10 +5,8 @@ A checkpoint is a folder `checkpoints/step_%08d` of safetensors files and one `s
 brought to the disk and then renamed: it exists whole or not at all. Nothing in it is a pickle.
 """
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from opendino.checkpoint._folders import settle, sha256, whole
 from opendino.errors import CheckpointError, ConfigError
 
 FORMAT = 1
@@ -88,20 +87,13 @@ def save(
         CheckpointError: it cannot be written, for example for want of space; nothing half-written is left.
     """
     home = output_dir / "checkpoints"
-    final, partial = home / f"step_{step:08d}", home / f".step_{step:08d}.partial"
+    final = home / f"step_{step:08d}"
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        files = {part: [_write_part(partial / f"{part}.safetensors", group)] for part, group in tensors.items()}
-        _write_json(partial / "state.json", {"format": FORMAT, "step": step, "parts": files, "meta": dict(meta)})
-        _to_disk(partial)
-        if final.exists():  # only a damaged one: a run never steps back behind a whole checkpoint
-            shutil.rmtree(final)
-        partial.rename(final)
-        _to_disk(home)
+        with whole(final) as partial:
+            files = {part: [_write_part(partial / f"{part}.safetensors", group)] for part, group in tensors.items()}
+            state = {"format": FORMAT, "step": step, "parts": files, "meta": dict(meta)}
+            (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(_cannot_write(home, step, error)) from error
     prune(output_dir, config or CheckpointConfig())
     return final
@@ -121,7 +113,10 @@ def prune(output_dir: Path, config: CheckpointConfig) -> None:
 
 def clean(output_dir: Path) -> None:
     """Remove what a killed process left half-written or half-removed."""
-    for leftover in (output_dir / "checkpoints").glob(".step_*.partial"):
+    home = output_dir / "checkpoints"
+    for leftover in home.glob(".step_*.previous"):
+        settle(home / leftover.stem.lstrip("."))
+    for leftover in home.glob(".step_*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -154,7 +149,7 @@ def load(folder: Path) -> Checkpoint:
         tensors[part] = {}
         for entry in files:
             path = folder / entry["name"]
-            if _sha256(path) != entry["sha256"]:
+            if sha256(path) != entry["sha256"]:
                 raise CheckpointError(
                     f"{path}: its bytes are not those that were written; "
                     f"remove {folder} and the run continues from an earlier checkpoint"
@@ -185,26 +180,7 @@ def check_fit(where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tens
 
 def _write_part(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    _to_disk(path)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    _to_disk(path)
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _folders(output_dir: Path) -> dict[int, Path]:
