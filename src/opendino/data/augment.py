@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-crop augmentation: two global and several local views of one image, by the published recipe.
+
+`photometric.py` holds the colour operations, `crops.py` the geometry; read `collate.py` next.
+
+Images of 1 or 3 channels get the whole recipe. With any other number of channels there is no colour: crops, flips,
+brightness, contrast (each channel about its own mean) and blur apply; saturation, hue, greyscale and solarisation
+do nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import Image
+
+from opendino.data import photometric
+from opendino.data.crops import DRAWS, cut, flip, pixels_of, random_box, resize, size_of
+from opendino.data.decode import Decoded
+from opendino.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_BLUR = {"effective": (0.0, 0.9, 0.5), "paper": (1.0, 0.1, 0.5)}
+_AMOUNTS = dict.fromkeys(("flip", "jitter", "gray", "solarize"), 1.0)
+_AMOUNTS |= {"brightness": math.inf, "contrast": math.inf, "saturation": math.inf, "hue": 0.5}
+_RANGES = {"global_scale": 1.0, "local_scale": 1.0, "aspect": math.inf, "blur_sigma": math.inf}
+_ORDERS = list(permutations(range(4)))
+_ROW = DRAWS + 11  # uniform numbers that one view takes
+
+
+def normalization(
+    channels: int, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, for values in 0..1.
+
+    Without given values: ImageNet's for 3 channels, 0.5 and 0.25 for any other number.
+
+    Raises:
+        ConfigError: as many values as channels were wanted.
+    """
+    photographs = channels == 3
+    mean = tuple(mean) or (IMAGENET_MEAN if photographs else (0.5,) * channels)
+    std = tuple(std) or (IMAGENET_STD if photographs else (0.25,) * channels)
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ConfigError(f"crops.{name} has {len(values)} values for {channels} channels; give one for each")
+    if min(std) <= 0:
+        raise ConfigError(f"crops.std = {list(std)} holds a value that is not positive; give standard deviations")
+    return mean, std
+
+
+@dataclass(frozen=True)
+class CropsConfig:
+    """The views of one image.
+
+    Attributes:
+        global_size: side of the global crops, pixels; a multiple of the patch size.
+        global_scale: smallest and largest share of the image's area in a global crop.
+        local_size: side of the local crops, pixels; a multiple of the patch size.
+        local_scale: smallest and largest share of the image's area in a local crop.
+        local_number: local crops of an image; 0 for none.
+        aspect: smallest and largest width over height of the cut rectangle.
+        flip: probability of a horizontal flip.
+        jitter: probability of colour jitter.
+        brightness: jitter draws its factor from 1 - brightness to 1 + brightness.
+        contrast: likewise.
+        saturation: likewise.
+        hue: jitter draws its shift from -hue to hue, in full circles; 0 to 0.5.
+        gray: probability of greyscale.
+        blur: probabilities of Gaussian blur in the first global, second global and local crops: "effective"
+            (0, 0.9, 0.5) as the released weights were trained, "paper" (1, 0.1, 0.5) as the paper declares, or
+            "none".
+        blur_sigma: smallest and largest standard deviation of the blur, pixels.
+        solarize: probability of solarisation in the second global crop.
+        mean: of each channel, for values in 0..1; empty for the defaults.
+        std: of each channel, for values in 0..1; empty for the defaults.
+    """
+
+    global_size: int = 224
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    local_size: int = 98
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    local_number: int = 8
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    gray: float = 0.2
+    blur: Literal["effective", "paper", "none"] = "effective"
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.2
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, highest in _AMOUNTS.items():
+            if not 0 <= getattr(self, name) <= highest:
+                raise ConfigError(f"crops.{name} = {getattr(self, name)} is out of its range, 0 to {highest:g}")
+        for name, highest in _RANGES.items():
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= highest:
+                raise ConfigError(
+                    f"crops.{name} = {[low, high]} is no range; use two rising numbers above 0, at most {highest:g}"
+                )
+        if self.global_size < 1 or self.local_size < 1 or self.local_number < 0:
+            raise ConfigError(
+                f"crops: {self.local_number} local crops of {self.local_size} and global crops of {self.global_size} "
+                "pixels cannot be cut; use positive sizes and 0 or more local crops"
+            )
+
+
+def check_crops(crops: CropsConfig, patch_size: int) -> None:
+    """Check that both crop sizes are whole numbers of patches.
+
+    Raises:
+        ConfigError: says which sizes would do.
+    """
+    names = ("global_size", "local_size") if crops.local_number else ("global_size",)
+    for name in names:
+        size = getattr(crops, name)
+        if size % patch_size:
+            below, above = size // patch_size * patch_size, -(-size // patch_size) * patch_size
+            fitting = f"{below} or {above}" if below else f"{above}"
+            raise ConfigError(f"crops.{name} = {size} is not a multiple of the patch size {patch_size}; use {fitting}")
+
+
+class Crops(NamedTuple):
+    """Views of one image, uint8 or float32 in 0..1 (not yet normalised), each [H, W, C]."""
+
+    globals: list[Shaped[np.ndarray, "H W C"]]
+    locals: list[Shaped[np.ndarray, "h w C"]]
+
+
+@dataclass(frozen=True)
+class _View:
+    """What differs between the first global, the second global and the local crops."""
+
+    size: int
+    scale: tuple[float, float]
+    blur: float
+    solarize: float
+
+
+class MultiCrop:
+    """Two global and `local_number` local crops of an image, all drawn independently from the whole image.
+
+    Source: official `data/augmentations.py`; the blur probabilities are its effective ones, see `CropsConfig.blur`.
+    Differs: all random numbers come from one generator that the caller gives; no global state.
+    """
+
+    def __init__(self, config: CropsConfig, channels: int = 3) -> None:
+        self.config, self.channels = config, channels
+        first, second, local = _BLUR.get(config.blur, (0.0, 0.0, 0.0))
+        view = _View(config.global_size, config.global_scale, first, 0.0)
+        self._globals = [view, replace(view, blur=second, solarize=config.solarize)]
+        self._locals = [_View(config.local_size, config.local_scale, local, 0.0)] * config.local_number
+
+    def __call__(self, image: Decoded, rng: np.random.Generator) -> Crops:
+        """Draw the views of one image.
+
+        Args:
+            image: Pillow image of mode "L" or "RGB", or float32 [H, W, C] in 0..1.
+            rng: source of all random numbers; the same state gives the same views.
+        """
+        views = self._globals + self._locals
+        draws = rng.random((len(views), _ROW)).tolist()
+        crops = [self._view(image, view, row) for view, row in zip(views, draws, strict=True)]
+        return Crops(crops[:2], crops[2:])
+
+    def _view(self, image: Decoded, view: _View, draws: list[float]) -> Shaped[np.ndarray, "H W C"]:
+        height, width = size_of(image)
+        box = random_box(height, width, view.scale, self.config.aspect, draws[:DRAWS])
+        crop = resize(cut(image, box), view.size, view.size)
+        mirror, jitter, order, *factors, gray, blur, sigma, solarize = draws[DRAWS:]
+        if mirror < self.config.flip:
+            crop = flip(crop)
+        if jitter < self.config.jitter:
+            crop = self._jitter(crop, _ORDERS[int(order * len(_ORDERS))], factors)
+        if gray < self.config.gray:
+            crop = photometric.grey_image(crop) if isinstance(crop, Image.Image) else photometric.grey_array(crop)
+        pixels = pixels_of(crop)
+        if blur < view.blur:
+            low, high = self.config.blur_sigma
+            pixels = photometric.blur(pixels, low + (high - low) * sigma)
+        if solarize < view.solarize:
+            pixels = photometric.solarize(pixels)
+        return pixels
+
+    def _jitter(self, crop: Decoded, order: Sequence[int], draws: Sequence[float]) -> Decoded:
+        """Brightness, contrast, saturation and hue, one after the other in a random order."""
+        config = self.config
+        factors = [
+            _factor(config.brightness, draws[0]),
+            _factor(config.contrast, draws[1]),
+            _factor(config.saturation, draws[2]),
+            config.hue * (2 * draws[3] - 1),
+        ]
+        operations = photometric.JITTER_IMAGE if isinstance(crop, Image.Image) else photometric.JITTER_ARRAY
+        for which in order:
+            crop = operations[which](crop, factors[which])
+        return crop
+
+
+def _factor(strength: float, draw: float) -> float:
+    low = max(0.0, 1 - strength)
+    return low + (1 + strength - low) * draw

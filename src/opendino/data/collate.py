@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one training step gets of its images, and how views and masks are put together; read `loaders.py` next.
+
+Crops are crop-major: rows 0..B-1 are the first crop of every image, rows B..2B-1 the second, and so on.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64, Shaped
+from torch import Tensor
+
+from opendino.data.augment import Crops
+from opendino.data.masking import BatchMasks
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be read, and was replaced by another."""
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PretrainBatch:
+    """Images of one step on one process.
+
+    Attributes:
+        global_crops: two crops of every image, crop-major; normalised float32 as the loader hands them out (uint8
+            or float32 in 0..1 before `normalize`).
+        local_crops: local crops of every image, crop-major; of the same type; no rows without local crops.
+        masks: patches hidden from the student, for every global crop.
+        mask_indices: flat positions of the masked patches in `masks`, increasing.
+        masks_weight: one over the number of masked patches of the same crop, for every masked patch.
+        upperbound: bound on M that is the same for every batch of this shape.
+        images: number of images B.
+        ids: index of every image in the data set.
+        skipped: images that could not be read while this batch was made.
+    """
+
+    global_crops: Shaped[Tensor, "GB C H W"]
+    local_crops: Shaped[Tensor, "LB C h w"]
+    masks: Bool[Tensor, "GB N"]
+    mask_indices: Int64[Tensor, " M"]
+    masks_weight: Float32[Tensor, " M"]
+    upperbound: int
+    images: int
+    ids: Int64[Tensor, " B"]
+    skipped: tuple[Skipped, ...] = ()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PretrainBatch":
+        """The same batch with all tensors on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "PretrainBatch":
+        """The same batch in page-locked memory, for asynchronous copies; the loader's pinning thread calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def normalize(self, mean: Sequence[float], std: Sequence[float]) -> "PretrainBatch":
+        """The same batch with crops as (value - mean) / std in float32, values counted from 0 to 1."""
+        return replace(
+            self,
+            global_crops=normalize(self.global_crops, mean, std),
+            local_crops=normalize(self.local_crops, mean, std),
+        )
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "PretrainBatch":
+        moved = {name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+def normalize(
+    images: Shaped[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]
+) -> Float32[Tensor, "B C H W"]:
+    """(value - mean) / std of each channel in float32; uint8 counts from 0 to 255, floats from 0 to 1."""
+    full = 255.0 if images.dtype == torch.uint8 else 1.0
+    scale = torch.tensor(std, dtype=torch.float64).mul(full).reciprocal()
+    shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+    scale, shift = (t.float().view(1, -1, 1, 1).to(images.device) for t in (scale, shift))
+    return torch.addcmul(shift, images.float(), scale)
+
+
+def collate(
+    views: Sequence[Crops], masks: BatchMasks, ids: Sequence[int], skipped: Sequence[Skipped] = ()
+) -> PretrainBatch:
+    """Put the views of B images together, crop-major.
+
+    Args:
+        views: of each image; all of the same shapes.
+        masks: of the 2B global crops, crop-major.
+        ids: index of each image in the data set.
+        skipped: images that could not be read.
+    """
+    return PretrainBatch(
+        global_crops=_stack([view.globals for view in views]),
+        local_crops=_stack([view.locals for view in views]),
+        masks=masks.masks,
+        mask_indices=masks.indices,
+        masks_weight=masks.weights,
+        upperbound=masks.upperbound,
+        images=len(views),
+        ids=torch.tensor(ids, dtype=torch.int64),
+        skipped=tuple(skipped),
+    )
+
+
+def _stack(images: list[list[np.ndarray]]) -> Shaped[Tensor, "rows C H W"]:
+    """[image][crop] of [H, W, C] to one tensor of crop-major rows; float32 as soon as one crop is."""
+    rows = [image[crop] for crop in range(len(images[0])) for image in images]
+    if not rows:
+        return torch.empty((0, 0, 0, 0))
+    height, width, channels = rows[0].shape
+    if all(row.dtype == np.uint8 for row in rows):
+        out = np.empty((len(rows), channels, height, width), dtype=np.uint8)
+    else:
+        out = np.empty((len(rows), channels, height, width), dtype=np.float32)
+        rows = [row / np.float32(255) if row.dtype == np.uint8 else row for row in rows]
+    for target, row in zip(out, rows, strict=True):
+        target[...] = row.transpose(2, 0, 1)
+    return torch.from_numpy(out)

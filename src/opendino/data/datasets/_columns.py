@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the columns of a table, and turning a column of labels into numbers and names."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int64
+
+from opendino.errors import DataError
+
+PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image")
+IMAGES = ("image", "img", "bytes", "image_bytes", "jpg", "jpeg", "png")
+LABELS = ("label", "labels", "target", "class", "category", "fine_label", "label_name", "class_name")
+NAMES = ("label_name", "class_name", "label_names", "category_name")
+
+
+def find(columns: Sequence[str], wanted: str, candidates: Sequence[str]) -> str:
+    """The column to use: the wanted one, else the first candidate that is there, else "".
+
+    Raises:
+        DataError: the wanted column is missing.
+    """
+    if wanted:
+        if wanted not in columns:
+            raise DataError(f"has no column '{wanted}'; its columns are {', '.join(columns)}")
+        return wanted
+    lower = {column.lower(): column for column in reversed(columns)}
+    return next((lower[name] for name in candidates if name in lower), "")
+
+
+def read_labels(
+    column: pa.ChunkedArray, names: pa.ChunkedArray | None = None, known: Sequence[str] = ()
+) -> tuple[Int64[np.ndarray, " n"], list[str]]:
+    """Labels and class names of a column.
+
+    Whole numbers are kept; their names come from `known`, else from the column `names`, else they are the numbers as
+    text. Text is numbered in alphabetical order.
+
+    Raises:
+        DataError: a label is missing or negative, or the column holds neither whole numbers nor text.
+    """
+    if column.null_count:
+        raise DataError(f"{column.null_count} of {len(column)} labels are missing; fill them or name label_column=none")
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        classes = sorted(column.unique().to_pylist())
+        return _places(column, classes), classes
+    if not pa.types.is_integer(column.type):
+        raise DataError(f"labels of type {column.type}; whole numbers or text were wanted")
+    labels = column.to_numpy().astype(np.int64)
+    if len(labels) and labels.min() < 0:
+        raise DataError(f"label {labels.min()} is negative; labels count from 0")
+    return labels, list(known) or _names_of(labels, names)
+
+
+def _places(column: pa.ChunkedArray, classes: list[str]) -> Int64[np.ndarray, " n"]:
+    place = {name: number for number, name in enumerate(classes)}
+    codes = pa.concat_arrays(column.chunks).dictionary_encode()
+    return np.array([place[name] for name in codes.dictionary.to_pylist()], dtype=np.int64)[codes.indices.to_numpy()]
+
+
+def _names_of(labels: Int64[np.ndarray, " n"], names: pa.ChunkedArray | None) -> list[str]:
+    used, first = np.unique(labels, return_index=True)
+    classes = [str(label) for label in range(int(used[-1]) + 1)] if len(used) else []
+    if names is not None and not names.null_count:
+        for label, row in zip(used.tolist(), first.tolist(), strict=True):
+            classes[label] = str(names[row].as_py())
+    return classes
+
+
+def huggingface_names(schema: pa.Schema, column: str) -> list[str]:
+    """Class names that Hugging Face datasets wrote into a file's metadata, or nothing."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    if not text:
+        return []
+    try:
+        names = json.loads(text)["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [str(name) for name in names]

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of images, nested to any depth; its first-level sub-folders may be classes.
+
+Labels exist when every image lies in a first-level sub-folder and there are at least two of those with images; they
+are numbered in the order of their names. Sub-folders that are all named as splits (train, val, test ...) are no
+classes: open one of them. Hidden files and folders are passed over, symbolic links are followed.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
+from opendino.data.datasets._paths import PathTable
+from opendino.errors import DataError
+
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+# Not pictures, or read only with the help of another program.
+_NOT_IMAGES = {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"}
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes, lower case, of the files taken as images: all that Pillow opens, and `.npy`."""
+    from PIL import Image
+
+    known = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
+    return frozenset(known - _NOT_IMAGES | {".npy"})
+
+
+class FolderDataset(ImageDataset):
+    """Images below a folder, sorted by path.
+
+    Args:
+        root: the folder.
+        options: how images are decoded.
+
+    Raises:
+        DataError: there is no image below it.
+    """
+
+    def __init__(self, root: Path, options: DecodeOptions = DEFAULT) -> None:
+        self.root, self.name, self.options, self.classes = root, str(root), options, []
+        tops: list[int] = []
+        names: dict[str, int] = {}
+        other: Counter[str] = Counter()
+
+        def walk() -> Iterator[bytes]:
+            for relative in scan(str(root), other):
+                top, slash, _ = relative.partition("/")
+                tops.append(names.setdefault(top, len(names)) if slash else -1)
+                yield os.fsencode(relative)
+
+        self._paths = PathTable.collect(walk())
+        if not len(self._paths):
+            raise DataError(_nothing_found(root, other))
+        self._set_labels(np.array(tops, dtype=np.int64), list(names))
+
+    def _set_labels(self, tops: np.ndarray, names: list[str]) -> None:
+        if tops.min() < 0 or len(names) < 2 or {name.lower() for name in names} <= _SPLITS:
+            return
+        self.classes = sorted(names)
+        rank = {name: place for place, name in enumerate(self.classes)}
+        self.targets = np.array([rank[name] for name in names], dtype=np.int64)[tops]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> Path:
+        """Path of one image."""
+        return self.root / self._paths[index]
+
+    def identify(self, index: int) -> str:
+        """Path of one image, with the folder it was found from."""
+        return f"{self.name}/{self._paths[index]}"
+
+
+def scan(root: str, other: Counter[str] | None = None) -> Iterator[str]:
+    """Paths of all images below a folder, relative to it with forward slashes, each folder in order of its names.
+
+    Args:
+        root: the folder.
+        other: counts the suffixes of files that are no images.
+    """
+    suffixes = image_suffixes()
+    above = {os.path.realpath(root)}
+    stack: list[tuple[str, frozenset[str]]] = [("", frozenset(above))]
+    while stack:
+        prefix, seen = stack.pop()
+        folders = []
+        with os.scandir(os.path.join(root, prefix) if prefix else root) as entries:  # noqa: PTH118 (a million paths)
+            listing = sorted(entries, key=_name)
+        for entry in listing:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(entry)
+            elif (suffix := _suffix(entry.name)) in suffixes:
+                yield prefix + entry.name
+            elif other is not None:
+                other[suffix] += 1
+        for entry in reversed(folders):
+            below = seen
+            if entry.is_symlink():
+                real = os.path.realpath(entry.path)
+                if real in seen:  # a link to a folder above: it would never end
+                    continue
+                below = seen | {real}
+            stack.append((prefix + entry.name + "/", below))
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def _suffix(name: str) -> str:
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
+
+
+def _nothing_found(root: Path, other: Counter[str]) -> str:
+    if not other:
+        return f"{root}: the folder is empty; put images into it or name another"
+    found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in other.most_common(3))
+    return f"{root}: no image among its files ({found}); put images into it or name another folder"

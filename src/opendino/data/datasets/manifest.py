@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table with a column of paths and, optionally, one of labels: CSV, TSV or Parquet."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
+from opendino.data.datasets._columns import LABELS, NAMES, PATHS, find, read_labels
+from opendino.data.datasets._paths import PathTable
+from opendino.data.datasets.file_list import require_files
+from opendino.errors import DataError
+
+_TRIED = 20
+
+
+class ManifestDataset(ImageDataset):
+    """Images named by a table, in its order.
+
+    Args:
+        source: `.csv` or `.tsv` with a header line, or `.parquet`.
+        options: how images are decoded.
+        path_column: column of paths, relative to the table's folder or absolute; found by its name when empty.
+        label_column: column of labels; found by its name when empty, "none" for no labels.
+
+    Raises:
+        DataError: a column is missing, the table is empty, or none of the files it names first exists.
+    """
+
+    def __init__(
+        self, source: Path, options: DecodeOptions = DEFAULT, *, path_column: str = "", label_column: str = ""
+    ) -> None:
+        self.name, self.options, self.classes = str(source), options, []
+        self._folder = source.parent
+        try:
+            table = _read(source, path_column, label_column)
+            self._paths = _path_table(table["path"])
+            if "label" in table.column_names:
+                names = table["names"] if "names" in table.column_names else None
+                self.targets, self.classes = read_labels(table["label"], names)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{source}: cannot be read as a table ({error})") from error
+        if not len(self):
+            raise DataError(f"{source}: the table has no rows; give one row for each image")
+        require_files([self.read(index) for index in range(min(_TRIED, len(self)))], str(source))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> Path:
+        """Path of one image."""
+        return self._folder / self._paths[index]
+
+    def identify(self, index: int) -> str:
+        """Path of one image as it is opened."""
+        return str(self.read(index))
+
+
+def _read(source: Path, path_column: str, label_column: str) -> pa.Table:
+    """The needed columns, named path, label and names."""
+    if source.suffix.lower() in (".parquet", ".pq"):
+        columns, load = pq.read_schema(source).names, lambda names: pq.read_table(source, columns=names)
+    else:
+        delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
+        whole = pa_csv.read_csv(source, parse_options=pa_csv.ParseOptions(delimiter=delimiter))
+        columns, load = whole.column_names, whole.select
+    path = find(columns, path_column, PATHS)
+    if not path:
+        raise DataError(f"has no column of paths; name one with path_column, its columns are {', '.join(columns)}")
+    wanted = {"path": path}
+    if label_column != "none" and (label := find(columns, label_column, LABELS)):
+        wanted["label"] = label
+        if names := find(columns, "", NAMES):
+            wanted["names"] = names
+    table = load(sorted(set(wanted.values())))
+    return pa.table({name: table[column] for name, column in wanted.items()})
+
+
+def _path_table(column: pa.ChunkedArray) -> PathTable:
+    """The column's own bytes and offsets."""
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        raise DataError(f"its column of paths is of type {column.type}; text was wanted")
+    if column.null_count:
+        raise DataError(f"{column.null_count} of {len(column)} paths are missing; fill or drop those rows")
+    if not len(column):
+        return PathTable.collect(())
+    array = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in column.chunks])
+    _, offsets, text = array.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+    return PathTable(np.frombuffer(text or b"", dtype=np.uint8), ends)

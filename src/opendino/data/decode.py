@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes or a file to an image of a wanted number of channels; read `augment.py` next.
+
+Two kinds of image leave this file:
+
+- 8-bit photographs asked for with 1 or 3 channels are Pillow images of mode "L" or "RGB";
+- all else (16-bit, float, and any other number of channels) is a float32 array [H, W, C] with values 0..1.
+
+Decisions, the same for every reader of the package:
+
+- **EXIF orientation** is applied: the model sees what a person sees. (The official reader ignores it.)
+- **Transparency** is laid over white. (The official reader drops it and shows the colour under it, often black.)
+- **Grey for 3 channels** is repeated; **colour for 1 channel** is ITU-R 601 luma; CMYK, YCbCr, LAB, HSV and palettes
+  become RGB.
+- **Any other number of channels** must be there exactly: as bands, or as the pages of a file of one-band pages.
+- **More than 8 bits**: unsigned 16-bit integers are divided by 65,535. Floats must lie in 0..1. For everything else,
+  and for 12-bit data in 16-bit files, `value_range` says which two values become 0 and 1; beyond them is clipped.
+- **Size**: Pillow's guard against decompression bombs holds (178,956,970 pixels).
+"""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+from PIL import Image, ImageOps
+
+from opendino.errors import DataError
+
+NPY_MAGIC = b"\x93NUMPY"
+_ORIENTATION = 0x0112
+_DEEP_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+
+Decoded = Image.Image | Float32[np.ndarray, "H W C"]
+"""A Pillow image of mode "L" or "RGB", or float32 [H, W, C] in 0..1."""
+
+
+def decode(
+    source: bytes | Path,
+    channels: int = 3,
+    *,
+    orient: bool = True,
+    value_range: tuple[float, float] | None = None,
+    name: str | None = None,
+) -> Decoded:
+    """Read one image of any format that Pillow knows, or a `.npy` array [H, W] or [H, W, C].
+
+    Args:
+        source: the encoded bytes, or a path to them.
+        channels: channels of the result; 1 and 3 are made from any image, others must be there exactly.
+        orient: whether the EXIF orientation is applied.
+        value_range: the two values that become 0 and 1 in images of more than 8 bits and in arrays.
+        name: what error messages call the image; the path by default.
+
+    Returns:
+        A Pillow image of mode "L" or "RGB" that is loaded, or float32 [H, W, C] in 0..1.
+
+    Raises:
+        DataError: the image is corrupt, truncated, too large, or has not the wanted channels.
+
+    Differs: the official reader is `Image.open(...).convert("RGB")`; see the decisions at the head of this file.
+    """
+    name = name or (str(source) if isinstance(source, Path) else f"image of {len(source)} bytes")
+    try:
+        if _is_npy(source):
+            return _from_array(_load_npy(source), channels, value_range)
+        with Image.open(source if isinstance(source, Path) else BytesIO(source)) as image:
+            return _from_image(image, channels, orient, value_range)
+    except MemoryError:
+        raise
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise DataError(f"{name}: no image format that Pillow can read") from error
+    except Exception as error:  # decoders of broken files raise nearly anything: OSError, SyntaxError, struct.error ...
+        raise DataError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _is_npy(source: bytes | Path) -> bool:
+    if isinstance(source, Path):
+        return source.suffix == ".npy"
+    return source[:6] == NPY_MAGIC
+
+
+def _load_npy(source: bytes | Path) -> Shaped[np.ndarray, "..."]:
+    return np.load(source if isinstance(source, Path) else BytesIO(source), allow_pickle=False)
+
+
+def _from_image(image: Image.Image, channels: int, orient: bool, value_range: tuple[float, float] | None) -> Decoded:
+    if channels not in (1, 3):
+        return _bands(image, channels, orient, value_range)
+    if orient:
+        image = _upright(image)
+    if image.mode in _DEEP_MODES:
+        return _fit(_scale(np.asarray(image)[..., None], value_range), channels)
+    wanted = "RGB" if channels == 3 else "L"
+    if image.mode == wanted and "transparency" not in image.info:
+        image.load()
+        return image
+    return _opaque(image).convert(wanted)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; a broken EXIF block does not make the pixels unreadable."""
+    if image.format == "TIFF" or not ("exif" in image.info or "xmp" in image.info):
+        return image  # Pillow turns TIFF files itself when they are loaded
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # the block is decoded by hand-written parsers that raise anything on damage
+        return image
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The same picture without transparency, in a mode that converts to "L" and "RGB"."""
+    if image.mode == "LAB":
+        from PIL import ImageCms
+
+        flat = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+        if flat is None:
+            raise DataError("LAB colours cannot be converted to RGB")
+        return flat
+    if not image.has_transparency_data:
+        return image
+    layer = image.convert("RGBA")
+    if layer.getchannel("A").getextrema() == (255, 255):
+        return layer.convert("RGB")
+    canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    canvas.alpha_composite(layer)
+    return canvas.convert("RGB")
+
+
+def _bands(
+    image: Image.Image, channels: int, orient: bool, value_range: tuple[float, float] | None
+) -> Float32[np.ndarray, "H W C"]:
+    """All bands of an image, or all pages of a file of one-band pages, as they are stored."""
+    pages = getattr(image, "n_frames", 1)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    bands = len(image.getbands())
+    if bands == channels:
+        pixels = np.asarray(_upright(image) if orient else image)
+        return _scale(pixels[..., None] if pixels.ndim == 2 else pixels, value_range)
+    if bands == 1 and pages == channels:
+        planes = []
+        for page in range(pages):
+            image.seek(page)
+            planes.append(np.asarray(image))
+        return _scale(np.stack(planes, axis=-1), value_range)
+    raise DataError(f"has {bands} channels on {pages} pages; {channels} were wanted, set `channels` to what is there")
+
+
+def _from_array(array: Shaped[np.ndarray, "..."], channels: int, value_range: tuple[float, float] | None) -> Decoded:
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise DataError(f"array of shape {array.shape}; [H, W] or [H, W, C] was wanted")
+    found = array.shape[2]
+    if found != channels and not (found == 1 and channels == 3):
+        hint = "; the channels must come last" if array.shape[0] == channels else ""
+        raise DataError(f"array of shape {array.shape} has {found} channels, {channels} were wanted{hint}")
+    if array.dtype == np.uint8 and channels in (1, 3) and value_range is None:
+        image = Image.fromarray(array[..., 0] if found == 1 else np.ascontiguousarray(array))
+        return image.convert("RGB" if channels == 3 else "L")
+    return _fit(_scale(array, value_range), channels)
+
+
+def _fit(pixels: Float32[np.ndarray, "H W C"], channels: int) -> Float32[np.ndarray, "H W C2"]:
+    return pixels if pixels.shape[2] == channels else np.repeat(pixels, channels, axis=2)
+
+
+def _scale(
+    pixels: Shaped[np.ndarray, "H W C"], value_range: tuple[float, float] | None
+) -> Float32[np.ndarray, "H W C"]:
+    """Values to float32 0..1, by the range given or by the rule of their type."""
+    if value_range is not None:
+        low, high = value_range
+        scaled = (pixels.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+        if not np.isfinite(scaled).all():
+            raise DataError("has values that are not finite")
+        return np.clip(scaled, 0, 1, out=scaled)
+    if pixels.dtype == bool:
+        return pixels.astype(np.float32)
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.float32) / np.float32(255)
+    low, high = pixels.min(), pixels.max()
+    # Pillow gives some 16-bit files as 32-bit integers.
+    if pixels.dtype == np.uint16 or (pixels.dtype == np.int32 and low >= 0 and high <= 65535):
+        return pixels.astype(np.float32) / np.float32(65535)
+    if np.issubdtype(pixels.dtype, np.floating) and low >= 0 and high <= 1:
+        return pixels.astype(np.float32)
+    raise DataError(f"{pixels.dtype} values from {low} to {high} are not in 0..1; set `value_range` to their limits")

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The feed of a pretraining run: step number -> batch, by any number of worker processes.
+
+A worker is given a step and makes its whole batch. Every random draw is keyed by (seed, purpose, sample or step), so
+batches are equal bit for bit whatever the number of workers, and a run resumes at any step without any state.
+"""
+
+import itertools
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from opendino.data.augment import Crops, CropsConfig, MultiCrop, check_crops, normalization
+from opendino.data.collate import PretrainBatch, Skipped, collate
+from opendino.data.datasets import ImageDataset
+from opendino.data.decode import Decoded
+from opendino.data.masking import MaskConfig, batch_masks
+from opendino.data.samplers import InfiniteSampler, keyed_rng
+from opendino.errors import ConfigError, DataError
+
+PROBED = 100
+"""Images tried before a data set is given up as unreadable."""
+
+REPLACEMENTS = 50
+"""Other images tried for one that cannot be read."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How a run is fed.
+
+    Attributes:
+        workers: processes that decode and augment beside the training process; 0 does it in the training process,
+            -1 leaves the choice to the run.
+        prefetch: batches that each worker prepares ahead.
+        max_bad_rate: share of images that may be unreadable before the run stops, 0 to 1.
+        min_bad_count: unreadable images that are tolerated in any case.
+    """
+
+    workers: int = -1
+    prefetch: int = 2
+    max_bad_rate: float = 0.01
+    min_bad_count: int = 10
+
+    def __post_init__(self) -> None:
+        if self.workers < -1 or self.prefetch < 1:
+            raise ConfigError(
+                f"loader.workers = {self.workers}, loader.prefetch = {self.prefetch}: use 0 or more workers (-1 to "
+                "have them chosen) and 1 or more batches ahead"
+            )
+        if not 0 <= self.max_bad_rate <= 1:
+            raise ConfigError(f"loader.max_bad_rate = {self.max_bad_rate} is not a share of the images; use 0 to 1")
+
+
+def require_readable(dataset: ImageDataset) -> None:
+    """Check that the data set has an image that can be decoded.
+
+    Raises:
+        DataError: none of `PROBED` images, spread over the data set, can be.
+    """
+    tried = np.unique(np.linspace(0, len(dataset) - 1, PROBED).astype(np.int64)).tolist()
+    reasons = []
+    for index in tried:
+        try:
+            dataset.image(index)
+        except DataError as error:
+            reasons.append(str(error))
+        else:
+            return
+    raise DataError(
+        f"{dataset.name}: none of the {len(tried)} images tried can be read, such as {reasons[0]}; check the files or "
+        "name another data set"
+    )
+
+
+class _Steps(Dataset):
+    """Batches by step number; the part of the loader that runs in the workers."""
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        crops: MultiCrop,
+        masks: MaskConfig,
+        grid: tuple[int, int],
+        sampler: InfiniteSampler,
+        batch_size: int,
+    ) -> None:
+        self.dataset, self.crops, self.masks, self.grid = dataset, crops, masks, grid
+        self.sampler, self.batch_size = sampler, batch_size
+
+    def __getitem__(self, index: int) -> "PretrainBatch | _Failure":
+        step = index
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns of oddities in files; the user cannot act on each
+                return self._batch(step)
+        except DataError as error:
+            return _Failure(str(error))
+        except Exception as error:
+            _log.debug("step %d", step, exc_info=True)
+            return _Failure(f"the batch of step {step} cannot be made ({type(error).__name__}: {error})")
+
+    def _batch(self, step: int) -> PretrainBatch:
+        sampler = self.sampler
+        here = self.batch_size // sampler.world
+        positions = step * self.batch_size + sampler.rank + sampler.world * np.arange(here)
+        views: list[Crops] = []
+        ids: list[int] = []
+        skipped: list[Skipped] = []
+        for position, index in zip(positions.tolist(), sampler.at(positions).tolist(), strict=True):
+            image, index = self._readable(position, index, skipped)
+            views.append(self.crops(image, keyed_rng(sampler.seed, "crops", position)))
+            ids.append(index)
+        rng = keyed_rng(sampler.seed, f"masks of rank {sampler.rank}", step)
+        return collate(views, batch_masks(2 * here, self.grid, self.masks, rng), ids, skipped)
+
+    def _readable(self, position: int, index: int, skipped: list[Skipped]) -> tuple[Decoded, int]:
+        """The image at this position of the run, or the first readable one of those drawn to replace it."""
+        others = keyed_rng(self.sampler.seed, "replacements", position)
+        for _ in range(REPLACEMENTS):
+            try:
+                return self.dataset.image(index), index
+            except DataError as error:
+                skipped.append(Skipped(index, self.dataset.identify(index), str(error)))
+                index = int(others.integers(len(self.dataset)))
+        raise DataError(
+            f"{self.dataset.name}: {REPLACEMENTS} images in a row cannot be read, such as {skipped[-1].reason}; check "
+            "the files"
+        )
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way from a worker, as a sentence."""
+
+    message: str
+
+
+class BadImages:
+    """Counts images that could not be read, and stops the run when they are too many.
+
+    Args:
+        name: of the data set.
+        max_rate: share of the images read that may fail.
+        min_count: failures that are tolerated in any case.
+    """
+
+    def __init__(self, name: str, max_rate: float, min_count: int) -> None:
+        self.name, self.max_rate, self.min_count = name, max_rate, min_count
+        self.read = self.failed = 0
+        self.examples: list[str] = []
+        self._logged: set[int] = set()
+
+    def add(self, batch: PretrainBatch) -> None:
+        """Count one batch; each bad image is logged once.
+
+        Raises:
+            DataError: too many images failed.
+        """
+        self.read += batch.images + len(batch.skipped)
+        self.failed += len(batch.skipped)
+        for bad in batch.skipped:
+            if bad.index not in self._logged:
+                self._logged.add(bad.index)
+                _log.warning("skipped %s", bad.reason)
+            if len(self.examples) < 3 and bad.reason not in self.examples:
+                self.examples.append(bad.reason)
+        if self.failed > max(self.min_count, self.max_rate * self.read):
+            raise DataError(
+                f"{self.name}: {self.failed} of {self.read} images read so far cannot be decoded ({len(self._logged)} "
+                f"different ones), more than the {self.max_rate:.2%} of loader.max_bad_rate: "
+                f"{'; '.join(self.examples)}; repair or remove them, or raise the limit"
+            )
+
+
+class PretrainLoader:
+    """Endless iterator over the batches of one process, in the order of steps.
+
+    Attributes:
+        waited: seconds that `next` has waited for data so far (with 0 workers: the time of making it).
+        step: step of the next batch.
+        bad: what could not be read.
+    """
+
+    def __init__(
+        self,
+        steps: _Steps,
+        start_step: int,
+        workers: int,
+        prefetch: int,
+        bad: BadImages,
+        normalization: tuple[tuple[float, ...], tuple[float, ...]],
+        device: torch.device,
+    ) -> None:
+        self.step, self.waited, self.bad = start_step, 0.0, bad
+        self._mean_std, self._device = normalization, device
+        self._loader = DataLoader(
+            steps,
+            batch_size=None,
+            sampler=_Count(start_step),
+            num_workers=workers,
+            collate_fn=_unchanged,
+            prefetch_factor=prefetch if workers else None,
+            pin_memory=device.type == "cuda",
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        )
+        self._batches: Iterator[PretrainBatch | _Failure] | None = None
+
+    def __iter__(self) -> "PretrainLoader":
+        return self
+
+    def __next__(self) -> PretrainBatch:
+        started = time.perf_counter()
+        batch = self._fetch()
+        self.waited += time.perf_counter() - started
+        if isinstance(batch, _Failure):
+            self.close()
+            raise DataError(batch.message)
+        self.bad.add(batch)
+        self.step += 1
+        return batch.to(self._device, non_blocking=True).normalize(*self._mean_std)
+
+    def _fetch(self) -> "PretrainBatch | _Failure":
+        try:
+            if self._batches is None:
+                self._batches = _start(self._loader)
+            return next(self._batches)
+        except RuntimeError as error:
+            self.close()
+            raise DataError(
+                f"a data worker died at step {self.step} ({error}); is there memory for {self._loader.num_workers} "
+                "workers? set loader.workers to fewer, or 0"
+            ) from error
+
+    def close(self) -> None:
+        """End the worker processes; the loader starts again at its step when it is used again."""
+        batches, self._batches = self._batches, None
+        stop = getattr(batches, "_shutdown_workers", None)
+        if stop is not None:
+            stop()
+
+
+class _Count:
+    """Steps from one on."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start)
+
+
+def _unchanged(batch: object) -> object:
+    return batch
+
+
+def _start(loader: DataLoader) -> Iterator:
+    with warnings.catch_warnings():
+        # Python 3.12 warns that threads and fork do not mix; the workers use none of the parent's threads.
+        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+        return iter(loader)
+
+
+def pretrain_loader(
+    dataset: ImageDataset,
+    crops: CropsConfig,
+    masks: MaskConfig,
+    patch_size: int,
+    batch_size: int,
+    seed: int = 0,
+    start_step: int = 0,
+    workers: int = 0,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | str = "cpu",
+    config: LoaderConfig | None = None,
+) -> PretrainLoader:
+    """Batches of a pretraining run from a step on, without end.
+
+    Args:
+        dataset: images; its number of channels is the model's.
+        crops: the views of an image.
+        masks: the masks of the global crops.
+        patch_size: side of a patch, pixels.
+        batch_size: images of a step over all processes; a multiple of `world`.
+        seed: of the order of images, their crops and the masks.
+        start_step: step of the first batch.
+        workers: processes that make batches; 0 makes them in this one.
+        rank: number of this process; it gets positions rank, rank + world, ... of every step.
+        world: number of processes.
+        device: where the batches are handed out; crops travel there as uint8 and are normalised there.
+        config: batches made ahead, and how many unreadable images are tolerated; its `workers` is not read.
+
+    Returns:
+        An iterator with the attributes `waited` and `bad`, and a method `close`.
+
+    Raises:
+        ConfigError: a crop size is no multiple of the patch size, or the batch cannot be shared by the processes.
+        DataError: no image of the data set can be read.
+    """
+    check_crops(crops, patch_size)
+    if batch_size < world or batch_size % world:
+        raise ConfigError(
+            f"batch_size = {batch_size} cannot be shared equally by {world} processes; use a multiple of {world}"
+        )
+    require_readable(dataset)
+    channels = dataset.options.channels
+    side = crops.global_size // patch_size
+    sampler = InfiniteSampler(len(dataset), seed, 0, rank, world)
+    steps = _Steps(dataset, MultiCrop(crops, channels), masks, (side, side), sampler, batch_size)
+    config = config or LoaderConfig()
+    bad = BadImages(dataset.name, config.max_bad_rate, config.min_bad_count)
+    mean_std = normalization(channels, crops.mean, crops.std)
+    return PretrainLoader(steps, start_step, workers, config.prefetch, bad, mean_std, torch.device(device))

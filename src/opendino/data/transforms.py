@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The deterministic way of an image into a network, for evaluation; training crops are in `augment.py`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from PIL import Image
+from torch import Tensor
+
+from opendino.data.augment import normalization
+from opendino.data.collate import normalize
+from opendino.data.crops import Box, cut, pixels_of, resize, size_of
+from opendino.data.decode import Decoded
+from opendino.errors import ConfigError, DataError
+
+
+class EvalTransform:
+    """Resize the shorter side, cut the centre, normalise.
+
+    Args:
+        size: side of the result in pixels, or (height, width).
+        resize: length of the shorter side after resizing; by default 256 / 224 of the shorter side of `size`.
+        mean: of each channel, for values in 0..1; by default those of `normalization`.
+        std: of each channel, for values in 0..1.
+        channels: of the images and of the result.
+
+    Source: torchvision `Resize(resize, BICUBIC)`, `CenterCrop(size)`, `ToTensor`, `Normalize` for Pillow images.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int] = 224,
+        resize: int | None = None,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        channels: int = 3,
+    ) -> None:
+        self.size = (size, size) if isinstance(size, int) else size
+        self.resize = round(min(self.size) * 256 / 224) if resize is None else resize
+        self.mean, self.std = normalization(channels, mean, std)
+        self.channels = channels
+        if min(self.size) < 1 or self.resize < 1:
+            raise ConfigError(f"size {self.size} with resize {self.resize} leaves no pixel; use 1 or more")
+
+    def __call__(self, image: Decoded) -> Float32[Tensor, "C H W"]:
+        """One image to what the network takes."""
+        image = self._with_channels(image)
+        height, width = shorter_side_to(size_of(image), self.resize)
+        if (height, width) != size_of(image):
+            image = resize(image, height, width)
+        return self.to_tensor(centre(image, self.size))
+
+    def _with_channels(self, image: Decoded) -> Decoded:
+        """Photographs become grey or colour as the network wants; other images must have its channels."""
+        if isinstance(image, Image.Image):
+            wanted = {1: "L", 3: "RGB"}.get(self.channels)
+            if wanted:
+                return image if image.mode == wanted else image.convert(wanted)
+            image = pixels_of(image)
+        if image.shape[2] != self.channels:
+            raise DataError(
+                f"an image of {image.shape[2]} channels came where the network takes {self.channels}; open the data set "
+                f"with channels={self.channels}"
+            )
+        return image
+
+    def to_tensor(self, image: Decoded) -> Float32[Tensor, "C H W"]:
+        """An image as it is, normalised."""
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels_of(image).transpose(2, 0, 1)))
+        return normalize(pixels[None], self.mean, self.std)[0]
+
+
+def shorter_side_to(size: tuple[int, int], length: int) -> tuple[int, int]:
+    """Height and width whose shorter one is `length`; the longer is rounded down, as torchvision does."""
+    height, width = size
+    if height <= width:
+        return length, int(length * width / height)
+    return int(length * height / width), length
+
+
+def centre(image: Decoded, size: tuple[int, int]) -> Decoded:
+    """The centre of an image, with black around it where the image is smaller."""
+    height, width = size_of(image)
+    if height < size[0] or width < size[1]:
+        image = _pad(image, size)
+        height, width = size_of(image)
+    return cut(image, Box(round((height - size[0]) / 2.0), round((width - size[1]) / 2.0), *size))
+
+
+def _pad(image: Decoded, size: tuple[int, int]) -> Decoded:
+    height, width = size_of(image)
+    top, left = max(0, size[0] - height) // 2, max(0, size[1] - width) // 2
+    padded = (max(height, size[0]), max(width, size[1]))
+    if isinstance(image, np.ndarray):
+        out = np.zeros((*padded, image.shape[2]), dtype=np.float32)
+        out[top : top + height, left : left + width] = image
+        return out
+    return image.crop((-left, -top, padded[1] - left, padded[0] - top))
