@@ -134,10 +134,10 @@ def check_crops(crops: CropsConfig, patch_size: int) -> None:
 
 
 class Crops(NamedTuple):
-    """Views of one image, uint8 or float32 in 0..1 (not yet normalised), each [H, W, C]."""
+    """Views of one image, uint8 or float32 in 0..1 (not yet normalised), each [C, H, W]."""
 
-    globals: list[Shaped[np.ndarray, "H W C"]]
-    locals: list[Shaped[np.ndarray, "h w C"]]
+    globals: list[Shaped[np.ndarray, "C H W"]]
+    locals: list[Shaped[np.ndarray, "C h w"]]
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class MultiCrop:
         crops = [self._view(image, view, row) for view, row in zip(views, draws, strict=True)]
         return Crops(crops[:2], crops[2:])
 
-    def _view(self, image: Decoded, view: _View, draws: list[float]) -> Shaped[np.ndarray, "H W C"]:
+    def _view(self, image: Decoded, view: _View, draws: list[float]) -> Shaped[np.ndarray, "C H W"]:
         height, width = size_of(image)
         box = random_box(height, width, view.scale, self.config.aspect, draws[:DRAWS])
         crop = resize(cut(image, box), view.size, view.size)

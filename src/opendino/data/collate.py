@@ -109,16 +109,10 @@ def collate(
 
 
 def _stack(images: list[list[np.ndarray]]) -> Shaped[Tensor, "rows C H W"]:
-    """[image][crop] of [H, W, C] to one tensor of crop-major rows; float32 as soon as one crop is."""
+    """[image][crop] of [C, H, W] to one tensor of crop-major rows; float32 as soon as one crop is."""
     rows = [image[crop] for crop in range(len(images[0])) for image in images]
     if not rows:
         return torch.empty((0, 0, 0, 0))
-    height, width, channels = rows[0].shape
     if all(row.dtype == np.uint8 for row in rows):
-        out = np.empty((len(rows), channels, height, width), dtype=np.uint8)
-    else:
-        out = np.empty((len(rows), channels, height, width), dtype=np.float32)
-        rows = [row / np.float32(255) if row.dtype == np.uint8 else row for row in rows]
-    for target, row in zip(out, rows, strict=True):
-        target[...] = row.transpose(2, 0, 1)
-    return torch.from_numpy(out)
+        return torch.from_numpy(np.stack(rows))
+    return torch.from_numpy(np.stack([row / np.float32(255) if row.dtype == np.uint8 else row for row in rows]))

@@ -96,9 +96,7 @@ def flip(image: Decoded) -> Decoded:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if isinstance(image, Image.Image) else image[:, ::-1]
 
 
-def pixels_of(image: Decoded) -> Shaped[np.ndarray, "H W C"]:
-    """Pixels as an array: uint8 of a Pillow image, float32 as it is."""
-    if not isinstance(image, Image.Image):
-        return image
+def pixels_of(image: Decoded) -> Shaped[np.ndarray, "C H W"]:
+    """Pixels, channels first: uint8 of a Pillow image, float32 of an array."""
     pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -83,7 +83,7 @@ def _is_npy(source: bytes | Path) -> bool:
 
 
 def _load_npy(source: bytes | Path) -> Shaped[np.ndarray, "..."]:
-    return np.load(source if isinstance(source, Path) else BytesIO(source), allow_pickle=False)
+    return np.load(source if isinstance(source, Path) else BytesIO(source))
 
 
 def _from_image(image: Image.Image, channels: int, orient: bool, value_range: tuple[float, float] | None) -> Decoded:

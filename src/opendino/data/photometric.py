@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Shaped
-from PIL import Image, ImageStat
+from PIL import Image, ImageChops
 
 Jitter = Callable[[Any, float], Any]
 """An operation on an image or an array, with a factor; returns the kind it was given."""
 
 BLUR_KERNEL = 9
+_SQUARES = (np.arange(BLUR_KERNEL, dtype=np.float32) - BLUR_KERNEL // 2) ** 2
+_SMALL = 64  # side of the largest image that is blurred by matrix products
+_NEGLIGIBLE = 1e-9  # weight of a tap that float32 cannot show in a sum of values up to 255
 _LUMA = np.array([0.2989, 0.587, 0.114], dtype=np.float32)
 
 
@@ -34,7 +37,7 @@ def contrast_image(image: Image.Image, factor: float) -> Image.Image:
     Source: torchvision `functional.adjust_contrast` for Pillow images.
     """
     grey = image if image.mode == "L" else image.convert("L")
-    mean = int(ImageStat.Stat(grey).mean[0] + 0.5)
+    mean = int(np.asarray(grey).mean() + 0.5)
     flat = Image.new(image.mode, image.size, mean if image.mode == "L" else (mean, mean, mean))
     return Image.blend(flat, image, factor)
 
@@ -54,13 +57,9 @@ def hue_image(image: Image.Image, shift: float) -> Image.Image:
     """
     if image.mode == "L":
         return image
-    return image.convert("HSV").point(_hue_table(int(shift * 255))).convert("RGB")
-
-
-@lru_cache(maxsize=512)
-def _hue_table(steps: int) -> list[int]:
-    same = list(range(256))
-    return [(hue + steps) % 256 for hue in same] + same + same
+    hsv = image.convert("HSV")
+    steps = Image.new("HSV", image.size, (int(shift * 255) % 256, 0, 0))
+    return ImageChops.add_modulo(hsv, steps).convert("RGB")
 
 
 def grey_image(image: Image.Image) -> Image.Image:
@@ -71,19 +70,19 @@ def grey_image(image: Image.Image) -> Image.Image:
     return image if image.mode == "L" else image.convert("L").convert("RGB")
 
 
-def solarize(pixels: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "H W C"]:
+def solarize(pixels: Shaped[np.ndarray, "C H W"]) -> Shaped[np.ndarray, "C H W"]:
     """Invert the values of 128 (of 128 / 255 for floats) and more; only for 1 and 3 channels, where values are light.
 
     Source: torchvision `functional.solarize`, threshold 128.
     """
     if pixels.dtype == np.uint8:
         return np.minimum(pixels, ~pixels)  # 255 - v is the smaller one exactly where v >= 128
-    if pixels.shape[2] not in (1, 3):
+    if pixels.shape[0] not in (1, 3):
         return pixels
     return np.where(pixels >= np.float32(128 / 255), 1 - pixels, pixels)
 
 
-def blur(pixels: Shaped[np.ndarray, "H W C"], sigma: float) -> Shaped[np.ndarray, "H W C"]:
+def blur(pixels: Shaped[np.ndarray, "C H W"], sigma: float) -> Shaped[np.ndarray, "C H W"]:
     """Gaussian blur of 9 x 9 pixels with mirrored edges, every channel by itself; uint8 is rounded to uint8.
 
     Args:
@@ -95,34 +94,49 @@ def blur(pixels: Shaped[np.ndarray, "H W C"], sigma: float) -> Shaped[np.ndarray
     """
     kernel = gaussian_kernel(sigma)
     blurred = pixels.astype(np.float32)
-    for axis in (0, 1):
-        blurred = _convolve(blurred, kernel, axis)
-    return np.rint(blurred).astype(np.uint8) if pixels.dtype == np.uint8 else blurred
+    if max(pixels.shape) <= _SMALL:
+        blurred = _blur_matrix(pixels.shape[1], kernel) @ blurred @ _blur_matrix(pixels.shape[2], kernel).T
+    else:
+        blurred = _convolve(np.swapaxes(_convolve(np.swapaxes(blurred, 1, 2), kernel), 1, 2), kernel)
+    return np.rint(blurred, out=blurred).astype(np.uint8) if pixels.dtype == np.uint8 else blurred
 
 
 def gaussian_kernel(sigma: float) -> Float32[np.ndarray, "9"]:
     """Nine samples of a Gaussian at -4..4, summing to one."""
-    x = np.arange(BLUR_KERNEL, dtype=np.float32) - BLUR_KERNEL // 2
-    weights = np.exp(-0.5 * (x / np.float32(sigma)) ** 2)
-    return (weights / weights.sum()).astype(np.float32)
+    weights = np.exp(_SQUARES * np.float32(-0.5 / sigma**2))
+    return weights / weights.sum()
 
 
-def _convolve(
-    pixels: Float32[np.ndarray, "H W C"], kernel: Float32[np.ndarray, "9"], axis: int
-) -> Float32[np.ndarray, "H W C"]:
-    """One axis of the blur: the kernel is symmetric, so taps at the same distance share a multiplication."""
-    radius = BLUR_KERNEL // 2
-    pad = [(radius, radius) if a == axis else (0, 0) for a in range(pixels.ndim)]
-    padded = np.moveaxis(np.pad(pixels, pad, mode="reflect"), axis, 0)
-    size = pixels.shape[axis]
-    out = padded[radius : radius + size] * kernel[radius]
+def _blur_matrix(size: int, kernel: Float32[np.ndarray, "9"]) -> Float32[np.ndarray, "n n"]:
+    """The blur of a line of pixels as a matrix: for small images two products are faster than eighteen additions."""
+    return (kernel @ _shifts(size)).reshape(size, size)
+
+
+@lru_cache(maxsize=64)
+def _shifts(size: int) -> Float32[np.ndarray, "9 nn"]:
+    """For each tap of the kernel, the matrix that moves a line of pixels by it and mirrors the ends."""
+    taps = np.arange(BLUR_KERNEL) - BLUR_KERNEL // 2
+    period = max(1, 2 * size - 2)
+    source = np.abs((np.arange(size) + taps[:, None]) % period)
+    source = np.where(source < size, source, period - source)
+    return (source[..., None] == np.arange(size)).astype(np.float32).reshape(BLUR_KERNEL, size * size)
+
+
+def _convolve(pixels: Float32[np.ndarray, "C H W"], kernel: Float32[np.ndarray, "9"]) -> Float32[np.ndarray, "C H W"]:
+    """The blur along the last axis; the kernel is symmetric, so taps at the same distance share a product."""
+    radius, size = BLUR_KERNEL // 2, pixels.shape[2]
+    mirrored = [pixels[..., radius:0:-1], pixels, pixels[..., -2 : -2 - radius : -1]]
+    padded = np.concatenate(mirrored, axis=2)
+    out = padded[..., radius : radius + size] * kernel[radius]
+    pair = np.empty_like(out)
     for distance in range(1, radius + 1):
         weight = kernel[radius + distance]
-        if weight > 1e-9:
-            pair = padded[radius - distance : radius - distance + size] + padded[radius + distance :][:size]
-            pair *= weight
-            out += pair
-    return np.moveaxis(out, 0, axis)
+        if weight < _NEGLIGIBLE:
+            break
+        left, right = radius - distance, radius + distance
+        np.add(padded[..., left : left + size], padded[..., right : right + size], out=pair)
+        out += np.multiply(pair, weight, out=pair)
+    return out
 
 
 def brightness_array(pixels: Float32[np.ndarray, "H W C"], factor: float) -> Float32[np.ndarray, "H W C"]:

@@ -58,17 +58,17 @@ class EvalTransform:
             wanted = {1: "L", 3: "RGB"}.get(self.channels)
             if wanted:
                 return image if image.mode == wanted else image.convert(wanted)
-            image = pixels_of(image)
+            image = np.array(image, ndmin=3)
         if image.shape[2] != self.channels:
             raise DataError(
-                f"an image of {image.shape[2]} channels came where the network takes {self.channels}; open the data set "
-                f"with channels={self.channels}"
+                f"an image of {image.shape[2]} channels came where the network takes {self.channels}; open the data "
+                f"set with channels={self.channels}"
             )
         return image
 
     def to_tensor(self, image: Decoded) -> Float32[Tensor, "C H W"]:
         """An image as it is, normalised."""
-        pixels = torch.from_numpy(np.ascontiguousarray(pixels_of(image).transpose(2, 0, 1)))
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels_of(image)))
         return normalize(pixels[None], self.mean, self.std)[0]
 
 
