@@ -49,14 +49,11 @@ def resize_pos_embed(
         torch.nn.functional.interpolate(mode="bicubic", align_corners=False).
     Differs: non-square source grids work.
     """
-    source = _source_grid(pos_embed.shape[1] - 1, source)
+    source = _source_grid(pos_embed, source)
+    if all(type(n) is int for n in grid) and tuple(grid) == source:
+        return pos_embed
     symbolic = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    if not symbolic or all(type(n) is int for n in grid):
-        if tuple(grid) == source:
-            return pos_embed
-        shift = offset
-    else:
-        shift = _offset_unless_same(grid, source, offset, pos_embed.device)
+    shift = _offset_unless_same(grid, source, offset, pos_embed.device) if symbolic else offset
     build = _build_matrix if symbolic or type(pos_embed) not in (Tensor, nn.Parameter) else _cached_matrix
     rows, columns = (
         build(n_in, n_out, n_in / (n_out + shift), antialias, pos_embed.device)
@@ -68,7 +65,10 @@ def resize_pos_embed(
         return _apply(pos_embed, rows, columns, source)
 
 
-def _source_grid(entries: int, source: Grid | None) -> Grid:
+def _source_grid(pos_embed: Tensor, source: Grid | None) -> Grid:
+    if source is not None and torch.jit.is_tracing():  # the shape is a tensor here and cannot be looked at
+        return source
+    entries = int(pos_embed.shape[1]) - 1
     side = isqrt(entries)
     source = source or (side, side)
     if source[0] * source[1] != entries:
@@ -93,19 +93,22 @@ def _apply(
 def _build_matrix(
     n_in: int, n_out: int, step: float | Tensor, antialias: bool, device: torch.device
 ) -> Float[Tensor, "n_out n_in"]:
-    """Weights of one axis: row i says how output i is made of the inputs. Float32 in the order PyTorch computes."""
+    """Weights of one axis: row i says how output i is made of the inputs; computed in PyTorch's own order."""
     step = torch.as_tensor(step, dtype=torch.float32, device=device)
     centre = step * (torch.arange(n_out, dtype=torch.float32, device=device) + 0.5)[:, None]
     if antialias:
         taps = torch.arange(n_in, dtype=torch.float32, device=device)
         weights = _cubic((taps - centre + 0.5) / step.clamp(min=1.0), -0.5)
-        return weights / weights.sum(dim=1, keepdim=True)
-    taps = torch.arange(-2, n_in + 2, dtype=torch.float32, device=device)
-    weights = _cubic(taps - (centre - 0.5), -0.75)
-    # taps outside the table read its border: their weight goes to the first and last column
-    first = F.pad(weights[:, :2].sum(dim=1, keepdim=True), (0, n_in - 1))
-    last = F.pad(weights[:, -2:].sum(dim=1, keepdim=True), (n_in - 1, 0))
-    return first + weights[:, 2:-2] + last
+        weights = weights / weights.sum(dim=1, keepdim=True)
+    else:
+        taps = torch.arange(-2, n_in + 2, dtype=torch.float32, device=device)
+        weights = _cubic(taps - (centre - 0.5), -0.75)
+        # taps outside the table read its border: their weight goes to the first and last column
+        first = F.pad(weights[:, :2].sum(dim=1, keepdim=True), (0, n_in - 1))
+        last = F.pad(weights[:, -2:].sum(dim=1, keepdim=True), (n_in - 1, 0))
+        weights = first + weights[:, 2:-2] + last
+    # float32 products on CUDA may be rounded to TF32 by a switch of the caller's; float64 ones never are
+    return weights.double() if device.type == "cuda" else weights
 
 
 @lru_cache(maxsize=64)

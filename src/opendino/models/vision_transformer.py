@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from opendino.axes import Images, PatchMasks
 from opendino.errors import ConversionError, ModelError
 from opendino.layers.block import NORM_EPS, Block
 from opendino.layers.layer_scale import LayerScale
@@ -20,9 +21,6 @@ from opendino.layers.patch_embed import PatchEmbed
 from opendino.layers.pos_embed import resize_pos_embed
 from opendino.models.input_spec import InputSpec
 from opendino.models.outputs import FeatureDict
-
-Image = Float[Tensor, "B C H W"]
-Masks = Bool[Tensor, "B N"]
 
 
 class VisionTransformer(nn.Module):
@@ -138,10 +136,10 @@ class VisionTransformer(nn.Module):
         return features if is_training else self.head(features["x_norm_clstoken"])
 
     @overload
-    def forward_features(self, x: Image, masks: Masks | None = None) -> FeatureDict: ...
+    def forward_features(self, x: Images, masks: PatchMasks | None = None) -> FeatureDict: ...
     @overload
     def forward_features(
-        self, x: Sequence[Image], masks: Sequence[Masks | None] | None = None
+        self, x: Sequence[Images], masks: Sequence[PatchMasks | None] | None = None
     ) -> list[FeatureDict]: ...
     def forward_features(self, x: Any, masks: Any = None) -> Any:
         """All features of a batch of images, or of several crop groups in one packed pass.
@@ -177,7 +175,7 @@ class VisionTransformer(nn.Module):
 
     def get_intermediate_layers(
         self,
-        x: Image,
+        x: Images,
         n: int | Sequence[int] = 1,
         reshape: bool = False,
         return_class_token: bool = False,
@@ -218,7 +216,7 @@ class VisionTransformer(nn.Module):
             columns.append([t[:, 1:first] for t in taken])
         return tuple(patches) if len(columns) == 1 else tuple(zip(*columns, strict=True))
 
-    def _tokens(self, x: Image, masks: Masks | None) -> Float[Tensor, "B T D"]:
+    def _tokens(self, x: Tensor, masks: Tensor | None) -> Float[Tensor, "B T D"]:
         grid = self._grid_of(x)
         patches = self.patch_embed(x)
         if masks is not None:
@@ -257,7 +255,7 @@ class VisionTransformer(nn.Module):
             )
         return wanted
 
-    def _grid_of(self, x: Image) -> tuple[int, int]:
+    def _grid_of(self, x: Tensor) -> tuple[int, int]:
         p = self.patch_size
         if torch.jit.is_tracing():  # sizes are tensors here: a check would freeze them into the trace
             return x.shape[2] // p, x.shape[3] // p
