@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pass over a data set that every image-level protocol shares: images in, float32 features out.
+
+Read next: `_data.py` (which images, which labels), then a protocol such as `knn.py`.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from opendino.data.datasets import ImageDataset
+from opendino.data.transforms import EvalTransform
+from opendino.distributed import all_reduce_sum, is_main, rank, world_size
+from opendino.errors import ConfigError, DataError
+from opendino.models.input_spec import InputSpec
+from opendino.models.vision_transformer import VisionTransformer
+
+_log = logging.getLogger(__name__)
+
+FeatureKind = Literal["cls", "patch_mean", "both"]
+
+_TIGHT_BELOW = 128  # pixels; smaller pictures are framed tightly already, a centre crop would cut their subject
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """How images become features.
+
+    Attributes:
+        size: side of the square that the model sees, pixels; None takes the published 224, or the model's own size
+            where that is smaller. Rounded down to a multiple of the patch.
+        resize: shorter side before the centre crop, pixels; None takes 8/7 of `size` (the published 256 for 224), and
+            `size` itself below 128 pixels.
+        batch_size: images a forward pass.
+        workers: processes that decode; None chooses.
+        precision: of the backbone's arithmetic; features are float32 either way.
+        device: "auto" takes a CUDA device where there is one.
+        progress: show a bar on a terminal.
+    """
+
+    size: int | None = None
+    resize: int | None = None
+    batch_size: int = 64
+    workers: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "auto"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"features.batch_size = {self.batch_size}: give 1 or more images")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the images that could be read, in the data set's order.
+
+    Attributes:
+        cls: final, layer-normalised CLS token, float32, on the CPU.
+        patch_mean: mean of the final, layer-normalised patch tokens, float32, on the CPU.
+        rows: position of each image in its data set.
+        skipped: names of the images that could not be read.
+    """
+
+    cls: Float[Tensor, "n D"]
+    patch_mean: Float[Tensor, "n D"]
+    rows: Int[Tensor, " n"]
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, kind: FeatureKind, *, normalize: bool) -> Float[Tensor, "n F"]:
+        """Feature matrix of one kind.
+
+        Args:
+            kind: CLS, mean patch, or both side by side.
+            normalize: L2-normalise; for "both" each half first, so that neither outweighs the other in a cosine.
+        """
+        parts = {"cls": [self.cls], "patch_mean": [self.patch_mean], "both": [self.cls, self.patch_mean]}[kind]
+        if normalize:
+            parts = [F.normalize(part, dim=-1) / math.sqrt(len(parts)) for part in parts]
+        return torch.cat(parts, dim=-1)
+
+
+def framing(spec: InputSpec, patch_size: int, config: FeatureConfig) -> tuple[int, int]:
+    """Side of the model's input and shorter side before the centre crop, pixels.
+
+    Raises:
+        ConfigError: the size is smaller than a patch, or the resize smaller than the size.
+    """
+    wanted = config.size or min(max(spec.size), 224)
+    size = wanted // patch_size * patch_size
+    if size == 0:
+        raise ConfigError(f"features.size = {wanted}: smaller than the model's patch, {patch_size}; give {patch_size}")
+    resize = config.resize or (round(size * 8 / 7) if size >= _TIGHT_BELOW else size)
+    if resize < size:
+        raise ConfigError(f"features.resize = {resize}: smaller than the crop of {size}; give {size} or more")
+    return size, resize
+
+
+def place(backbone: VisionTransformer, config: FeatureConfig) -> VisionTransformer:
+    """Move the backbone to the device that the settings name.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return backbone.to(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"features.device = {name}: cannot be used here ({reason}); try cpu") from None
+
+
+class _Pictures(torch.utils.data.Dataset):
+    """Rows of a data set as normalised tensors, None for an image that cannot be read."""
+
+    def __init__(self, dataset: ImageDataset, transform: EvalTransform, rows: range) -> None:
+        self.dataset, self.transform, self.rows = dataset, transform, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
+        row = self.rows[index]
+        try:
+            return row, self.transform(self.dataset.image(row)), ""
+        except (DataError, OSError) as error:
+            return row, None, str(error)
+
+
+def _batches(pictures: _Pictures, config: FeatureConfig, device: torch.device) -> Iterator[list]:
+    workers = config.workers
+    if workers is None:
+        # On a CPU the model itself keeps the cores busy.
+        workers = min(8, (os.cpu_count() or 1) // world_size()) if device.type == "cuda" else 0
+    return iter(
+        torch.utils.data.DataLoader(pictures, batch_size=config.batch_size, num_workers=workers, collate_fn=list)
+    )
+
+
+def extract(
+    backbone: VisionTransformer,
+    dataset: ImageDataset,
+    config: FeatureConfig = FeatureConfig(),
+    *,
+    what: str = "features",
+) -> Features:
+    """Run every image of a data set through a backbone, in evaluation mode and without gradient.
+
+    With a process group each process takes every world-th image and all of them return all features; every process
+    has to call it.
+
+    Args:
+        backbone: stays where it is, and its mode is restored.
+        dataset: an image that cannot be read is skipped, counted and logged.
+        config: framing, batch size, precision.
+        what: name on the progress bar.
+
+    Raises:
+        DataError: not one image could be read.
+    """
+    spec = backbone.input_spec
+    size, resize = framing(spec, backbone.patch_size, config)
+    transform = EvalTransform(size=size, resize=resize, mean=spec.mean, std=spec.std, channels=spec.channels)
+    device = next(backbone.parameters()).device
+    n, dim = len(dataset), backbone.embed_dim
+    cls, patch_mean = torch.zeros(n, dim), torch.zeros(n, dim)
+    readable = torch.zeros(n, dtype=torch.int64)
+    pictures = _Pictures(dataset, transform, range(rank(), n, world_size()))
+    training = backbone.training
+    backbone.eval()
+    try:
+        for batch in _watch(
+            _batches(pictures, config, device), math.ceil(len(pictures) / config.batch_size), what, config
+        ):
+            rows = [row for row, picture, _ in batch if picture is not None]
+            _report_unreadable(dataset, batch)
+            if rows:
+                images = torch.stack([picture for _, picture, _ in batch if picture is not None])
+                cls[rows], patch_mean[rows] = _forward(backbone, images.to(device), config)
+                readable[rows] = 1
+    finally:
+        backbone.train(training)
+    cls, patch_mean, readable = (_gather(part, device) for part in (cls, patch_mean, readable))
+    kept = readable.nonzero().flatten()
+    if len(kept) == 0:
+        raise DataError(f"{what}: none of the {n} images could be read; see the lines above for the reason of each")
+    skipped = tuple(dataset.identify(int(row)) for row in (readable == 0).nonzero().flatten())
+    return Features(cls[kept], patch_mean[kept], kept, skipped)
+
+
+@torch.no_grad()
+def _forward(backbone: VisionTransformer, images: Tensor, config: FeatureConfig) -> tuple[Tensor, Tensor]:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        tokens = backbone.forward_features(images)
+    # In float32 also after bfloat16: a mean over a thousand patches needs the digits.
+    return tokens["x_norm_clstoken"].float().cpu(), tokens["x_norm_patchtokens"].float().mean(dim=1).cpu()
+
+
+def _gather(part: Tensor, device: torch.device) -> Tensor:
+    """Rows of all processes; each row is non-zero on one process only, so the sum copies it without rounding."""
+    return part if world_size() == 1 else all_reduce_sum(part.to(device)).cpu()
+
+
+def _report_unreadable(dataset: ImageDataset, batch: list) -> None:
+    for row, picture, reason in batch:
+        if picture is None:
+            _log.warning("skipped %s: %s", dataset.identify(row), reason)
+
+
+def _watch(batches: Iterator[list], total: int, what: str, config: FeatureConfig) -> Iterator[list]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if not (config.progress and is_main() and console.is_terminal):
+        return batches
+    return iter(track(batches, description=what, total=total, console=console, transient=True))

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a protocol hands back: figures, and everything needed to read and repeat them."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opendino import __version__
+from opendino.errors import ConfigError
+from opendino.models.vision_transformer import VisionTransformer
+
+
+@dataclass(frozen=True)
+class Results:
+    """Outcome of one protocol on one model.
+
+    Attributes:
+        protocol: name of the protocol's file, such as "knn".
+        figures: name to value; accuracies in percent.
+        data: what it was measured on: sources, numbers of images, classes and unreadable files.
+        model: what was measured: source, hash and shape.
+        config: every setting, resolved.
+        seconds: wall time of the protocol.
+        notes: sentences a reader of the figures should know.
+    """
+
+    protocol: str
+    figures: dict[str, float]
+    data: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def file_name(self) -> str:
+        """Name for the JSON file: equal settings on equal data overwrite each other, other settings do not."""
+        source = str(self.data.get("val", self.data.get("source", "data"))).rstrip("/")
+        stem = "-".join(Path(source).with_suffix("").parts[-2:])
+        key = hashlib.sha256(json.dumps([self.config, self.data], sort_keys=True, default=str).encode()).hexdigest()[:6]
+        return f"{self.protocol}-{re.sub('[^A-Za-z0-9._-]+', '', stem)}-{key}.json"
+
+    def write(self, folder: Path | str) -> Path:
+        """Write the JSON file into a folder, which is made; a reader never sees half a file.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        path = Path(folder) / self.file_name()
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise ConfigError(f"{path}: the results cannot be written ({error.strerror}); give another out=") from None
+        return path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        return {**asdict(self), "notes": list(self.notes), "opendino": __version__}
+
+    def table(self) -> str:
+        """Markdown table of the figures, followed by the notes."""
+        lines = markdown_table(["figure", "value"], [[name, _number(value)] for name, value in self.figures.items()])
+        return "\n".join([lines, *(f"note: {note}" for note in self.notes)])
+
+
+def read(path: Path | str) -> Results:
+    """Results from a JSON file that `Results.write` wrote."""
+    fields: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    fields.pop("opendino", None)
+    fields["notes"] = tuple(fields["notes"])
+    return Results(**fields)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned Markdown table; the first column to the left, the others to the right."""
+    cells = [list(map(str, row)) for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    rule = [f":{'-' * (widths[0] - 1)}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+    lines = [_line(cells[0], widths), f"|{'|'.join(f' {part} ' for part in rule)}|"]
+    return "\n".join(lines + [_line(row, widths) for row in cells[1:]])
+
+
+def describe(backbone: VisionTransformer, source: Mapping[str, Any]) -> dict[str, Any]:
+    """What a results file says of a model: where it came from, and its shape."""
+    names = ("embed_dim", "depth", "num_heads", "patch_size", "num_register_tokens")
+    shape = {name: getattr(backbone, name) for name in names if hasattr(backbone, name)}
+    parameters = sum(part.numel() for part in backbone.parameters())
+    return {**source, **shape, "parameters": parameters}
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = row
+    return f"| {' | '.join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))])} |"
+
+
+def _number(value: float) -> str:
+    if float(value).is_integer() and abs(value) < 1e6:
+        return f"{value:.0f}" if isinstance(value, int) else f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health of features and prototypes without labels: rank, spread, norms, prototype use, entropy.
+
+A low loss does not tell a good run from a collapsed one, and even k-NN can stay fair while features collapse; these
+figures tell. Each is a pure function of a tensor and can be called from a training loop; `summary` gathers them.
+
+| figure                 | healthy                   | collapsed                          |
+|------------------------|---------------------------|------------------------------------|
+| effective rank         | tens and more             | 1 to 2                             |
+| mean cosine            | near 0                    | towards 1                          |
+| dead dimensions        | 0                         | towards 1                          |
+| prototypes used        | many, perplexity near it  | one or few                         |
+| entropy of the mean    | near 1 (parts of ln K)    | near 0                             |
+| mean entropy           | clearly below that        | near 0 with the above, or near 1   |
+
+Read next: `_features.py`.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from opendino import config as settings
+from opendino.data.datasets import open_dataset
+from opendino.distributed import is_main
+from opendino.errors import ConfigError
+from opendino.eval._features import FeatureConfig, extract, place
+from opendino.eval._results import Results, describe
+from opendino.models.vision_transformer import VisionTransformer
+
+
+@dataclass(frozen=True)
+class HealthConfig:
+    """Settings of `opendino eval health`.
+
+    Attributes:
+        data: images, labels not needed.
+        features: how images become features.
+    """
+
+    data: str = ""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+
+
+class PrototypeUse(NamedTuple):
+    """How the images spread over the prototypes.
+
+    Attributes:
+        used: prototypes that are the first choice of at least one image.
+        share: the same, as part of all prototypes; with n images it cannot exceed n / K.
+        perplexity: exp of the entropy of first choices, between 1 and `used`; equal to it when they are equally liked.
+    """
+
+    used: int
+    share: float
+    perplexity: float
+
+
+class EntropyRatio(NamedTuple):
+    """Entropies of prototype probabilities as parts of ln K, each between 0 and 1.
+
+    Attributes:
+        of_mean: of the mean over images; 1 when prototypes are used equally, 0 when all images share one.
+        mean: mean over images; 0 when every image is sure, 1 when every image is undecided.
+    """
+
+    of_mean: float
+    mean: float
+
+
+def run(
+    backbone: VisionTransformer,
+    config: HealthConfig,
+    *,
+    out: Path | None = None,
+    source: Mapping[str, object] | None = None,
+) -> Results:
+    """Figures of CLS and mean-patch features over a folder of images; every process of a group calls it.
+
+    Args:
+        backbone: moved to `config.features.device`.
+        config: data and features.
+        out: folder for the JSON file, or None.
+        source: where the model came from, for the record.
+
+    Raises:
+        ConfigError: no data named, or fewer than two images.
+        DataError: the data cannot be opened, or no image can be read.
+    """
+    start = time.perf_counter()
+    if not config.data:
+        raise ConfigError("data is missing: health needs images, labelled or not; give data=FOLDER")
+    place(backbone, config.features)
+    channels = backbone.input_spec.channels
+    features = extract(backbone, open_dataset(config.data, channels=channels), config.features, what="images")
+    if len(features) < 2:
+        raise ConfigError(f"data = {config.data}: health compares images and found one; give two or more")
+    figures = {f"cls_{name}": value for name, value in summary(features.cls).items()}
+    figures |= {f"patch_mean_{name}": value for name, value in summary(features.patch_mean).items()}
+    data = {"source": config.data, "images": len(features), "skipped": list(features.skipped)}
+    notes = (f"{len(features.skipped)} images could not be read and were left out",) if features.skipped else ()
+    seconds = time.perf_counter() - start
+    model = describe(backbone, source or {})
+    results = Results("health", figures, data, model, settings.to_dict(config), seconds, notes)
+    if out is not None and is_main():
+        results.write(out)
+    return results
+
+
+def summary(features: Float[Tensor, "n D"], probabilities: Float[Tensor, "n K"] | None = None) -> dict[str, float]:
+    """Every figure of this file, by name; those of prototypes where probabilities are given.
+
+    Args:
+        features: two or more images.
+        probabilities: teacher's or student's, over the prototypes, rows sum to 1.
+    """
+    norms = features.float().norm(dim=1)
+    figures = {
+        "effective_rank": effective_rank(features),
+        "mean_cosine": mean_cosine(features),
+        "dead_dimensions": dead_dimensions(features),
+        "norm_mean": float(norms.mean()),
+        "norm_std": float(norms.std(correction=0)),
+    }
+    if probabilities is not None:
+        use, entropy = prototype_usage(probabilities), entropy_ratio(probabilities)
+        figures |= {
+            "prototypes_used": float(use.used),
+            "prototypes_share": use.share,
+            "prototypes_perplexity": use.perplexity,
+            "entropy_of_mean": entropy.of_mean,
+            "mean_entropy": entropy.mean,
+        }
+    return figures
+
+
+def effective_rank(features: Float[Tensor, "n D"], *, center: bool = False) -> float:
+    """RankMe: exp of the entropy of the normalised singular values, between 1 and min(n, D); 0 for all-zero features.
+
+    Not a number when a feature is not finite.
+
+    Args:
+        features: one row an image; their common mean counts as one direction.
+        center: take that mean away first.
+
+    Source: Garrido et al. 2023, "RankMe", equation 1.
+    Differs: zero singular values add nothing, in place of an epsilon of 1e-7 inside the logarithm.
+    """
+    # Eigenvalues of the smaller Gram matrix, in float64 because squaring halves the digits.
+    matrix = features.detach().cpu().double()
+    if not bool(matrix.isfinite().all()):
+        return math.nan
+    if center:
+        matrix = matrix - matrix.mean(dim=0)
+    gram = matrix.T @ matrix if matrix.shape[0] > matrix.shape[1] else matrix @ matrix.T
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    # What rounding leaves of a zero eigenvalue is about 1e-15 of the largest, so 3e-8 after the root.
+    singular = singular[singular > 1e-6 * singular.max()]
+    return math.exp(_entropy(singular / singular.sum())) if len(singular) else 0.0
+
+
+def mean_cosine(features: Float[Tensor, "n D"]) -> float:
+    """Mean cosine over all pairs of different images, between -1 / (n - 1) and 1.
+
+    Differs from a loop over pairs only in speed: the squared length of the sum of unit vectors holds all of them.
+    """
+    unit = F.normalize(features.detach().double().cpu(), dim=1)
+    n = len(unit)
+    return float((unit.sum(dim=0).square().sum() - unit.square().sum()) / (n * (n - 1)))
+
+
+def dead_dimensions(features: Float[Tensor, "n D"], threshold: float = 1e-3) -> float:
+    """Share of dimensions whose standard deviation is below a part of the mean one, between 0 and 1.
+
+    1 when nothing varies at all.
+    """
+    deviation = features.detach().float().std(dim=0, correction=0)
+    # Identical rows leave rounding noise, not an exact zero.
+    floor = max(threshold * float(deviation.mean()), 1e-6 * float(features.abs().max()))
+    return float((deviation <= floor).double().mean())
+
+
+def prototype_usage(scores: Float[Tensor, "n K"]) -> PrototypeUse:
+    """First choices of the images; scores may be probabilities or logits, only their order counts."""
+    counts = torch.bincount(scores.detach().argmax(dim=1), minlength=scores.shape[1]).double().cpu()
+    used = int((counts > 0).sum())
+    return PrototypeUse(used, used / scores.shape[1], math.exp(_entropy(counts / counts.sum())))
+
+
+def entropy_ratio(probabilities: Float[Tensor, "n K"]) -> EntropyRatio:
+    """Entropy of the mean and mean entropy, as parts of ln K.
+
+    Args:
+        probabilities: rows that sum to 1; computed in float32 whatever comes in.
+    """
+    p = probabilities.detach().float()
+    rows = torch.special.entr(p).sum(dim=1).mean()
+    mean = torch.special.entr(p.mean(dim=0)).sum()
+    bound = math.log(p.shape[1])
+    return EntropyRatio(float(mean) / bound, float(rows) / bound)
+
+
+def _entropy(p: Tensor) -> float:
+    return float(torch.special.entr(p).sum())

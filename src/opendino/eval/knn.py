@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""k-NN by the published protocol: nearest training images vote, weighted by their similarity.
+
+A query's neighbours are the training images with the largest cosine. With similarities `s` and a temperature `T`,
+neighbour `i` votes for its class with weight `exp(s_i / T)`, divided by one constant per query. That constant (the
+published code sums over the largest k asked for, others over the k in use) cancels in the ranking of the classes,
+so no choice of it changes a prediction.
+
+Read next: `_features.py`, `_data.py`.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from opendino import config as settings
+from opendino.distributed import all_reduce_sum, is_main, rank, world_size
+from opendino.errors import ConfigError
+from opendino.eval._data import LabelledConfig, extract_pair
+from opendino.eval._features import FeatureConfig, FeatureKind, place
+from opendino.eval._results import Results, describe
+from opendino.models.vision_transformer import VisionTransformer
+
+_log = logging.getLogger(__name__)
+
+_QUERIES_AT_ONCE = 512
+_BANK_AT_ONCE = 65_536  # with 512 queries, a block of similarities is 128 MiB
+_TOP = 5
+
+
+@dataclass(frozen=True)
+class VoteConfig:
+    """How neighbours vote.
+
+    Attributes:
+        k: numbers of neighbours, each measured.
+        temperature: of the weights; small lets the nearest decide.
+        feature: CLS, mean of the patches, or both side by side.
+        n_per_class: few-shot banks, each of so many random training images a class, beside the whole bank.
+        tries: random draws of each few-shot bank; figures are their mean.
+    """
+
+    k: tuple[int, ...] = (10, 20, 100, 200)
+    temperature: float = 0.07
+    feature: FeatureKind = "cls"
+    n_per_class: tuple[int, ...] = ()
+    tries: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1:
+            raise ConfigError(f"knn.k = {list(self.k)}: give at least one number of neighbours, each 1 or more")
+        if self.temperature <= 0:
+            raise ConfigError(f"knn.temperature = {self.temperature}: give a positive number, published is 0.07")
+        if min((self.tries, *self.n_per_class)) < 1:
+            raise ConfigError("knn.n_per_class and knn.tries count images and draws: give 1 or more")
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """Settings of `opendino eval knn`."""
+
+    data: LabelledConfig = field(default_factory=LabelledConfig)
+    knn: VoteConfig = field(default_factory=VoteConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+
+
+def run(
+    backbone: VisionTransformer,
+    config: KnnConfig,
+    *,
+    out: Path | None = None,
+    source: Mapping[str, object] | None = None,
+) -> Results:
+    """Measure a backbone on a labelled pair of data sets; every process of a group calls it.
+
+    Args:
+        backbone: moved to `config.features.device`.
+        config: data, votes and features.
+        out: folder for the JSON file, or None.
+        source: where the model came from, for the record.
+
+    Raises:
+        ConfigError: a setting that does not fit the data.
+        DataError: a part cannot be opened or has no labels.
+    """
+    start = time.perf_counter()
+    place(backbone, config.features)
+    pair = extract_pair(backbone, config.data, config.features)
+    figures, notes = evaluate(
+        pair.train.select(config.knn.feature, normalize=True),
+        pair.train_labels,
+        pair.val.select(config.knn.feature, normalize=True),
+        pair.val_labels,
+        config.knn,
+        device=next(backbone.parameters()).device,
+    )
+    results = Results(
+        "knn",
+        figures,
+        pair.record,
+        describe(backbone, source or {}),
+        settings.to_dict(config),
+        time.perf_counter() - start,
+        (*pair.notes, *notes),
+    )
+    if out is not None and is_main():
+        results.write(out)
+    return results
+
+
+def evaluate(
+    train: Float[Tensor, "n D"],
+    train_labels: Int[Tensor, " n"],
+    val: Float[Tensor, "m D"],
+    val_labels: Int[Tensor, " m"],
+    config: VoteConfig = VoteConfig(),
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[dict[str, float], list[str]]:
+    """Accuracies of every bank and every k, in percent, and notes on what had to be changed.
+
+    Figures are named `top1_k20`, with `_n5` behind for a few-shot bank of 5 images a class; `top5_` only where there
+    are more than five classes. Features may come un-normalised; labels count from 0.
+
+    Raises:
+        ConfigError: every k is larger than the bank.
+
+    Source: official `eval/knn.py`. A few-shot bank uses each k up to its images a class, and that number itself.
+    Differs: a class without a vote never fills up the five best; few-shot draws come from numpy's generator.
+    """
+    train, val = F.normalize(train.float(), dim=-1), F.normalize(val.float(), dim=-1)
+    ks, notes = _fitting(config.k, len(train))
+    classes = int(torch.cat([train_labels, val_labels]).max()) + 1
+    banks: dict[str, tuple[list[int], list[Tensor]]] = {"": (ks, [torch.arange(len(train))])}
+    for n in config.n_per_class:
+        draws = [few_shot_rows(train_labels, n, seed) for seed in range(config.tries)]
+        banks[f"_n{n}"] = (sorted({*(k for k in config.k if k <= n), n}), draws)
+    figures: dict[str, float] = {}
+    for name, (bank_ks, draws) in banks.items():
+        tries = [
+            accuracies(predict(train[rows], train_labels[rows], val, bank_ks, classes, config.temperature, device),
+                       val_labels, bank_ks, classes)
+            for rows in draws
+        ]  # fmt: skip
+        for figure in tries[0]:
+            figures[f"{figure}{name}"] = float(np.mean([one[figure] for one in tries]))
+    return figures, notes
+
+
+def predict(
+    bank: Float[Tensor, "n D"],
+    bank_labels: Int[Tensor, " n"],
+    queries: Float[Tensor, "m D"],
+    ks: Sequence[int],
+    classes: int,
+    temperature: float = 0.07,
+    device: torch.device | str = "cpu",
+) -> Int[Tensor, "ks m top"]:
+    """The five best classes of every query for each k, best first, -1 where fewer got a vote.
+
+    With a process group each process answers a share of the queries and all return all answers.
+
+    Args:
+        bank: L2-normalised features of the labelled images.
+        bank_labels: their classes.
+        queries: L2-normalised features.
+        ks: numbers of neighbours, none larger than the bank.
+        classes: number of classes.
+        temperature: of the vote.
+        device: where similarities are computed.
+    """
+    best = torch.zeros(len(ks), len(queries), _TOP, dtype=torch.int64)
+    own = torch.arange(rank(), len(queries), world_size())
+    for rows in own.split(_QUERIES_AT_ONCE):
+        similarities, indices = nearest(queries[rows].to(device), bank, max(ks))
+        votes = tally(similarities, bank_labels.to(device)[indices], ks, classes, temperature)
+        best[:, rows] = _ranking(votes).cpu()
+    return best if world_size() == 1 else all_reduce_sum(best.to(device)).cpu()
+
+
+def nearest(
+    queries: Float[Tensor, "q D"], bank: Float[Tensor, "n D"], k: int, block: int = _BANK_AT_ONCE
+) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
+    """Largest dot products of each query with the bank, and their positions, largest first; exact, in float32.
+
+    Args:
+        queries: on the device that computes.
+        bank: on any device; its blocks travel to the queries.
+        k: at most the size of the bank.
+        block: bank rows at once; bounds the memory, never changes the result.
+    """
+    values = queries.new_empty(len(queries), 0, dtype=torch.float32)
+    positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    with _full_float32():
+        for start in range(0, len(bank), block):
+            part = bank[start : start + block].to(queries.device, torch.float32)
+            similarities = queries.float() @ part.T
+            top, where = similarities.topk(min(k, similarities.shape[1]), dim=1)
+            values = torch.cat([values, top], dim=1)
+            positions = torch.cat([positions, where + start], dim=1)
+            values, order = values.topk(min(k, values.shape[1]), dim=1)
+            positions = positions.gather(1, order)
+    return values, positions
+
+
+def tally(
+    similarities: Float[Tensor, "q k"], labels: Int[Tensor, "q k"], ks: Sequence[int], classes: int, temperature: float
+) -> Float[Tensor, "ks q classes"]:
+    """Weighted votes for each class from the first k neighbours, for each k; see the head of this file.
+
+    Args:
+        similarities: of the neighbours, largest first.
+        labels: classes of the neighbours.
+        ks: each at most the number of neighbours given.
+        classes: number of classes.
+        temperature: of the weights.
+    """
+    weights = (similarities.float() / temperature).softmax(dim=1)
+    votes = weights.new_zeros(len(ks), len(weights), classes)
+    for position, k in enumerate(ks):
+        votes[position].scatter_add_(1, labels[:, :k], weights[:, :k])
+    return votes
+
+
+def accuracies(
+    best: Int[Tensor, "ks m top"], labels: Int[Tensor, " m"], ks: Sequence[int], classes: int
+) -> dict[str, float]:
+    """Top-1 and, with more than five classes, top-5 accuracy for each k, in percent."""
+    hits = best == labels[None, :, None]
+    figures = {f"top1_k{k}": 100 * float(hits[i, :, 0].double().mean()) for i, k in enumerate(ks)}
+    if classes > _TOP:
+        figures |= {f"top5_k{k}": 100 * float(hits[i].any(dim=1).double().mean()) for i, k in enumerate(ks)}
+    return figures
+
+
+def few_shot_rows(labels: Int[Tensor, " n"], per_class: int, seed: int) -> Int[Tensor, " rows"]:
+    """Positions of so many random images of each class, in increasing order.
+
+    Raises:
+        ConfigError: a class has fewer images.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten().numpy()
+        if len(members) < per_class:
+            raise ConfigError(
+                f"knn.n_per_class = {per_class}: class {label} has {len(members)} training images; give at most those"
+            )
+        rows.append(rng.choice(members, per_class, replace=False))
+    return torch.from_numpy(np.sort(np.concatenate(rows)))
+
+
+def _fitting(ks: Sequence[int], bank: int) -> tuple[list[int], list[str]]:
+    fitting = sorted({k for k in ks if k <= bank})
+    if not fitting:
+        raise ConfigError(f"knn.k = {list(ks)}: the bank has {bank} images; give a k of at most {bank}")
+    if len(fitting) == len(set(ks)):
+        return fitting, []
+    note = f"left out k = {', '.join(str(k) for k in sorted(ks) if k > bank)}: the bank has only {bank} images"
+    _log.warning("k-NN: %s", note)
+    return fitting, [note]
+
+
+def _ranking(votes: Float[Tensor, "ks q classes"]) -> Int[Tensor, "ks q top"]:
+    # A stable sort gives a tie to the class with the smaller number, on every device.
+    order = votes.argsort(dim=-1, descending=True, stable=True)[..., :_TOP]
+    order = order.masked_fill(votes.gather(-1, order) == 0, -1)
+    return F.pad(order, (0, _TOP - order.shape[-1]), value=-1)
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Switch off TensorFloat-32: its ten bits of mantissa reorder near neighbours."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

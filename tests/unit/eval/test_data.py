@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from PIL import Image
+
+from opendino.errors import ConfigError, DataError
+from opendino.eval._data import LabelledConfig, extract_pair, open_pair
+from opendino.eval._features import FeatureConfig
+from opendino.models.vision_transformer import VisionTransformer
+
+
+def make(folder, classes, each=2):
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            Image.new("RGB", (8, 8), (20 * i, 50, 90)).save(folder / name / f"{i}.png")
+    return str(folder)
+
+
+def test_classes_are_matched_by_name_not_by_number(tmp_path):
+    config = LabelledConfig(make(tmp_path / "a", ["ant", "bee", "cat"]), make(tmp_path / "b", ["bee", "cat"], each=1))
+    pair = open_pair(config)
+    assert pair.classes == ("ant", "bee", "cat")
+    assert pair.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert pair.val_labels.tolist() == [1, 2]  # its own numbers are 0 and 1
+
+
+def test_a_class_that_training_lacks(tmp_path):
+    config = LabelledConfig(make(tmp_path / "a", ["ant", "bee"]), make(tmp_path / "b", ["bee", "cow", "dog"]))
+    with pytest.raises(DataError, match=r"class 'cow' \(2 such\) is not among the 2 classes"):
+        open_pair(config)
+
+
+def test_parts_that_are_missing_or_the_same(tmp_path):
+    with pytest.raises(ConfigError, match=r"data.train is missing"):
+        open_pair(LabelledConfig())
+    with pytest.raises(ConfigError, match=r"data.val is missing"):
+        open_pair(LabelledConfig(train="x"))
+    with pytest.raises(ConfigError, match="each image would find itself"):
+        open_pair(LabelledConfig("x", "x"))
+
+
+def test_images_without_labels(tmp_path):
+    labelled = make(tmp_path / "a", ["ant", "bee"])
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    Image.new("RGB", (8, 8)).save(flat / "0.png")
+    with pytest.raises(DataError, match="flat: has no labels"):
+        open_pair(LabelledConfig(labelled, str(flat)))
+
+
+def test_labels_follow_the_images_that_could_be_read(tmp_path):
+    train, val = make(tmp_path / "a", ["ant", "bee"], each=3), make(tmp_path / "b", ["ant", "bee"])
+    (tmp_path / "a" / "ant" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "b" / "ant" / "0.png").write_bytes(b"no picture")
+    backbone = VisionTransformer(img_size=8, patch_size=4, embed_dim=64, depth=1, num_heads=1)
+    found = extract_pair(backbone, LabelledConfig(train, val), FeatureConfig())
+    assert found.train_labels.tolist() == [0, 0, 1, 1, 1]
+    assert found.val_labels.tolist() == [0, 1, 1]
+    assert found.train.cls.shape == (5, 64)
+    assert found.notes == ("2 images could not be read and were left out",)
+    assert found.record["train_images"] == 5
+    assert len(found.record["skipped"]) == 2
+    assert torch.isfinite(found.train.cls).all()

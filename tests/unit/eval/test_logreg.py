@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
+
+from opendino.errors import ConfigError, DataError
+from opendino.eval import logreg
+from opendino.eval.logreg import RegressionConfig
+
+
+def blobs(n, seed, noise=1.5, classes=4, dim=6):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    centres = np.random.default_rng(5).normal(size=(classes, dim))
+    features = (centres[labels] + noise * rng.normal(size=(n, dim))).astype(np.float32)
+    return torch.from_numpy(features), torch.from_numpy(labels)
+
+
+def test_agrees_with_fresh_fits_at_each_strength():
+    x, y = blobs(400, 0)
+    x_val, y_val = blobs(200, 1)
+    config = RegressionConfig(values=7, tolerance=1e-8)
+    figures, notes = logreg.evaluate(x, y, x_val, y_val, config)
+    fitted, held_out = logreg.split(400, 0.1, 0)
+    scores = []
+    for C in logreg.strengths(config):
+        model = LogisticRegression(C=C, tol=1e-8, max_iter=5000).fit(x[fitted].double(), y[fitted])
+        scores.append(model.score(x[held_out].double(), y[held_out]))
+    C = logreg.strengths(config)[int(np.argmax(scores))]
+    final = LogisticRegression(C=C, tol=1e-8, max_iter=5000).fit(x.double(), y)
+    assert figures["C"] == C
+    assert figures["top1_split"] == pytest.approx(100 * max(scores))
+    assert figures["top1"] == pytest.approx(100 * final.score(x_val.double(), y_val), abs=1e-9)
+    assert notes == []
+
+
+def test_a_warm_start_ends_at_the_same_optimum():
+    x, y = blobs(300, 0)
+    path = logreg._Path(RegressionConfig(tolerance=1e-9))
+    for C in (1e-3, 1e-1, 10.0):
+        path.fit(x.double().numpy(), y.numpy(), C)
+    cold = logreg._Path(RegressionConfig(tolerance=1e-9)).fit(x.double().numpy(), y.numpy(), 10.0)
+    np.testing.assert_allclose(path.model.coef_, cold.model.coef_, atol=1e-4)
+
+
+def test_objective_is_the_published_one():
+    # C times the summed cross-entropy plus half the squared weights, intercept free: minimised independently.
+    x, y = (part.numpy() for part in blobs(120, 0, classes=3, dim=3))
+    x = x.astype(np.float64)
+    C, n_classes, dim = 0.3, 3, 3
+
+    def objective(flat):
+        w, b = flat[: n_classes * dim].reshape(n_classes, dim), flat[n_classes * dim :]
+        logits = x @ w.T + b
+        top = logits.max(axis=1)
+        log_norm = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
+        return C * (log_norm - logits[np.arange(len(y)), y]).sum() + 0.5 * (w**2).sum()
+
+    best = minimize(objective, np.zeros(n_classes * (dim + 1)), method="BFGS", options={"gtol": 1e-7})
+    fitted = logreg._Path(RegressionConfig(tolerance=1e-10)).fit(x, y, C).model
+    np.testing.assert_allclose(fitted.coef_.ravel(), best.x[: n_classes * dim], atol=1e-4)
+
+
+def test_the_grid_is_the_published_one():
+    grid = logreg.strengths(RegressionConfig())
+    assert len(grid) == 45
+    np.testing.assert_allclose(grid, 10 ** np.linspace(-6, 5, 45))
+
+
+def test_the_split_is_a_tenth_fixed_by_the_seed():
+    fitted, held_out = logreg.split(1000, 0.1, 0)
+    assert len(held_out) == 100
+    assert sorted([*fitted, *held_out]) == list(range(1000))
+    np.testing.assert_array_equal(held_out, logreg.split(1000, 0.1, 0)[1])
+    assert not np.array_equal(held_out, logreg.split(1000, 0.1, 1)[1])
+    assert [len(part) for part in logreg.split(2, 0.1, 0)] == [1, 1]
+
+
+def test_standardising_makes_scales_irrelevant():
+    x, y = blobs(300, 0)
+    x_val, y_val = blobs(150, 1)
+    scale = torch.tensor([1.0, 100.0, 0.01, 3.0, 10.0, 0.1])
+    config = RegressionConfig(values=5, exponents=(-3.0, 1.0), standardize=True, tolerance=1e-9)
+    plain, _ = logreg.evaluate(x, y, x_val, y_val, config)
+    scaled, _ = logreg.evaluate(x * scale + 7, y, x_val * scale + 7, y_val, config)
+    assert scaled["C"] == plain["C"]
+    assert scaled["top1"] == pytest.approx(plain["top1"], abs=1.0)
+
+
+def test_a_constant_feature_survives_standardising():
+    x, y = blobs(100, 0)
+    x[:, 0] = 4.0
+    figures, _ = logreg.evaluate(x, y, x, y, RegressionConfig(values=2, exponents=(-2.0, 0.0), standardize=True))
+    assert figures["top1"] > 50
+
+
+def test_mean_per_class_weighs_classes_equally():
+    x = torch.tensor([[-1.0], [-1.1], [1.0], [1.1]] * 20)
+    y = torch.tensor([0, 0, 1, 1] * 20)
+    x_val = torch.tensor([[-1.0]] * 8 + [[-1.0]] * 1 + [[1.0]] * 1)
+    y_val = torch.tensor([0] * 8 + [1, 1])
+    figures, _ = logreg.evaluate(x, y, x_val, y_val, RegressionConfig(values=1, exponents=(0.0, 0.0)))
+    assert figures["top1"] == pytest.approx(90)
+    assert figures["mean_per_class"] == pytest.approx(75)
+
+
+def test_says_when_it_did_not_converge_or_the_grid_was_too_narrow():
+    x, y = blobs(200, 0, noise=0.3)
+    _, notes = logreg.evaluate(x, y, x, y, RegressionConfig(values=3, max_iterations=2, tolerance=1e-12))
+    assert any("ended at 2 iterations" in note for note in notes)
+    x, y = blobs(200, 0, noise=3.0)
+    _, notes = logreg.evaluate(x, y, x, y, RegressionConfig(values=2, exponents=(-9.0, -8.0)))
+    assert any("edge of the grid" in note for note in notes)
+
+
+def test_one_class_is_an_error():
+    x = torch.randn(20, 3)
+    y = torch.zeros(20, dtype=torch.int64)
+    with pytest.raises(DataError, match="two or more classes"):
+        logreg.evaluate(x, y, x, y)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [({"values": 0}, "1 or more"), ({"holdout": 1.0}, "between 0 and 1")])
+def test_settings_that_make_no_sense(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        RegressionConfig(**wrong)

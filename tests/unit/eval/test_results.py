@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+
+from opendino.errors import ConfigError
+from opendino.eval import _results
+from opendino.eval._results import Results
+from opendino.models.vision_transformer import VisionTransformer
+
+
+def example(**changes):
+    fields = {
+        "protocol": "knn",
+        "figures": {"top1_k10": 71.25, "C": 1e-06},
+        "data": {"train": "in1k/train", "val": "in1k/val", "val_images": 3},
+        "model": {"source": "runs/x"},
+        "config": {"knn": {"k": [10]}},
+        "seconds": 1.5,
+        "notes": ("one image was left out",),
+    }
+    return Results(**{**fields, **changes})
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    path = example().write(tmp_path / "run" / "eval")
+    assert _results.read(path) == example()
+    assert json.loads(path.read_text())["opendino"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_equal_settings_share_a_file_and_others_do_not():
+    name = example().file_name()
+    assert name.startswith("knn-in1k-val-")
+    assert name.endswith(".json")
+    assert example(figures={}, seconds=9.0).file_name() == name
+    assert example(config={"knn": {"k": [20]}}).file_name() != name
+    assert example(data={"train": "other", "val": "in1k/val"}).file_name() != name
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        example().write(tmp_path / "file")
+
+
+def test_the_table():
+    assert example().table().splitlines() == [
+        "| figure   | value |",
+        "| :------- | ----: |",
+        "| top1_k10 | 71.25 |",
+        "| C        | 1e-06 |",
+        "note: one image was left out",
+    ]
+
+
+def test_a_model_describes_itself():
+    backbone = VisionTransformer(img_size=8, patch_size=4, embed_dim=64, depth=1, num_heads=1)
+    found = _results.describe(backbone, {"source": "x.pth"})
+    assert found["source"] == "x.pth"
+    assert (found["embed_dim"], found["depth"], found["patch_size"]) == (64, 1, 4)
+    assert found["parameters"] == sum(p.numel() for p in backbone.parameters())
