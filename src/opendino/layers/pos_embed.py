@@ -118,10 +118,10 @@ def _cached_matrix(n_in: int, n_out: int, step: float, antialias: bool, device: 
 
 
 def _cubic(distance: Tensor, a: float) -> Tensor:
-    """Keys' cubic convolution kernel; zero from distance 2 on."""
+    """Keys' cubic convolution kernel, zero from distance 2 on; rounded as PyTorch's, factor by factor."""
     x = distance.abs()
     near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((x - 5) * x + 8) * x * a - 4 * a
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 

@@ -208,7 +208,7 @@ class VisionTransformer(nn.Module):
         first = 1 + self.num_register_tokens
         patches = [t[:, first:] for t in taken]
         if reshape:
-            patches = [p.transpose(1, 2).reshape(p.shape[0], -1, h, w) for p in patches]
+            patches = [p.transpose(1, 2).unflatten(2, (h, w)).contiguous() for p in patches]
         columns = [patches]
         if return_class_token:
             columns.append([t[:, 0] for t in taken])
@@ -312,8 +312,13 @@ def _fold_on_load(_module: nn.Module, state: dict[str, Any], prefix: str, *_: ob
 def _check_size(size: tuple[int, int], patch_size: int, where: str) -> None:
     if all(side >= patch_size and side % patch_size == 0 for side in size):
         return
-    below, above = ([max(s // patch_size + i, 1) * patch_size for s in size] for i in (0, 1))
+    nearest = dict.fromkeys("x".join(str(_multiple(side, patch_size, up)) for side in size) for up in (0, 1))
     raise ModelError(
         f"{where}: {size[0]}x{size[1]} pixels are not a multiple of the patch size {patch_size}; "
-        f"the nearest sizes that would do are {below[0]}x{below[1]} and {above[0]}x{above[1]}"
+        f"the nearest that would do: {' and '.join(nearest)}"
     )
+
+
+def _multiple(side: int, patch_size: int, up: int) -> int:
+    """The multiple of the patch at or below `side`, or at or above it; at least one patch."""
+    return max((side + up * (patch_size - 1)) // patch_size, 1) * patch_size

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from opendino.models.input_spec import InputSpec
+
+
+def test_three_channels_have_imagenet_statistics():
+    spec = InputSpec.default((224, 336), 3)
+    assert (spec.size, spec.channels) == ((224, 336), 3)
+    assert spec.mean == (0.485, 0.456, 0.406)
+    assert spec.std == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_other_channel_counts_have_their_average(channels):
+    spec = InputSpec.default((32, 32), channels)
+    assert spec.mean == pytest.approx((0.449,) * channels)
+    assert spec.std == pytest.approx((0.226,) * channels)
