@@ -19,7 +19,7 @@ class PathTable:
         offsets: path i is text[offsets[i] : offsets[i + 1]].
     """
 
-    def __init__(self, text: UInt8[np.ndarray, " bytes"], offsets: Int64[np.ndarray, " n+1"]) -> None:
+    def __init__(self, text: UInt8[np.ndarray, " bytes"], offsets: Int64[np.ndarray, " ends"]) -> None:
         self.text, self.offsets = text, offsets
 
     @classmethod
