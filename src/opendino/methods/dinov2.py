@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DINOv2: what the teacher says of a batch, what the student says, and the loss between; read `losses/dino.py` next.
+
+`examples/minimal_dinov2.py` is the same method on one page, without options.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from opendino.data.collate import PretrainBatch
+from opendino.errors import ConfigError, ModelError
+from opendino.layers.dino_head import DINOHead
+from opendino.losses.centering import Centering
+from opendino.losses.dino import dino_loss
+from opendino.losses.ibot import ibot_loss
+from opendino.losses.koleo import koleo_loss
+from opendino.losses.sinkhorn import sinkhorn_knopp
+from opendino.models.vision_transformer import VisionTransformer
+from opendino.optim.ema import update_ema
+from opendino.optim.schedules import Schedule, cosine, linear, steps_of
+
+
+@dataclass(frozen=True)
+class DINOConfig:
+    """The image-level term, its head, and how the teacher's targets are made for both terms.
+
+    Attributes:
+        loss_weight: weight of the term; 0 leaves it out, and local crops with it.
+        prototypes: number of prototypes K.
+        hidden_dim: width of the head's MLP.
+        bottleneck_dim: width before the prototypes.
+        nlayers: linear layers of the head's MLP.
+        centering: targets by a running centre, or by Sinkhorn-Knopp.
+    """
+
+    loss_weight: float = 1.0
+    prototypes: int = 65536
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    nlayers: int = 3
+    centering: Literal["centering", "sinkhorn_knopp"] = "centering"
+
+    def __post_init__(self) -> None:
+        _check_weight("dino.loss_weight", self.loss_weight)
+
+
+@dataclass(frozen=True)
+class IBOTConfig:
+    """The patch-level term. The fields of the head are read only where it has its own.
+
+    Attributes:
+        loss_weight: weight of the term; 0 leaves it out.
+        separate_head: whether patches have a head of their own, or share the images'.
+        prototypes: number of prototypes K of the own head.
+        hidden_dim: width of the own head's MLP.
+        bottleneck_dim: width before the own head's prototypes.
+        nlayers: linear layers of the own head's MLP.
+    """
+
+    loss_weight: float = 1.0
+    separate_head: bool = False
+    prototypes: int = 65536
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    nlayers: int = 3
+
+    def __post_init__(self) -> None:
+        _check_weight("ibot.loss_weight", self.loss_weight)
+
+
+@dataclass(frozen=True)
+class KoLeoConfig:
+    """The spreading term.
+
+    Attributes:
+        loss_weight: weight of the term, for each of the two global crops; 0 leaves it out.
+    """
+
+    loss_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_weight("koleo.loss_weight", self.loss_weight)
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """How the teacher follows the student and how sharp its targets are.
+
+    Attributes:
+        momentum: share of the teacher that stays at each step, at the start and at the end, a cosine between.
+        temp: temperature of the targets at the start and after its warm-up, a line between.
+        temp_warmup: length of that warm-up: an int is steps, a float a share of the run.
+    """
+
+    momentum: tuple[float, float] = (0.992, 1.0)
+    temp: tuple[float, float] = (0.04, 0.07)
+    temp_warmup: int | float = 0.3
+
+    def __post_init__(self) -> None:
+        if not all(0 <= momentum <= 1 for momentum in self.momentum):
+            raise ConfigError(f"teacher.momentum = {self.momentum} are not shares; use two numbers of 0 to 1")
+        if not all(temp > 0 for temp in self.temp):
+            raise ConfigError(f"teacher.temp = {self.temp} cannot sharpen; use two numbers above 0, such as 0.04, 0.07")
+
+
+@dataclass(frozen=True)
+class DINOv2Config:
+    """All of the method's settings; the defaults are the official ones for a ViT-L/16 on ImageNet-1k."""
+
+    dino: DINOConfig = field(default_factory=DINOConfig)
+    ibot: IBOTConfig = field(default_factory=IBOTConfig)
+    koleo: KoLeoConfig = field(default_factory=KoLeoConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+
+    def __post_init__(self) -> None:
+        if self.dino.loss_weight == self.ibot.loss_weight == self.koleo.loss_weight == 0:
+            raise ConfigError(
+                "dino.loss_weight, ibot.loss_weight and koleo.loss_weight are all 0, which leaves nothing to learn; "
+                "set at least one above 0"
+            )
+
+
+class TeacherSchedules(NamedTuple):
+    """What the loop passes to the method at each step."""
+
+    momentum: Schedule
+    temp: Schedule
+
+
+def teacher_schedules(config: TeacherConfig, total: int) -> TeacherSchedules:
+    """Schedules of the teacher in a run of `total` steps.
+
+    Raises:
+        ConfigError: the warm-up is longer than the run.
+    """
+    warmup = steps_of(config.temp_warmup, total, "teacher.temp_warmup")
+    return TeacherSchedules(momentum=cosine(*config.momentum, total), temp=linear(*config.temp, warmup))
+
+
+class StepOutput(NamedTuple):
+    """The loss of a batch and what it is made of.
+
+    Attributes:
+        loss: to be back-propagated.
+        terms: `dino_local`, `dino_global`, `ibot` and `koleo` as they enter the loss, weights included, without
+            gradient; added up in this order they are the loss, to the last bit. A term that is left out is 0.
+
+    The official log shows other figures of the same loss: its `ibot_loss` and `koleo_loss` are half of ours, its DINO
+    losses are ours over `dino.loss_weight`, and its `total_loss` is the sum of those, not what it back-propagates.
+    With K prototypes a run starts a little above 16/18 ln K, 2/18 ln K and 0.5 ln K, with a running centre only after
+    some twenty steps: before the centre is there, student and teacher agree on a few prototypes, and the first losses
+    are about 7 % lower. `koleo` starts at 1 to 2 where LayerScale starts at 1e-5.
+    """
+
+    loss: Float32[Tensor, ""]
+    terms: dict[str, Float32[Tensor, ""]]
+
+
+class Targets(NamedTuple):
+    """What the teacher says; None where no term asks.
+
+    Attributes:
+        crops: probabilities of the unmasked global crops.
+        patches: probabilities of the patches that are masked for the student.
+    """
+
+    crops: Float32[Tensor, "G B K"] | None
+    patches: Float32[Tensor, "M Kp"] | None
+
+
+class StudentViews(NamedTuple):
+    """What the student says; logits are None where no term asks.
+
+    Attributes:
+        cls: class tokens of the masked global crops, from the backbone.
+        global_logits: prototype logits of those.
+        local_logits: prototype logits of the local crops; L may be 0.
+        patch_logits: prototype logits of the masked patches.
+    """
+
+    cls: Float[Tensor, "G B D"]
+    global_logits: Float[Tensor, "G B K"] | None
+    local_logits: Float[Tensor, "L B K"] | None
+    patch_logits: Float[Tensor, "M Kp"] | None
+
+
+class DINOv2(nn.Module):
+    """Student, teacher and their losses.
+
+    The teacher starts as a copy of the student, whatever it held before, is always in evaluation mode and has no
+    gradients; it moves by `update_teacher` alone. Neither network knows of the losses: `student` and `teacher` are
+    ModuleDicts of `backbone`, `dino_head` and `ibot_head`, the heads as far as a term needs them.
+
+    Args:
+        student_backbone: the backbone to train; its present weights are the start.
+        teacher_backbone: the same shape, without stochastic depth.
+        config: weights, heads and schedules.
+
+    Raises:
+        ModelError: the two backbones differ in shape.
+
+    Source: Oquab et al. 2023, section 4; official `train/ssl_meta_arch.py`.
+    Differs: each term can be left out, also the DINO term; what is returned is what is to be back-propagated.
+    """
+
+    def __init__(
+        self,
+        student_backbone: VisionTransformer,
+        teacher_backbone: VisionTransformer,
+        config: DINOv2Config | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config or DINOv2Config()
+        self.student = _network(student_backbone, self.config)
+        self.teacher = _network(teacher_backbone, self.config)
+        self.reset_teacher()
+        dino, ibot = self.config.dino, self.config.ibot
+        # The centres' names in the state dict are the official ones.
+        if dino.centering == "centering" and dino.loss_weight:
+            self.dino_loss = Centering(dino.prototypes)
+        if dino.centering == "centering" and ibot.loss_weight:
+            self.ibot_patch_loss = Centering(ibot.prototypes if ibot.separate_head else dino.prototypes, patches=True)
+        self.train()
+
+    def forward(self, batch: PretrainBatch, teacher_temp: float) -> StepOutput:
+        """Loss of a batch; in training the centres of the targets move on.
+
+        Args:
+            batch: normalised crops and masks, on the device of the networks.
+            teacher_temp: temperature of the targets at this step.
+        """
+        targets = self.targets(batch, teacher_temp)  # before the student, whose activations stay for the backward pass
+        return self.loss(self.student_views(batch), targets, batch)
+
+    @torch.no_grad()
+    def targets(self, batch: PretrainBatch, teacher_temp: float) -> Targets:
+        """What the teacher says of the unmasked global crops and, where the student's are masked, of their patches."""
+        dino, ibot = self.config.dino, self.config.ibot
+        if not (dino.loss_weight or ibot.loss_weight):
+            return Targets(None, None)
+        features = self.teacher["backbone"](batch.global_crops, is_training=True)
+        patches = _masked_patches(features["x_norm_patchtokens"], batch)
+        cls_logits, patch_logits = self._logits(self.teacher, features["x_norm_clstoken"], patches)
+        crops = None if cls_logits is None else self._to_targets("dino_loss", cls_logits, teacher_temp)
+        return Targets(
+            crops=None if crops is None else crops.unflatten(0, (-1, batch.images)),
+            patches=None if patch_logits is None else self._to_targets("ibot_patch_loss", patch_logits, teacher_temp),
+        )
+
+    def student_views(self, batch: PretrainBatch) -> StudentViews:
+        """What the student says of the masked global crops and the local crops, in one packed pass of the backbone."""
+        with_locals = bool(self.config.dino.loss_weight) and len(batch.local_crops) > 0
+        crops = [batch.global_crops, batch.local_crops] if with_locals else [batch.global_crops]
+        features = self.student["backbone"](crops, masks=[batch.masks, None][: len(crops)], is_training=True)
+        of_globals, of_locals = features[0]["x_norm_clstoken"], features[-1]["x_norm_clstoken"]
+        of_locals = of_locals if with_locals else of_locals[:0]
+        patches = _masked_patches(features[0]["x_norm_patchtokens"], batch)
+        cls_logits, patch_logits = self._logits(self.student, torch.cat([of_locals, of_globals]), patches)
+        by_crop = None if cls_logits is None else cls_logits.unflatten(0, (-1, batch.images))
+        n_locals = len(of_locals) // batch.images
+        return StudentViews(
+            cls=of_globals.unflatten(0, (-1, batch.images)),
+            global_logits=None if by_crop is None else by_crop[n_locals:],
+            local_logits=None if by_crop is None else by_crop[:n_locals],
+            patch_logits=patch_logits,
+        )
+
+    def loss(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> StepOutput:
+        """The weighted terms between what the student and the teacher say, and their sum."""
+        config, zero = self.config, torch.zeros((), device=views.cls.device)
+        terms = dict.fromkeys(("dino_local", "dino_global", "ibot", "koleo"), zero)
+        if views.global_logits is not None and views.local_logits is not None and targets.crops is not None:
+            local, global_ = dino_loss(views.global_logits, views.local_logits, targets.crops)
+            terms["dino_local"] = config.dino.loss_weight * local
+            terms["dino_global"] = config.dino.loss_weight * global_
+        if views.patch_logits is not None and targets.patches is not None:
+            per_patch = batch.masks_weight, len(batch.masks)
+            terms["ibot"] = config.ibot.loss_weight * ibot_loss(views.patch_logits, targets.patches, *per_patch)
+        if config.koleo.loss_weight:
+            terms["koleo"] = config.koleo.loss_weight * torch.stack([koleo_loss(crop) for crop in views.cls]).sum()
+        loss = sum(terms.values(), start=zero)
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def subnetworks(self) -> dict[str, nn.Module]:
+        """The student's networks by name, each of which is clipped by its own gradient norm."""
+        return dict(self.student.items())
+
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher towards the student, after the optimizer's step."""
+        update_ema(self.teacher, self.student, momentum)
+
+    def reset_teacher(self) -> None:
+        """Make the teacher a copy of the student, as at the start of a run.
+
+        Raises:
+            ModelError: the two differ in shape.
+        """
+        try:
+            self.teacher.load_state_dict(self.student.state_dict())
+        except RuntimeError as error:
+            raise ModelError(
+                f"student and teacher differ in shape; build both from the same settings: {error}"
+            ) from None
+        self.teacher.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "DINOv2":
+        """Training mode for the student and the centres; the teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def _to_targets(self, center: str, logits: Float[Tensor, "rows K"], temp: float) -> Float32[Tensor, "rows K"]:
+        if self.config.dino.centering == "sinkhorn_knopp":
+            return sinkhorn_knopp(logits, temp)
+        return self.get_submodule(center)(logits, temp)
+
+    def _logits(
+        self, network: nn.ModuleDict, cls: Float[Tensor, "rows D"], patches: Float[Tensor, "M D"]
+    ) -> tuple[Float[Tensor, "rows K"] | None, Float[Tensor, "M Kp"] | None]:
+        """Prototype logits of crops and of patches, by one call where they share a head; None where no term asks."""
+        dino, ibot = self.config.dino, self.config.ibot
+        if dino.loss_weight and ibot.loss_weight and not ibot.separate_head:
+            of_crops, of_patches = network["dino_head"](torch.cat([cls, patches])).split([len(cls), len(patches)])
+            return of_crops, of_patches
+        patch_head = "ibot_head" if ibot.separate_head else "dino_head"
+        return (
+            network["dino_head"](cls) if dino.loss_weight else None,
+            network[patch_head](patches) if ibot.loss_weight else None,
+        )
+
+
+def _network(backbone: VisionTransformer, config: DINOv2Config) -> nn.ModuleDict:
+    dino, ibot = config.dino, config.ibot
+    network = nn.ModuleDict({"backbone": backbone})
+    if dino.loss_weight or (ibot.loss_weight and not ibot.separate_head):
+        network["dino_head"] = _head(backbone.embed_dim, dino)
+    if ibot.loss_weight and ibot.separate_head:
+        network["ibot_head"] = _head(backbone.embed_dim, ibot)
+    return network
+
+
+def _head(in_dim: int, config: DINOConfig | IBOTConfig) -> DINOHead:
+    return DINOHead(in_dim, config.prototypes, config.hidden_dim, config.bottleneck_dim, config.nlayers)
+
+
+def _masked_patches(patches: Float[Tensor, "GB N D"], batch: PretrainBatch) -> Float[Tensor, "M D"]:
+    return patches.flatten(0, 1).index_select(0, batch.mask_indices)
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if not 0 <= weight < float("inf"):
+        raise ConfigError(f"{name} = {weight} is no weight; use a number of 0 or more")
