@@ -12,7 +12,8 @@ Decisions, the same for every reader of the package:
 - **Transparency** is laid over white. (The official reader drops it and shows the colour under it, often black.)
 - **Grey for 3 channels** is repeated; **colour for 1 channel** is ITU-R 601 luma; CMYK, YCbCr, LAB, HSV and palettes
   become RGB.
-- **Any other number of channels** must be there exactly: as bands, or as the pages of a file of one-band pages.
+- **Any other number of channels** must be there exactly: as bands, or as the pages of a file of one-band pages. TIFF
+  files of many samples are read by `tiff.py`.
 - **More than 8 bits**: unsigned 16-bit integers are divided by 65,535. Floats must lie in 0..1. For everything else,
   and for 12-bit data in 16-bit files, `value_range` says which two values become 0 and 1; beyond them is clipped.
 - **Size**: Pillow's guard against decompression bombs holds (178,956,970 pixels).
@@ -25,6 +26,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 from PIL import Image, ImageOps
 
+from opendino.data.tiff import is_tiff, read_tiff, samples_of
 from opendino.errors import DataError
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -62,10 +64,7 @@ def decode(
     """
     name = name or (str(source) if isinstance(source, Path) else f"image of {len(source)} bytes")
     try:
-        if _is_npy(source):
-            return _from_array(_load_npy(source), channels, value_range)
-        with Image.open(source if isinstance(source, Path) else BytesIO(source)) as image:
-            return _from_image(image, channels, orient, value_range)
+        return _decode(source, channels, orient, value_range)
     except MemoryError:
         raise
     except DataError as error:
@@ -76,14 +75,35 @@ def decode(
         raise DataError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def _is_npy(source: bytes | Path) -> bool:
+def _decode(source: bytes | Path, channels: int, orient: bool, value_range: tuple[float, float] | None) -> Decoded:
+    array = _array_file(source, channels)
+    if array is not None:
+        return _from_array(array, channels, value_range)
+    try:
+        image = Image.open(source if isinstance(source, Path) else BytesIO(source))
+    except Image.UnidentifiedImageError:
+        data = source.read_bytes() if isinstance(source, Path) else source
+        if not is_tiff(data):
+            raise
+        return _from_array(read_tiff(data), channels, value_range)  # such as three channels of floats
+    with image:
+        return _from_image(image, channels, orient, value_range)
+
+
+def _array_file(source: bytes | Path, channels: int) -> Shaped[np.ndarray, "..."] | None:
+    """Pixels of the files that are not Pillow's: `.npy`, and TIFF of as many samples as wanted channels."""
     if isinstance(source, Path):
-        return source.suffix == ".npy"
-    return source[:6] == NPY_MAGIC
-
-
-def _load_npy(source: bytes | Path) -> Shaped[np.ndarray, "..."]:
-    return np.load(source if isinstance(source, Path) else BytesIO(source))
+        suffix = source.suffix.lower()
+        if suffix == ".npy":
+            return np.load(source)
+        if channels in (1, 3) or suffix not in (".tif", ".tiff"):
+            return None
+        source = source.read_bytes()
+    if source[:6] == NPY_MAGIC:
+        return np.load(BytesIO(source))
+    if channels not in (1, 3) and is_tiff(source) and samples_of(source) == channels:
+        return read_tiff(source)
+    return None
 
 
 def _from_image(image: Image.Image, channels: int, orient: bool, value_range: tuple[float, float] | None) -> Decoded:
@@ -187,8 +207,13 @@ def _scale(
         return pixels.astype(np.float32) / np.float32(255)
     low, high = pixels.min(), pixels.max()
     # Pillow gives some 16-bit files as 32-bit integers.
-    if pixels.dtype == np.uint16 or (pixels.dtype == np.int32 and low >= 0 and high <= 65535):
+    if _is(pixels, "u", 2) or (_is(pixels, "i", 4) and low >= 0 and high <= 65535):
         return pixels.astype(np.float32) / np.float32(65535)
-    if np.issubdtype(pixels.dtype, np.floating) and low >= 0 and high <= 1:
+    if pixels.dtype.kind == "f" and low >= 0 and high <= 1:
         return pixels.astype(np.float32)
     raise DataError(f"{pixels.dtype} values from {low} to {high} are not in 0..1; set `value_range` to their limits")
+
+
+def _is(pixels: Shaped[np.ndarray, "..."], kind: str, size: int) -> bool:
+    """Whether the numbers are of a kind and size, in either byte order."""
+    return pixels.dtype.kind == kind and pixels.dtype.itemsize == size
