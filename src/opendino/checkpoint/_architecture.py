@@ -92,11 +92,12 @@ def assemble(where: str, arguments: Mapping[str, Any], state: Mapping[str, Tenso
     wanted = backbone.state_dict()
     faults = [f"lacks {_few(sorted(wanted.keys() - state.keys()))}"] if wanted.keys() - state.keys() else []
     faults += [f"has also {_few(sorted(state.keys() - wanted.keys()))}"] if state.keys() - wanted.keys() else []
-    faults += [
+    odd = [
         f"{name} is {_shape(state[name])} where {_shape(tensor)} is wanted"
         for name, tensor in wanted.items()
         if name in state and state[name].shape != tensor.shape
-    ][:3]
+    ]
+    faults += [_few(odd)] if odd else []
     if faults:
         raise ConversionError(
             f"{where}: does not fit a backbone of {arguments['depth']} blocks of width {arguments['embed_dim']} "
@@ -143,5 +144,5 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape))
 
 
-def _few(names: list[str], most: int = 4) -> str:
+def _few(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

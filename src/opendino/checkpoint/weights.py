@@ -25,7 +25,7 @@ WEIGHTS, CONFIG, HASH = "model.safetensors", "config.json", "model.safetensors.s
 FORMAT = 1
 """Raised when a reader of the older layout could misread the newer one."""
 
-_KIND = "opendino backbone"
+KIND = "opendino backbone"
 _log = logging.getLogger(__name__)
 
 
@@ -49,7 +49,7 @@ def save_weights(backbone: VisionTransformer, folder: Path | str, extra: Mapping
         name: tensor.detach().float().cpu().clone().contiguous() for name, tensor in backbone.state_dict().items()
     }
     config = {
-        "kind": _KIND,
+        "kind": KIND,
         "format": FORMAT,
         "backbone": arguments_of(backbone),
         "input_spec": asdict(backbone.input_spec),
@@ -109,7 +109,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: no {CONFIG}; a weights folder holds {WEIGHTS}, {CONFIG} and {HASH}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); copy or write the folder again") from None
-    if not isinstance(config, dict) or config.get("kind") != _KIND:
+    if not isinstance(config, dict) or config.get("kind") != KIND:
         kind = config.get("model_type", "something else") if isinstance(config, dict) else "something else"
         raise CheckpointError(
             f"{path}: describes {kind}, not an opendino backbone; give a folder that opendino wrote, or a .pth or "

@@ -60,7 +60,7 @@ def to_official(content: Mapping[str, Any], where: str = "official weights") -> 
         ConversionError: there is no backbone, more than one, something that is not a tensor, or a name that is none
             of ours.
     """
-    state = _flat(where, content)
+    state = flat(where, content)
     prefix = _prefix(where, state)
     around = prefix.removesuffix("backbone.")
     head = {name.removeprefix(around): t for name, t in state.items() if name.startswith(f"{around}linear_head.")}
@@ -92,7 +92,14 @@ def from_official(state: Mapping[str, Tensor], where: str = "weights") -> Conver
     )
 
 
-def _flat(where: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
+def flat(where: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict of a file: below "teacher", "model" or "state_dict", or the content itself.
+
+    Names left by DistributedDataParallel, FSDP, checkpointing or torch.compile are taken away.
+
+    Raises:
+        ConversionError: a value is not a tensor.
+    """
     for key in ("teacher", "model", "state_dict"):
         if isinstance(content.get(key), Mapping):
             content = content[key]

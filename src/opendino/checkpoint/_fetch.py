@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published files on this machine: from the caches of torch.hub and huggingface_hub, or through them from the network.
+
+`HF_HUB_OFFLINE=1` forbids the network for both. A file in a cache is used as it is, without asking for a newer one.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from opendino.checkpoint._reading import INDEX, parts_of
+from opendino.checkpoint.catalog import Entry
+from opendino.checkpoint.convert._hf_config import CONFIG, PREPROCESSOR
+from opendino.errors import CheckpointError
+
+_WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
+_log = logging.getLogger(__name__)
+
+
+def official_file(entry: Entry, file: str) -> Path:
+    """A file of the official repository, in `torch.hub`'s folder of checkpoints.
+
+    Raises:
+        CheckpointError: it is not there and cannot be downloaded, or was cut short.
+    """
+    home = Path(torch.hub.get_dir()) / "checkpoints"
+    path, url = home / file, entry.url(file)
+    if not path.is_file():
+        reason = _forbidden()
+        if reason is None:
+            try:
+                home.mkdir(parents=True, exist_ok=True)
+                _log.info("downloading %s to %s", url, path)
+                torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
+            except (OSError, RuntimeError) as error:
+                reason = _first_line(error)
+        if reason is not None:
+            raise CheckpointError(
+                f"{entry.name}: {file} is not in {home} and cannot be downloaded ({reason}); "
+                f"get {url} and put it there, or give the file's path"
+            )
+    if file == entry.file:
+        check_size(path, entry)
+    return path
+
+
+def hub_folder(repository: str) -> Path:
+    """Folder of the Hugging Face cache that holds a repository's weights, `config.json`, and what else is there.
+
+    Args:
+        repository: owner/name.
+
+    Raises:
+        CheckpointError: a file is not there and cannot be downloaded, or the repository holds no weights.
+    """
+    _hub_file(repository, CONFIG)
+    with contextlib.suppress(CheckpointError):  # the model works without it, with the published settings
+        _hub_file(repository, PREPROCESSOR)
+    cached = (_cached(repository, name) for name in _WEIGHTS)
+    path = next((path for path in cached if isinstance(path, Path)), None)
+    if path is None:
+        path = next((path for name in _WEIGHTS if (path := _hub_file(repository, name))), None)
+    if path is None:
+        raise CheckpointError(
+            f"{repository}: the repository holds none of {', '.join(_WEIGHTS)}; give one with weights"
+        )
+    for part in parts_of(path) if path.name.endswith(INDEX) else ():
+        _hub_file(repository, part)
+    return path.parent
+
+
+def check_size(path: Path, entry: Entry) -> None:
+    """Compare a file's size with what its numbers take.
+
+    Raises:
+        CheckpointError: it is smaller.
+    """
+    size = path.stat().st_size
+    if size < entry.tensor_bytes:
+        raise CheckpointError(
+            f"{path}: has {size} bytes, and {entry.name} takes {entry.tensor_bytes} or more; "
+            "it was cut short: remove it, and download or copy it again"
+        )
+
+
+def _hub_file(repository: str, file: str) -> Path | None:
+    """A file of a repository; None where the repository does not hold it."""
+    import huggingface_hub as hub  # a third of a second that local files need not pay
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    path = _cached(repository, file)
+    if path is not None:
+        return path if isinstance(path, Path) else None
+    reason = _forbidden()
+    if reason is None:
+        try:
+            return Path(hub.hf_hub_download(repository, file))
+        except (OSError, EntryNotFoundError) as error:
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                return None
+            reason = _first_line(error)
+    folder = f"models--{repository.replace('/', '--')}"
+    raise CheckpointError(
+        f"{repository}: {file} is not in {hub.constants.HF_HUB_CACHE} and cannot be downloaded ({reason}); "
+        f"run `hf download {repository}` where there is a network and copy the folder {folder} there, or put "
+        f"https://huggingface.co/{repository}/resolve/main/{file} and its neighbours into a folder and give its path"
+    )
+
+
+def _cached(repository: str, file: str) -> Path | bool | None:
+    """Where a file is; False where the repository is known to lack it; None where nothing is known."""
+    import huggingface_hub as hub
+
+    try:
+        found = hub.try_to_load_from_cache(repository, file)
+    except ValueError as error:
+        raise CheckpointError(f"{repository}: is not a name of a repository ({_first_line(error)})") from None
+    return Path(found) if isinstance(found, str) else None if found is None else False
+
+
+def _forbidden() -> str | None:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "HF_HUB_OFFLINE is set"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of others, read without ever running what is in them; `hub.py` says what becomes of their content."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from opendino.errors import CheckpointError
+
+TORCH_FILES = (".pth", ".pt", ".bin")
+INDEX = ".index.json"
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a name is that of a file that `read` takes."""
+    return path.suffix in (*TORCH_FILES, ".safetensors") or path.name.endswith(INDEX)
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """The content of a weights file, on the CPU; of all the parts, where the file is the index of several.
+
+    Raises:
+        CheckpointError: the file is damaged, holds Python objects, or something else than names and values.
+    """
+    if path.name.endswith(INDEX):
+        return _read_parts(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, SafetensorError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise CheckpointError(f"{path}: cannot be read ({reason[0]}); download or copy it again") from None
+    except Exception as error:
+        # What torch raises for foreign objects lives in a module that this package never imports.
+        if "weights_only" not in str(error) and "Weights only" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{path}: is not a file of tensors alone: it is damaged, or holds Python objects, which are never "
+            "unpickled here; download or copy it again, or have its owner save the state dict alone"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}; wanted a state dict of names and tensors")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); download or copy it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}; wanted a JSON object")
+    return content
+
+
+def parts_of(index: Path) -> list[str]:
+    """Names of the files that an index names.
+
+    Raises:
+        CheckpointError: the index cannot be read, or names files outside its folder.
+    """
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index}: has no weight_map; download or copy it again")
+    names = sorted(set(places.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: names {name!r}, which is not a file beside it; such an index is not read")
+    return names
+
+
+def _read_parts(index: Path) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name in parts_of(index):
+        path = index.with_name(name)
+        if not path.is_file():
+            raise CheckpointError(f"{index}: {name} is missing beside it; copy the folder as a whole")
+        content |= read(path)
+    return content
