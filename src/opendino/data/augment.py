@@ -20,7 +20,7 @@ from PIL import Image
 
 from opendino.data import photometric
 from opendino.data.crops import DRAWS, cut, flip, pixels_of, random_box, resize, size_of
-from opendino.data.decode import Decoded
+from opendino.data.decode import Decoded, match_channels
 from opendino.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -168,9 +168,13 @@ class MultiCrop:
         """Draw the views of one image.
 
         Args:
-            image: Pillow image of mode "L" or "RGB", or float32 [H, W, C] in 0..1.
+            image: Pillow image, or float32 [H, W, C] in 0..1.
             rng: source of all random numbers; the same state gives the same views.
+
+        Raises:
+            DataError: the image is no photograph and has not the wanted channels.
         """
+        image = match_channels(image, self.channels)
         views = self._globals + self._locals
         draws = rng.random((len(views), _ROW)).tolist()
         crops = [self._view(image, view, row) for view, row in zip(views, draws, strict=True)]

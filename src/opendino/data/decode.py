@@ -75,6 +75,24 @@ def decode(
         raise DataError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
 
 
+def match_channels(image: Decoded, channels: int) -> Decoded:
+    """The image with the channels that a network takes: photographs become grey or colour, others must have them.
+
+    Raises:
+        DataError: it has another number of channels and is no photograph.
+    """
+    if isinstance(image, Image.Image) and channels in (1, 3):
+        wanted = "RGB" if channels == 3 else "L"
+        return image if image.mode == wanted else image.convert(wanted)
+    found = len(image.getbands()) if isinstance(image, Image.Image) else image.shape[2]
+    if isinstance(image, Image.Image) or found != channels:
+        raise DataError(
+            f"an image of {found} channels came where {channels} were wanted; open the data set with "
+            f"channels={channels}"
+        )
+    return image
+
+
 def _decode(source: bytes | Path, channels: int, orient: bool, value_range: tuple[float, float] | None) -> Decoded:
     array = _array_file(source, channels)
     if array is not None:

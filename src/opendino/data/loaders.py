@@ -7,6 +7,7 @@ batches are equal bit for bit whatever the number of workers, and a run resumes 
 
 import itertools
 import logging
+import signal
 import sys
 import time
 import warnings
@@ -212,6 +213,8 @@ class PretrainLoader:
             prefetch_factor=prefetch if workers else None,
             pin_memory=device.type == "cuda",
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            worker_init_fn=_begin_worker,
+            generator=torch.Generator(),  # nothing is drawn from it; without it the global one would be moved on
         )
         self._batches: Iterator[PretrainBatch | _Failure] | None = None
 
@@ -247,6 +250,12 @@ class PretrainLoader:
         stop = getattr(batches, "_shutdown_workers", None)
         if stop is not None:
             stop()
+
+
+def _begin_worker(worker: int) -> None:  # noqa: ARG001 (the signature that DataLoader calls)
+    """Leave signals that are sent to the whole process group to the training process, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Count:

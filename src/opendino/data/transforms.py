@@ -6,14 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float32
-from PIL import Image
 from torch import Tensor
 
 from opendino.data.augment import normalization
 from opendino.data.collate import normalize
 from opendino.data.crops import Box, cut, pixels_of, resize, size_of
-from opendino.data.decode import Decoded
-from opendino.errors import ConfigError, DataError
+from opendino.data.decode import Decoded, match_channels
+from opendino.errors import ConfigError
 
 
 class EvalTransform:
@@ -46,25 +45,11 @@ class EvalTransform:
 
     def __call__(self, image: Decoded) -> Float32[Tensor, "C H W"]:
         """One image to what the network takes."""
-        image = self._with_channels(image)
+        image = match_channels(image, self.channels)
         height, width = shorter_side_to(size_of(image), self.resize)
         if (height, width) != size_of(image):
             image = resize(image, height, width)
         return self.to_tensor(centre(image, self.size))
-
-    def _with_channels(self, image: Decoded) -> Decoded:
-        """Photographs become grey or colour as the network wants; other images must have its channels."""
-        if isinstance(image, Image.Image):
-            wanted = {1: "L", 3: "RGB"}.get(self.channels)
-            if wanted:
-                return image if image.mode == wanted else image.convert(wanted)
-            image = np.array(image, ndmin=3)
-        if image.shape[2] != self.channels:
-            raise DataError(
-                f"an image of {image.shape[2]} channels came where the network takes {self.channels}; open the data "
-                f"set with channels={self.channels}"
-            )
-        return image
 
     def to_tensor(self, image: Decoded) -> Float32[Tensor, "C H W"]:
         """An image as it is, normalised."""

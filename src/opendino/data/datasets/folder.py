@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 class FolderDataset(ImageDataset):
-    """Images below a folder, sorted by path.
+    """Images below a folder: the files of each folder in the order of their names, then its sub-folders.
 
     Args:
         root: the folder.
@@ -87,13 +88,11 @@ def scan(root: str, other: Counter[str] | None = None) -> Iterator[str]:
         other: counts the suffixes of files that are no images.
     """
     suffixes = image_suffixes()
-    above = {os.path.realpath(root)}
-    stack: list[tuple[str, frozenset[str]]] = [("", frozenset(above))]
+    stack: list[tuple[str, frozenset[str]]] = [("", frozenset({os.path.realpath(root)}))]
     while stack:
         prefix, seen = stack.pop()
         folders = []
-        with os.scandir(os.path.join(root, prefix) if prefix else root) as entries:  # noqa: PTH118 (a million paths)
-            listing = sorted(entries, key=_name)
+        listing = _list(f"{root}/{prefix}")
         for entry in listing:
             if entry.name.startswith("."):
                 continue
@@ -113,8 +112,12 @@ def scan(root: str, other: Counter[str] | None = None) -> Iterator[str]:
             stack.append((prefix + entry.name + "/", below))
 
 
-def _name(entry: os.DirEntry[str]) -> str:
-    return entry.name
+def _list(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=attrgetter("name"))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); make it readable or move it away") from error
 
 
 def _suffix(name: str) -> str:
@@ -126,4 +129,5 @@ def _nothing_found(root: Path, other: Counter[str]) -> str:
     if not other:
         return f"{root}: the folder is empty; put images into it or name another"
     found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in other.most_common(3))
-    return f"{root}: no image among its files ({found}); put images into it or name another folder"
+    hint = "name the folder that holds the Parquet files" if ".parquet" in other else "put images into it"
+    return f"{root}: no image among its files ({found}); {hint}, or name another folder"

@@ -6,9 +6,9 @@ Files that fit into `IN_MEMORY` are read once, before workers are started, and s
 process keeps the last used row groups.
 """
 
-import os
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -69,7 +69,6 @@ class ParquetDataset(ImageDataset):
             raise DataError(f"{self.name}: {error}") from error
         self._ids = self._read_column("id") if "id" in schema.names else None
         self._cache: OrderedDict[int, _Cells] = OrderedDict()
-        self._owner = os.getpid()
         self._limit = CACHE
         if bytes_held <= IN_MEMORY:
             self._limit = bytes_held * 2
@@ -123,11 +122,13 @@ class ParquetDataset(ImageDataset):
         )
 
 
-class _Group:
-    """Where one row group stands."""
+class _Group(NamedTuple):
+    """One row group: its file, its number and first row there, its rows."""
 
-    def __init__(self, file: int, number: int, first: int, rows: int) -> None:
-        self.file, self.number, self.first, self.rows = file, number, first, rows
+    file: int
+    number: int
+    first: int
+    rows: int
 
 
 class _Cells:
@@ -184,14 +185,16 @@ def _common_schema(files: list[Path], name: str) -> pa.Schema:
 
 def _image_column(schema: pa.Schema, wanted: str) -> str:
     images = [field.name for field in schema if _is_image(field.type)]
-    column = find(schema.names, wanted, [name for name in IMAGES if name in {i.lower() for i in images}])
-    if column in images:
-        return column
-    if not wanted and len(images) == 1:
+    if wanted:
+        if find(schema.names, wanted, ()) not in images:
+            raise DataError(f"column '{wanted}' is of type {schema.field(wanted).type}; image bytes were wanted")
+        return wanted
+    if len(images) == 1:
         return images[0]
-    raise DataError(
-        f"has no column of image bytes by a known name; name it with image_column, its columns are {schema.names}"
-    )
+    column = find(images, "", IMAGES)
+    if not column:
+        raise DataError(f"columns {', '.join(images) or 'of bytes: none'}; name the images' one with image_column")
+    return column
 
 
 def _row_groups(files: list[Path], column: str) -> tuple[list[_Group], int]:
