@@ -90,6 +90,7 @@ def check_size(path: Path, entry: Entry) -> None:
 def _hub_file(repository: str, file: str) -> Path | None:
     """A file of a repository; None where the repository does not hold it."""
     import huggingface_hub as hub  # a third of a second that local files need not pay
+    from huggingface_hub import constants
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     path = _cached(repository, file)
@@ -105,7 +106,7 @@ def _hub_file(repository: str, file: str) -> Path | None:
             reason = _first_line(error)
     folder = f"models--{repository.replace('/', '--')}"
     raise CheckpointError(
-        f"{repository}: {file} is not in {hub.constants.HF_HUB_CACHE} and cannot be downloaded ({reason}); "
+        f"{repository}: {file} is not in {constants.HF_HUB_CACHE} and cannot be downloaded ({reason}); "
         f"run `hf download {repository}` where there is a network and copy the folder {folder} there, or put "
         f"https://huggingface.co/{repository}/resolve/main/{file} and its neighbours into a folder and give its path"
     )
