@@ -25,10 +25,14 @@ class LabelledConfig:
     Attributes:
         train: images that the protocol may learn from, with labels.
         val: held-out images that it is measured on, with labels.
+        label_column: of a manifest or Parquet file; found by its name when empty.
+        value_range: the two values that become 0 and 1 in images of more than 8 bits; None where the file says it.
     """
 
     train: str = ""
     val: str = ""
+    label_column: str = ""
+    value_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,10 @@ def open_pair(config: LabelledConfig, channels: int = 3) -> LabelledPair:
         raise ConfigError(
             f"data.train and data.val are both {config.train}: each image would find itself; give held-out images"
         )
-    train, val = open_dataset(config.train, channels=channels), open_dataset(config.val, channels=channels)
+    train, val = (
+        open_dataset(source, channels=channels, value_range=config.value_range, label_column=config.label_column)
+        for source in (config.train, config.val)
+    )
     train_labels, val_labels = _labels(train, config.train), _labels(val, config.val)
     if train.classes and val.classes:
         val_labels = _renumber(val_labels, list(val.classes), list(train.classes), config)

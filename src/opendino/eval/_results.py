@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from opendino import __version__
 from opendino.errors import ConfigError
 from opendino.models.vision_transformer import VisionTransformer
@@ -91,11 +93,22 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def describe(backbone: VisionTransformer, source: Mapping[str, Any]) -> dict[str, Any]:
-    """What a results file says of a model: where it came from, and its shape."""
+    """What a results file says of a model: where it came from, its shape, and the hash of its weights."""
     names = ("embed_dim", "depth", "num_heads", "patch_size", "num_register_tokens")
     shape = {name: getattr(backbone, name) for name in names if hasattr(backbone, name)}
     parameters = sum(part.numel() for part in backbone.parameters())
-    return {**source, **shape, "parameters": parameters}
+    return {**source, **shape, "parameters": parameters, "sha256": model_hash(backbone)}
+
+
+def model_hash(backbone: VisionTransformer) -> str:
+    """SHA-256 of the names, types, shapes and bytes of a model's weights: the same from whatever file they came."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(backbone.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        whole.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        # As bytes, since numpy does not know bfloat16.
+        whole.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -104,6 +117,4 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _number(value: float) -> str:
-    if float(value).is_integer() and abs(value) < 1e6:
-        return f"{value:.0f}" if isinstance(value, int) else f"{value:.1f}"
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else f"{value:.4g}"

@@ -2,6 +2,7 @@
 import json
 
 import pytest
+import torch
 
 from opendino.errors import ConfigError
 from opendino.eval import _results
@@ -60,3 +61,16 @@ def test_a_model_describes_itself():
     assert found["source"] == "x.pth"
     assert (found["embed_dim"], found["depth"], found["patch_size"]) == (64, 1, 4)
     assert found["parameters"] == sum(p.numel() for p in backbone.parameters())
+    assert found["sha256"] == _results.model_hash(backbone)
+
+
+def test_the_hash_of_a_model_is_that_of_its_weights():
+    first = VisionTransformer(img_size=8, patch_size=4, embed_dim=64, depth=1, num_heads=1)
+    second = VisionTransformer(img_size=8, patch_size=4, embed_dim=64, depth=1, num_heads=1)
+    assert _results.model_hash(first) != _results.model_hash(second)
+    second.load_state_dict(first.state_dict())
+    assert _results.model_hash(first) == _results.model_hash(second)
+    with torch.no_grad():
+        second.norm.bias[3] += 1e-7
+    assert _results.model_hash(first) != _results.model_hash(second)
+    assert _results.model_hash(first.bfloat16()) != _results.model_hash(first.float())

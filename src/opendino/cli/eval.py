@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`opendino eval`: measure a backbone by a published protocol."""
+
+import difflib
+from importlib import import_module
+from pathlib import Path
+
+from opendino.cli._words import find_recipe, split
+from opendino.errors import ConfigError
+
+SUMMARY = "measure a backbone: k-NN, logistic regression, health"
+USAGE = """
+usage: opendino eval knn    MODEL data.train=DIR data.val=DIR [key=value ...]
+       opendino eval logreg MODEL data.train=DIR data.val=DIR [key=value ...]
+       opendino eval health MODEL data=DIR [key=value ...]
+
+knn     the nearest training images vote, weighted by similarity; top-1 and top-5 for k = 10, 20, 100, 200
+logreg  L2 logistic regression in float64, its strength chosen on a tenth of the training images
+health  rank, spread and norms of the features; needs no labels
+
+MODEL   a run folder, a weights folder, or a .pth or .safetensors file with official names
+DIR     a folder with one sub-folder a class, a manifest with a label column, or a Parquet file with image bytes;
+        health takes any images
+
+A table is printed, and a JSON file written to RUN/eval for a run, else where out=DIR says. Some settings:
+  knn.k=[10,20] knn.temperature=0.07 knn.feature=both knn.n_per_class=[1,5] knn.tries=3
+  logreg.values=12 logreg.standardize=true
+  features.size=224 features.batch_size=128 features.precision=bf16 features.device=cpu
+A recipe (a YAML file) may stand behind MODEL.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Measure, print the table, keep the file."""
+    names, words = split(argv, most=3)
+    out = next((word.partition("=")[2] for word in reversed(words) if word.startswith("out=")), "")
+    protocol, model, recipe = [*names, "", "", ""][:3]
+    from opendino.eval import PROTOCOLS
+
+    if protocol not in PROTOCOLS:
+        close = difflib.get_close_matches(protocol, PROTOCOLS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the protocols are {', '.join(PROTOCOLS)}"
+        raise ConfigError(f"opendino eval {protocol}: no such protocol; {hint}")
+    if not model:
+        raise ConfigError(f"opendino eval {protocol}: name a model: a run folder, a weights folder or a weights file")
+
+    from opendino import logs
+    from opendino.checkpoint.hub import load_backbone
+    from opendino.config import load as load_config
+
+    logs.setup()
+    place, config_class, _ = PROTOCOLS[protocol]
+    module = import_module(place)
+    settings = [word for word in words if not word.startswith("out=")]
+    config = load_config(getattr(module, config_class), find_recipe(recipe) if recipe else None, settings)
+    if not out and (Path(model) / "config.yaml").is_file():
+        out = str(Path(model) / "eval")
+    results = module.run(load_backbone(model), config, out=Path(out) if out else None, source={"source": model})
+    print(f"{protocol} of {model}, {results.seconds:.1f} s")
+    print(results.table())
+    print(f"written: {Path(out) / results.file_name()}" if out else "not written; give out=DIR to keep these figures")
+    return 0

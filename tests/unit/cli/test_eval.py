@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from opendino.cli import eval as verb
+from opendino.errors import CheckpointError, ConfigError
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no such protocol; the protocols are knn, logreg, health"),
+        (["kn"], "did you mean knn"),
+        (["knn"], "name a model"),
+        (["knn", "m", "knn.kk=3"], r"knn.kk: no such setting; did you mean knn.k\?"),
+        (["knn", "m", "knn.k=[0]"], r"knn.k = \[0\]"),
+        (["knn", "m", "nowhere.yaml"], "no such recipe"),
+        (["knn", "m", "--fast"], "no such option"),
+    ],
+)
+def test_words_that_do_not_fit(words, message):
+    with pytest.raises(ConfigError, match=message):
+        verb.main(words)
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere"):
+        verb.main(["health", str(tmp_path / "nowhere"), "data=x"])
