@@ -8,8 +8,10 @@ from jaxtyping import install_import_hook
 
 install_import_hook("opendino", "beartype.beartype")
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,33 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory) -> Path:
+    """Forty small pictures of four classes: stripes of a colour that the class decides, with noise."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number in range(40):
+        label = number % 4
+        pixels = np.full((24, 24, 3), 60 + 50 * label)
+        pixels[:: label + 2, :, number % 3] += 80
+        pixels += rng.integers(-20, 20, pixels.shape)
+        folder = root / f"class{label}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture
+def tiny_words(picture_folder, tmp_path) -> list[str]:
+    """Words of the smallest pretraining run: two blocks, milliseconds a step."""
+    return [
+        f"data={picture_folder}",
+        f"output_dir={tmp_path / 'run'}",
+        *"student.preset=vit_nano4 student.depth=2 student.embed_dim=32 student.num_heads=2".split(),
+        *"student.drop_path_rate=0.2 student.init_values=0.1 crops.global_size=16 crops.local_size=8".split(),
+        *"crops.local_number=2 dino.prototypes=32 dino.hidden_dim=32 dino.bottleneck_dim=16".split(),
+        *"train.batch_size=8 train.iterations=6 train.device=cpu train.threads=1 train.precision=fp32".split(),
+        *"loader.workers=0 checkpoint.every=2 log.every=1 log.tensorboard=false".split(),
+        *"log.picture=false knn.every=0".split(),
+    ]

@@ -1,2 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TODO."""
+"""The command `opendino`: one file a verb, each with SUMMARY, USAGE and `main(argv) -> int`; start with `main.py`.
+
+A verb imports what it needs inside its functions: `opendino --help` answers before torch could be imported.
+"""
+
+from types import MappingProxyType
+
+VERBS = MappingProxyType(
+    {
+        "pretrain": "opendino.cli.pretrain",
+        "eval": "opendino.cli.eval",
+        "view": "opendino.cli.view",
+        "eval": "opendino.cli.eval",
+        "view": "opendino.cli.view",
+        "config": "opendino.cli.config",
+        "doctor": "opendino.cli.doctor",
+    }
+)
+"""Verb -> module, in the order of the help page; modules are imported when asked for."""

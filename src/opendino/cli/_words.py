@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grammar of every verb: names first, then `key=value`; and where recipes are found."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from opendino.errors import ConfigError
+
+
+def split(argv: Sequence[str], most: int = 1) -> tuple[list[str], list[str]]:
+    """Positional words and `key=value` words of a command line.
+
+    Args:
+        argv: words after the verb.
+        most: positional words that the verb takes.
+
+    Raises:
+        ConfigError: there is an option or a positional word too many.
+    """
+    names = [word for word in argv if "=" not in word]
+    for word in names:
+        if word.startswith("-"):
+            raise ConfigError(f"{word}: no such option; settings are written key=value, see --help")
+    if len(names) > most:
+        wanted = "none" if most == 0 else f"at most {most}"
+        raise ConfigError(f"'{names[most]}': {wanted} of such words is taken here; settings are written key=value")
+    return names, [word for word in argv if "=" in word]
+
+
+def recipes() -> dict[str, Path]:
+    """Name to path of every shipped recipe, such as `pretrain/vit_tiny_cifar10`."""
+    home = recipe_home()
+    if home is None:
+        return {}
+    return {str(path.relative_to(home).with_suffix("")): path for path in sorted(home.rglob("*.yaml"))}
+
+
+def recipe_home() -> Path | None:
+    """Folder of the shipped recipes: inside an installed package, beside `src` in a checkout."""
+    package = Path(__file__).parents[1]
+    places = (package / "configs", package.parents[1] / "configs")
+    return next((place for place in places if place.is_dir()), None)
+
+
+def find_recipe(word: str) -> Path:
+    """Path of a recipe named by its file or, for a shipped one, by its name with or without the folder.
+
+    Raises:
+        ConfigError: there is no such file or name.
+    """
+    path = Path(word)
+    if path.is_file():
+        return path
+    shipped = recipes()
+    stem = word.removeprefix("configs/").removesuffix(".yaml")
+    for name, place in shipped.items():
+        if stem in (name, name.rpartition("/")[2]):
+            return place
+    ends = {name.rpartition("/")[2]: name for name in shipped}
+    close = difflib.get_close_matches(stem.rpartition("/")[2], ends, n=1)
+    hint = f"did you mean {ends[close[0]]}?" if close else "`opendino config ls` lists the shipped ones"
+    raise ConfigError(f"{word}: no such recipe; {hint}")

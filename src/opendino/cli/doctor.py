@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`opendino doctor`: what this machine and this installation offer, to read or to put into a report."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from opendino import __version__
+from opendino.cli._words import split
+from opendino.errors import ConfigError
+
+SUMMARY = "versions, devices, threads and optional packages"
+USAGE = """
+usage: opendino doctor
+
+Prints what opendino finds on this machine. It changes nothing.
+"""
+
+_CORE = ("torch", "numpy", "pillow", "safetensors", "huggingface-hub", "pydantic", "pyarrow", "scikit-learn")
+_OPTIONAL = {
+    "transformers": "the Hugging Face face (pip install 'opendino[hf]')",
+    "timm": "an oracle in the tests",
+    "opencv-python-headless": "faster decoding and augmentation",
+    "simplejpeg": "faster decoding",
+    "faiss-cpu": "approximate search",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Print the report."""
+    names, settings = split(argv, most=0)
+    if names or settings:
+        raise ConfigError(f"'{(names + settings)[0]}': doctor takes no words")
+    rows = [*_versions(), *_devices(), *_threads(), *_storage(), *_optional()]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name.ljust(width)}  {value}")
+    return 0
+
+
+def _versions() -> list[tuple[str, str]]:
+    rows = [("opendino", __version__), ("python", f"{platform.python_version()} on {platform.platform()}")]
+    return rows + [(name, _version(name) or "missing: pip install it") for name in _CORE]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[tuple[str, str]]:
+    import torch
+
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        memory = f"{found.total_memory / 2**30:.0f} GiB"
+        rows.append((f"cuda:{index}", f"{found.name}, {memory}, capability {found.major}.{found.minor}, {bf16}"))
+    if not rows:
+        rows.append(("cuda", "none; training runs on the CPU"))
+    return rows
+
+
+def _threads() -> list[tuple[str, str]]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wish = os.environ.get("OMP_NUM_THREADS")
+    return [
+        ("cores", f"{cores} usable of {os.cpu_count()}"),
+        ("threads", f"torch would use {torch.get_num_threads()}; OMP_NUM_THREADS is {wish or 'not set'}"),
+    ]
+
+
+def _storage() -> list[tuple[str, str]]:
+    rows = [("disk", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free in this folder")]
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free / 2**30
+        small = "; too little for loader.workers > 0" if free < 0.25 else ""
+        rows.append(("shared memory", f"{free:.1f} GiB free for the loader's workers{small}"))
+    return rows
+
+
+def _optional() -> list[tuple[str, str]]:
+    return [(name, _version(name) or f"not installed: {use}") for name, use in _OPTIONAL.items()]

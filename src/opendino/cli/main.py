@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry of the command: picks the verb, and turns errors into one sentence and an exit code.
+
+0 done; 2 the user can mend it; 130 stopped by Ctrl-C; 143 stopped by SIGTERM; anything else is a fault of ours and
+shows its traceback.
+"""
+
+import difflib
+import errno
+import os
+import sys
+from importlib import import_module
+
+from opendino import __version__
+from opendino.cli import VERBS
+from opendino.errors import OpendinoError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: list[str]) -> int:
+    """Run one command line without the program's name; returns the exit code."""
+    debug, argv = "--debug" in argv, [word for word in argv if word != "--debug"]
+    try:
+        return _dispatch(argv)
+    except OpendinoError as error:
+        if debug:
+            raise
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`opendino config ls | head`): nobody is left to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if debug or error.errno not in _NO_SPACE:
+            raise
+        place = error.filename or "a file of the run"
+        print(f"error: {place}: could not be written ({error.strerror}); make room and try again", file=sys.stderr)
+        return 2
+
+
+def _dispatch(argv: list[str]) -> int:
+    verb, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        print(help_page())
+        return 0
+    if verb in ("-V", "--version"):
+        print(f"opendino {__version__}")
+        return 0
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
+        print(f"error: opendino {verb}: no such verb; {hint}", file=sys.stderr)
+        return 2
+    module = import_module(VERBS[verb])
+    if any(word in ("-h", "--help") for word in rest):
+        print(f"{module.SUMMARY}\n\n{module.USAGE.strip()}")
+        return 0
+    return module.main(rest)
+
+
+def help_page() -> str:
+    """What `opendino --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = [f"  {verb.ljust(width)}  {import_module(module).SUMMARY}" for verb, module in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: opendino VERB [recipe.yaml] [key=value ...]",
+            "",
+            "From a folder of images to a measured backbone, DINOv2 in the open.",
+            "",
+            *verbs,
+            "",
+            "opendino VERB --help   what a verb takes",
+            "opendino --version     the version",
+            "--debug                show the traceback of an error",
+        ]
+    )

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`opendino pretrain`: train a backbone from images alone, or continue a run."""
+
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from opendino.cli._words import find_recipe, split
+
+if TYPE_CHECKING:
+    from opendino.train.plan import Plan
+    from opendino.train.pretrain import Outcome
+
+SUMMARY = "train a backbone from images alone, or continue a run"
+USAGE = """
+usage: opendino pretrain data=DIR output_dir=RUN [key=value ...]
+       opendino pretrain RECIPE data=DIR output_dir=RUN [key=value ...]
+
+data        a folder of images, a list of files, a manifest (CSV, Parquet), or a Parquet file with image bytes
+output_dir  folder of the run: config.yaml, metrics.jsonl, tensorboard/, checkpoints/, weights/; the same command
+            continues it after an interruption, with the very same losses
+RECIPE      a YAML file, or the name of a shipped recipe (opendino config ls)
+
+Without a recipe the settings are chosen from the number and size of the images and from this machine, and printed
+with the reasons. Words win over the recipe, the recipe over what would be chosen:
+  train.iterations=20000 train.batch_size=128 crops.local_number=6 optim.base_lr=2e-3 seed=1
+`opendino config show` prints every setting.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Plan, say what was chosen, train."""
+    names, words = split(argv)
+    recipe = find_recipe(names[0]) if names else None
+    from opendino import logs
+    from opendino.train.loop import Stopped
+    from opendino.train.plan import plan
+    from opendino.train.pretrain import pretrain
+
+    logs.setup()
+    planned = plan(recipe, words)
+    _announce(planned)
+    chosen = {key: choice.value for key, choice in planned.choices.items()}
+    try:
+        outcome = pretrain(planned.config, chosen)
+    except Stopped as stopped:
+        print(f"stopped and saved in {planned.config.output_dir}; the same command continues", file=sys.stderr)
+        return 130 if stopped.signal == signal.SIGINT else 143
+    _report(outcome)
+    return 0
+
+
+def _announce(planned: "Plan") -> None:
+    config = planned.config
+    if planned.choices and not planned.resumed:
+        width = max(map(len, planned.choices))
+        print("chosen for this data and this machine (key=value overrides):")
+        for key, choice in planned.choices.items():
+            value = list(choice.value) if isinstance(choice.value, tuple) else choice.value
+            print(f"  {key.ljust(width)}  {str(value).ljust(14)}  {choice.reason}")
+    print(f"{'continuing' if planned.resumed else 'training'} in {config.output_dir}", flush=True)
+
+
+def _report(outcome: "Outcome") -> None:
+    from opendino.train.progress import duration
+
+    print(f"done: {outcome.steps} steps, {outcome.images_seen} images seen, {duration(outcome.seconds)} this time")
+    for name, value in outcome.figures.items():
+        print(f"  {name.ljust(28)}  {value:.4g}")
+    print(f"weights: {outcome.output_dir / 'weights'}   next: opendino eval knn {outcome.output_dir}")

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a run: `metrics.jsonl`, one JSON object a line, and TensorBoard; a resume leaves no gap and no double."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opendino.errors import ConfigError
+from opendino.logs import JsonLines
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written down while training; none of it changes a number.
+
+    Attributes:
+        every: steps between two records in `metrics.jsonl`; every loss is checked at every step all the same.
+        tensorboard: write event files too.
+        picture: draw the first batch's crops and masks into `first_batch.png`.
+    """
+
+    every: int = 10
+    tensorboard: bool = True
+    picture: bool = True
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"log.every = {self.every} is no number of steps; use 1 or more")
+
+
+class MetricLog:
+    """Writes records of one run, each with the number of steps done.
+
+    Args:
+        folder: of the run.
+        done: steps behind the run; records beyond it, of a process that was killed, are dropped.
+        config: what is written.
+    """
+
+    def __init__(self, folder: Path, done: int, config: LogConfig) -> None:
+        self.config = config
+        self._lines = JsonLines(folder / "metrics.jsonl")
+        if self._lines.path.exists():
+            self._lines.truncate("step", done or -1)  # at step 0 also what was measured before it
+        self._board = _event_files(folder / "tensorboard", done) if config.tensorboard else None
+
+    def write(self, step: int, record: Mapping[str, float]) -> None:
+        """Append one record; figures that are not finite become null, which is JSON."""
+        clean = {key: value if math.isfinite(value) else None for key, value in record.items()}
+        self._lines.write({"step": step, **clean})
+        if self._board is not None:
+            for key, value in record.items():
+                self._board.add_scalar(key, value, step)
+
+    def read(self) -> list[dict]:
+        """All records so far."""
+        return self._lines.read()
+
+    def to_disk(self) -> None:
+        """Bring all records to the disk; called before a checkpoint that relies on them."""
+        if self._lines.path.exists():
+            handle = os.open(self._lines.path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Finish the event files."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _event_files(folder: Path, done: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter
+
+    # Events beyond the checkpoint, of a process that was killed, are hidden by the purge.
+    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)

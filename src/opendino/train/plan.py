@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe and words to the settings of a run: defaults, then what fits, then the recipe, then the words.
+
+What fits is chosen once, at the first start (`settings.py`), and remembered in the run's folder: the same command
+later, or on another machine, continues with the same settings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opendino import config as settings
+from opendino.data.datasets import open_dataset
+from opendino.errors import ConfigError
+from opendino.train import run_folder
+from opendino.train.pretrain import PretrainConfig
+from opendino.train.settings import Choice, DataFacts, choose, look_at_data, look_at_machine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of a run, and where they come from.
+
+    Attributes:
+        config: all of them.
+        choices: those that were chosen, with the reason of each.
+        resumed: whether they were chosen at an earlier start.
+    """
+
+    config: PretrainConfig
+    choices: dict[str, Choice]
+    resumed: bool
+
+
+def plan(recipe: Path | None, words: Sequence[str]) -> Plan:
+    """Read the settings of a run; looks at the images where something is left open.
+
+    Args:
+        recipe: YAML file, or None.
+        words: `key=value` of the command line.
+
+    Raises:
+        ConfigError: a setting is unknown or of the wrong type, or the folder holds something else.
+        DataError: the images cannot be opened, or none of those looked at can be read.
+    """
+    given = _given(recipe, words)
+    # Mistakes in the settings show before the images are looked at, which can take a while.
+    first = _load(recipe, words, choose(given, DataFacts(), look_at_machine("cpu"), recipe is not None))
+    if not first.data:
+        raise ConfigError("data is missing: give data=FOLDER, a folder of images")
+    if not first.output_dir:
+        raise ConfigError("output_dir is missing: give output_dir=FOLDER, where the run is written")
+    stored = run_folder.read(Path(first.output_dir))
+    if stored is not None:
+        remembered = {key: Choice(value, "chosen at the start of this run") for key, value in stored.chosen.items()}
+        choices = {key: choice for key, choice in remembered.items() if key not in given}
+        return Plan(_load(recipe, words, choices), choices, resumed=True)
+    facts = look_at_data(open_dataset(first.data, label_column=first.images.label_column))
+    choices = choose(given, facts, look_at_machine(first.train.device), recipe is not None)
+    return Plan(_load(recipe, words, choices), choices, resumed=False)
+
+
+def _given(recipe: Path | None, words: Sequence[str]) -> dict[str, Any]:
+    """Settings as they stand in the recipe and in the words, unchecked; a word that is none is left to the check."""
+    given = settings.flatten(settings.read_yaml(recipe)) if recipe is not None else {}
+    for word in words:
+        if "=" in word:
+            key, value = settings.parse_override(word)
+            given |= settings.flatten({key: value})
+    return given
+
+
+def _load(recipe: Path | None, words: Sequence[str], choices: dict[str, Choice]) -> PretrainConfig:
+    chosen = {key: choice.value for key, choice in choices.items()}
+    return settings.load(PretrainConfig, recipe, words, chosen)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A look at the teacher while it trains: k-NN where there are labels, health figures always.
+
+Training never sees a label. Where no held-out images are named, the labelled images are split by a fixed permutation:
+the probe's queries are a fifth of them (at most `max_val`), its bank the others. All of them are also trained on,
+without their labels; so the figure is for following a run, and `opendino eval knn` on a test set is for reporting.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from opendino.data.datasets import ImageDataset, open_dataset
+from opendino.data.samplers import permute
+from opendino.errors import ConfigError, DataError
+from opendino.eval import health, knn
+from opendino.eval._features import FeatureConfig, FeatureKind, extract
+from opendino.models.vision_transformer import VisionTransformer
+
+_SPLIT_SEED = 0  # the same split in every run, so that runs can be compared
+_LEAST = 20  # images below which a k-NN figure says nothing
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """When and on what the teacher is looked at while it trains; none of it changes what is learned.
+
+    Attributes:
+        every: steps between two looks; 0 looks never. The untrained teacher and the last step are looked at too.
+        train: labelled images that vote; empty for the run's own data.
+        val: labelled images that are classified; empty holds some of `train` out.
+        k: numbers of neighbours.
+        temperature: of the votes.
+        feature: CLS, mean of the patches, or both side by side.
+        max_train: most images that vote.
+        max_val: most images that are classified.
+    """
+
+    every: int = 0
+    train: str = ""
+    val: str = ""
+    k: tuple[int, ...] = (20,)
+    temperature: float = 0.07
+    feature: FeatureKind = "cls"
+    max_train: int = 10_000
+    max_val: int = 2_000
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.max_train < 1 or self.max_val < 2:
+            raise ConfigError(
+                f"knn.every = {self.every}, knn.max_train = {self.max_train}, knn.max_val = {self.max_val}: "
+                "use 0 or more steps, and 2 or more images"
+            )
+
+
+class Rows(ImageDataset):
+    """Some images of a data set, in a given order."""
+
+    def __init__(self, dataset: ImageDataset, rows: np.ndarray) -> None:
+        self._dataset, self._rows = dataset, rows
+        self.name, self.options, self.classes = dataset.name, dataset.options, dataset.classes
+        self.targets = None if dataset.targets is None else dataset.targets[rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, index: int) -> bytes | Path:
+        """The encoded image, or the path to it."""
+        return self._dataset.read(int(self._rows[index]))
+
+    def identify(self, index: int) -> str:
+        """Its name in the data set."""
+        return self._dataset.identify(int(self._rows[index]))
+
+
+class Probe:
+    """Measures a teacher on fixed images.
+
+    Args:
+        config: which images, how many.
+        dataset: of the run, with its number of channels.
+        device: of the teacher.
+        precision: of the run.
+        batch_size: images of a forward pass.
+
+    Attributes:
+        note: what is measured, in a sentence.
+
+    Raises:
+        ConfigError: labels are asked for where there are none.
+        DataError: named images cannot be opened.
+    """
+
+    def __init__(
+        self, config: ProbeConfig, dataset: ImageDataset, device: torch.device, precision: str, batch_size: int = 64
+    ) -> None:
+        self.config = config
+        self._features = FeatureConfig(
+            batch_size=batch_size,
+            workers=0,
+            precision="bf16" if precision == "bf16" else "fp32",
+            device=str(device),
+            progress=False,
+        )
+        train, val = _parts(config, dataset)
+        self._val, self._train, self.note = val, train, _note(train, val, config)
+        if train is not None:
+            self._votes = knn.VoteConfig(
+                k=tuple(k for k in config.k if k <= len(train)) or (len(train),),
+                temperature=config.temperature,
+                feature=config.feature,
+            )
+
+    def __call__(self, teacher: nn.ModuleDict, teacher_temp: float) -> dict[str, float]:
+        """Figures of a teacher, `knn/...` and `health/...`; its networks are left as they are.
+
+        Args:
+            teacher: its "backbone", and its "dino_head" if it has one.
+            teacher_temp: temperature of the prototype probabilities.
+        """
+        backbone = cast("VisionTransformer", teacher["backbone"])
+        val = extract(backbone, self._val, self._features, what="probe")
+        figures = health.summary(val.cls, _prototypes(teacher, val.cls, teacher_temp))
+        record = {f"health/{name}": value for name, value in figures.items()}
+        if self._train is None:
+            return record
+        train = extract(backbone, self._train, self._features, what="probe")
+        accuracy, _ = knn.evaluate(
+            train.select(self.config.feature, normalize=True),
+            _labels(self._train, train.rows),
+            val.select(self.config.feature, normalize=True),
+            _labels(self._val, val.rows),
+            self._votes,
+            device=self._features.device,
+        )
+        return {f"knn/{name}": value for name, value in accuracy.items()} | record
+
+
+def _parts(config: ProbeConfig, dataset: ImageDataset) -> tuple[ImageDataset | None, ImageDataset]:
+    """Images that vote (None without labels) and images that are looked at."""
+    options = dataset.options
+    opened = {
+        name: open_dataset(source, channels=options.channels, value_range=options.value_range, orient=options.orient)
+        for name, source in (("train", config.train), ("val", config.val))
+        if source
+    }
+    train = opened.get("train", dataset)
+    for name, part in opened.items():
+        if part.targets is None:
+            raise ConfigError(f"knn.{name} = {part.name} has no labels; name labelled images")
+    if "val" in opened:
+        if train.targets is None:
+            raise ConfigError(f"knn.val is given, and {train.name} has no labels; give knn.train too")
+        val = opened["val"]
+        if train.classes != val.classes:
+            raise DataError(
+                f"{val.name}: its classes are not those of {train.name}; the probe needs the same classes in both"
+            )
+        return _some(train, config.max_train), _some(val, config.max_val)
+    order = permute(np.arange(len(train)), len(train), _SPLIT_SEED, 0)
+    held_out = min(config.max_val, max(len(train) // 5, 2))
+    val = Rows(train, np.sort(order[:held_out]))
+    if train.targets is None or len(train) < _LEAST:
+        return None, val
+    return Rows(train, np.sort(order[held_out : held_out + config.max_train])), val
+
+
+def _some(dataset: ImageDataset, most: int) -> ImageDataset:
+    if len(dataset) <= most:
+        return dataset
+    return Rows(dataset, np.sort(permute(np.arange(len(dataset)), len(dataset), _SPLIT_SEED, 0)[:most]))
+
+
+def _note(train: ImageDataset | None, val: ImageDataset, config: ProbeConfig) -> str:
+    if train is None:
+        return f"health of {len(val)} images; no labels, so no k-NN"
+    kind = "named images" if config.val else "images held out from the k-NN (trained on, without labels)"
+    return f"k-NN of {len(val)} {kind} among {len(train)}"
+
+
+def _labels(dataset: ImageDataset, rows: Tensor) -> Tensor:
+    targets = dataset.targets
+    if targets is None:
+        raise DataError(f"{dataset.name}: has no labels")
+    return torch.from_numpy(np.ascontiguousarray(targets))[rows]
+
+
+@torch.no_grad()
+def _prototypes(teacher: nn.ModuleDict, cls: Tensor, temp: float) -> Tensor | None:
+    if "dino_head" not in teacher:
+        return None
+    head = teacher["dino_head"]
+    device = next(head.parameters()).device
+    rows = [torch.softmax(head(part.to(device)).float() / temp, dim=-1).cpu() for part in cls.split(256)]
+    return torch.cat(rows)

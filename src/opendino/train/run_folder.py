@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose folder this is: `config.yaml` and `run.json` of a run, and whether another command may continue it."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opendino import __version__
+from opendino.config import difference, leaves, read_yaml, to_yaml
+from opendino.config import flatten as flatten_tree
+from opendino.errors import CheckpointError, ConfigError
+
+FREE_TO_CHANGE = ("output_dir", "loader.workers", "loader.prefetch", "checkpoint.", "log.", "knn.", "train.threads")
+"""Settings that a resumed run may change: none of them changes what is computed, threads but for rounding."""
+
+_OURS = ("config.yaml", "run.json")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a run folder says of its run.
+
+    Attributes:
+        settings: dotted keys to values, resolved.
+        chosen: those among them that were chosen for the user, with the values chosen.
+        facts: what else was found at the start, such as the number of images.
+        command: words it was started with.
+    """
+
+    settings: dict[str, Any]
+    chosen: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+
+
+def read(folder: Path) -> Stored | None:
+    """The run in a folder; None where the folder is new or empty.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        CheckpointError: it holds a run whose files cannot be read.
+    """
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise ConfigError(f"output_dir = {folder} is a file; name a folder")
+    if not (folder / "run.json").is_file():
+        # config.yaml alone: the process was killed between the two.
+        strangers = [path.name for path in folder.iterdir() if path.name not in _OURS]
+        if strangers:
+            raise ConfigError(
+                f"output_dir = {folder} holds files that are not of a run, such as {min(strangers)}; "
+                "name a new or an empty folder"
+            )
+        return None
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        settings = flatten_tree(read_yaml(folder / "config.yaml"))
+        return Stored(settings, run["chosen"], run["facts"], tuple(run["command"]))
+    except (ValueError, KeyError, ConfigError) as error:
+        raise CheckpointError(f"{folder}: its run cannot be read ({error}); name another output_dir") from None
+
+
+def check_same(folder: Path, stored: Stored, config: object, facts: Mapping[str, Any]) -> None:
+    """Refuse to continue a run with other settings than it was started with.
+
+    Args:
+        folder: of the run.
+        stored: what the folder says.
+        config: of this command.
+        facts: what this command found, such as the number of images.
+
+    Raises:
+        ConfigError: they differ in something that changes numbers; the message names all of it.
+    """
+    differing = difference(stored.settings, leaves(config))
+    differing = {key: pair for key, pair in differing.items() if not key.startswith(FREE_TO_CHANGE)}
+    differing |= {
+        key: (stored.facts[key], value) for key, value in facts.items() if stored.facts.get(key, value) != value
+    }
+    if differing:
+        changes = ", ".join(f"{key} was {old} and is now {new}" for key, (old, new) in differing.items())
+        raise ConfigError(
+            f"output_dir = {folder} holds a run with other settings: {changes}; "
+            "give the settings of that run to continue it, or name another output_dir"
+        )
+
+
+def write(folder: Path, config: object, stored: Stored) -> None:
+    """Write `config.yaml` and `run.json`; a killed process leaves both, or a folder that counts as new."""
+    _replace(folder / "config.yaml", to_yaml(config))
+    run = {
+        "opendino": __version__,
+        "command": list(stored.command),
+        "chosen": stored.chosen,
+        "facts": stored.facts,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "machine": platform.platform(),
+        "commit": _commit(),
+    }
+    _replace(folder / "run.json", json.dumps(run, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides about numbers."""
+    import numpy
+    import PIL
+    import torch
+
+    return {"opendino": __version__, "torch": torch.__version__, "numpy": numpy.__version__, "pillow": PIL.__version__}
+
+
+class Claim:
+    """Makes a run's folder when a run begins, and takes it back if the run never gets going.
+
+    A start that fails must not leave a folder behind that the next start stumbles over. Use as a context around
+    everything up to the first finished step, and call `keep` then.
+
+    Args:
+        folder: of the run.
+        kept: the folder holds a run already.
+    """
+
+    def __init__(self, folder: Path, kept: bool = False) -> None:
+        self.folder = folder
+        self._made: list[Path] = []
+        self._kept = kept
+        self._before: set[Path] = set()
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._kept:
+            self._undo()
+
+    def make(self) -> None:
+        """Create the folder and those above it.
+
+        Raises:
+            ConfigError: it cannot be created.
+        """
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"output_dir = {self.folder} cannot be made ({error.strerror}); name another") from None
+        self._made = missing
+        self._before = set(self.folder.iterdir())
+
+    def keep(self) -> None:
+        """The run is under way: what is in the folder stays."""
+        self._kept = True
+
+    def _undo(self) -> None:
+        if self._made:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            for path in self._made[1:]:
+                try:
+                    path.rmdir()
+                except OSError:  # something of somebody else has come into it
+                    break
+        elif self.folder.is_dir():
+            for path in set(self.folder.iterdir()) - self._before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this package runs from; None elsewhere."""
+    home = Path(__file__).parents[3]
+    if not (home / ".git").exists():
+        return None
+    asked = subprocess.run(
+        ["git", "-C", str(home), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip() or None
+
+
+def command_line() -> tuple[str, ...]:
+    """Words this process was started with."""
+    return tuple(sys.argv)

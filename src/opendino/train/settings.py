@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What fits the data and the machine where the user has not said anything, each choice with its reason.
+
+`choose` is a pure function of what was given, of the data and of the machine; `look_at_data` and `look_at_machine`
+find those out. With a recipe only what concerns the machine and the number of channels is chosen: a recipe means
+what it says, on any data.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opendino.data.datasets import ImageDataset
+from opendino.errors import DataError
+from opendino.models.presets import PRESETS
+
+_SAMPLED = 64
+_GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the settings need to know of a data set.
+
+    Attributes:
+        images: their number.
+        short_side: median over a sample of the shorter side, pixels.
+        channels: that all of the sample have in common; 3 for colour, and for grey mixed with colour.
+        labelled: whether there are labels.
+    """
+
+    images: int = 10_000
+    short_side: int = 224
+    channels: int = 3
+    labelled: bool = False
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """What the settings need to know of the machine.
+
+    Attributes:
+        device: "cuda" or "cpu".
+        cores: that this process may use.
+        memory: of the device, bytes; 0 where it does not matter.
+        bf16: whether the device multiplies bfloat16 faster than float32.
+        processes: that share the work, one device each.
+    """
+
+    device: str = "cpu"
+    cores: int = 1
+    memory: int = 0
+    bf16: bool = False
+    processes: int = 1
+
+
+class Choice(NamedTuple):
+    """A value and why it was taken."""
+
+    value: Any
+    reason: str
+
+
+def look_at_data(dataset: ImageDataset) -> DataFacts:
+    """Sizes and channels of up to 64 images spread over a data set.
+
+    Raises:
+        DataError: none of them can be read.
+    """
+    sides, channels, problem = [], set(), ""
+    for index in np.unique(np.linspace(0, len(dataset) - 1, _SAMPLED).astype(int)).tolist():
+        try:
+            height, width, bands = _glance(dataset.read(index))
+        except Exception as error:  # decoders of broken files raise nearly anything
+            problem = problem or f"{dataset.identify(index)}: {' '.join(str(error).split())}"
+            continue
+        sides.append(min(height, width))
+        channels.add(bands)
+    if not sides:
+        raise DataError(
+            f"{dataset.name}: none of the images looked at can be read ({problem}); check the files or name other data"
+        )
+    found = channels.pop() if len(channels) == 1 else 3
+    return DataFacts(len(dataset), int(np.median(sides)), found, dataset.targets is not None)
+
+
+def look_at_machine(device: str = "auto") -> MachineFacts:
+    """Device, cores and memory that this process has.
+
+    Args:
+        device: "cuda", "cpu", or "auto" for a CUDA device where there is one.
+    """
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if device == "cpu" or not torch.cuda.is_available():
+        # The instructions for it; without them bfloat16 is emulated and slow.
+        bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return MachineFacts("cpu", max(cores // local, 1), 0, bf16, processes)
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return MachineFacts("cuda", max(cores // local, 1), memory, torch.cuda.is_bf16_supported(), processes)
+
+
+def choose(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts, has_recipe: bool) -> dict[str, Choice]:
+    """Settings that were not given, by dotted key.
+
+    Args:
+        given: settings of the recipe and of the command line, dotted; they are read, never overruled.
+        data: of the run.
+        machine: of the run.
+        has_recipe: leave everything to the recipe but the machine's part and the number of channels.
+    """
+    chosen = _of_the_data(given, data, machine) if not has_recipe else {}
+    if data.channels != 3:
+        chosen["student.in_chans"] = Choice(data.channels, f"the images have {data.channels}")
+    steps = _int({**{key: choice.value for key, choice in chosen.items()}, **given}, "train.iterations", 0)
+    chosen |= _of_the_machine(machine, steps)
+    return {key: choice for key, choice in chosen.items() if key not in given}
+
+
+def _of_the_machine(machine: MachineFacts, steps: int) -> dict[str, Choice]:
+    gpu = machine.device == "cuda"
+    workers = min(machine.cores - 1, 16) if gpu else min(machine.cores // 2, 4)
+    fast = "this device multiplies bfloat16 fast" if machine.bf16 else "this device has no fast bfloat16"
+    chosen = {
+        "train.precision": Choice("bf16" if machine.bf16 else "fp32", fast),
+        "loader.workers": Choice(max(workers, 0), f"{machine.cores} cores, {'a GPU to feed' if gpu else 'no GPU'}"),
+    }
+    if not gpu:
+        chosen["knn.max_train"] = Choice(2000, "a quick look, for a CPU")
+        chosen["knn.max_val"] = Choice(500, "a quick look, for a CPU")
+    if steps:
+        chosen["checkpoint.every"] = Choice(
+            max(min(steps // 20, 2500), 50), "a twentieth of the run, at least 50 steps"
+        )
+        chosen["knn.every"] = Choice(max(steps // 10, 50), "a tenth of the run, at least 50 steps")
+        chosen["log.every"] = Choice(1 if steps <= 2000 else 10, f"{steps} steps")
+    return chosen
+
+
+def _of_the_data(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> dict[str, Choice]:
+    chosen = _model(given, data, machine)
+    known = {**{key: choice.value for key, choice in chosen.items()}, **given}
+    chosen |= _crops(known, data, machine)
+    known |= {key: choice.value for key, choice in chosen.items() if key not in given}
+    chosen |= _length(known, data, machine)
+    chosen |= _head(data, machine)
+    chosen["dino.centering"] = Choice("sinkhorn_knopp", "keeps all prototypes in use, also on little data")
+    return chosen
+
+
+def _head(data: DataFacts, machine: MachineFacts) -> dict[str, Choice]:
+    gpu = machine.device == "cuda"
+    wanted = 2 ** round(math.log2(max(data.images / 10, 1)))
+    prototypes = max(256, min(wanted, 65_536 if gpu else 1024))
+    chosen = {"dino.prototypes": Choice(prototypes, f"for {data.images} images" + ("" if gpu else " and a CPU"))}
+    if not gpu:
+        chosen["dino.hidden_dim"] = Choice(512, "a quarter of the published width, for a CPU")
+        chosen["dino.bottleneck_dim"] = Choice(128, "half of the published width, for a CPU")
+    return chosen
+
+
+def _model(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> dict[str, Choice]:
+    side, gpu = data.short_side, machine.device == "cuda"
+    chosen: dict[str, Choice] = {}
+    preset = given.get("student.preset")
+    if preset not in PRESETS:
+        large = gpu and data.images >= 1_000_000
+        preset = ("vitb14" if large else "vits14") if gpu else "vit_nano4"
+        chosen["student.preset"] = Choice(preset, "a GPU" if gpu else "small enough for a CPU")
+        if side < 160 or not gpu:
+            small = ((160, 14), (96, 12), (48, 8), (20, 4), (0, 2))
+            patch = next(patch for least, patch in small if side >= least)
+            chosen["student.patch_size"] = Choice(patch, f"images of about {side} pixels")
+    if gpu:
+        chosen["student.drop_path_rate"] = Choice(0.1, "a small model; large ones take 0.3 to 0.4")
+    return chosen
+
+
+def _crops(known: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> dict[str, Choice]:
+    preset = PRESETS.get(str(known.get("student.preset")), {})
+    patch = _int(known, "student.patch_size", preset.get("patch_size", 14))
+    side, gpu = data.short_side, machine.device == "cuda"
+    grid = max(min(side // patch, 16 if gpu else 8), 2)
+    size = _int(known, "crops.global_size", grid * patch)
+    local = -(-size * 7 // 16 // patch) * patch
+    chosen = {
+        "crops.global_size": Choice(size, f"images of about {side} pixels, patches of {patch}"),
+        "crops.local_size": Choice(local, "about 7/16 of the global crops, as published"),
+    }
+    if side < 96:
+        chosen["crops.global_scale"] = Choice((0.4, 1.0), "smaller parts of such small images show too little")
+        chosen["crops.local_scale"] = Choice((0.2, 0.6), "smaller parts of such small images show too little")
+    if not gpu:
+        chosen["crops.local_number"] = Choice(4, "half of the published number, for a CPU")
+    return chosen
+
+
+def _length(known: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> dict[str, Choice]:
+    gpu = machine.device == "cuda"
+    batch = _batch_size(known, data, machine)
+    size = _int(known, "train.batch_size", batch) or batch
+    chosen = {"train.batch_size": Choice(batch, "fits the GPU's memory" if gpu else "for a CPU")}
+    if "train.epochs" in known:
+        return chosen
+    passes = 100 if data.images >= 500_000 else 400
+    budget = data.images * passes if gpu else min(500_000, data.images * passes)
+    why = f"{budget / data.images:.3g} passes over the {data.images} images" + ("" if gpu else "; more is better")
+    chosen["train.iterations"] = Choice(max(round(budget / size), 100), why)
+    return chosen
+
+
+def _batch_size(known: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> int:
+    """A power of two that the device's memory holds, no larger than the data set."""
+    if machine.device == "cpu":
+        per_process = 64
+    else:
+        shape = PRESETS.get(str(known.get("student.preset")), {})
+        patch = _int(known, "student.patch_size", shape.get("patch_size", 14))
+        tokens = 2 * (_int(known, "crops.global_size", 224) // patch) ** 2
+        tokens += 8 * (_int(known, "crops.local_size", 98) // patch) ** 2
+        # Activations of a block in bfloat16, from the shapes of its products: about 34 bytes a token and channel.
+        bytes_per_image = 34 * tokens * shape.get("embed_dim", 384) * shape.get("depth", 12)
+        per_process = 2 ** int(math.log2(max(0.5 * machine.memory / bytes_per_image, 2)))
+        per_process = min(per_process, 512)
+    whole = per_process * machine.processes
+    while whole > data.images and whole > 2 * machine.processes:
+        whole //= 2
+    return whole
+
+
+def _int(known: Mapping[str, Any], key: str, otherwise: int) -> int:
+    """A given whole number; what is of another type is left to the check of all settings."""
+    value = known.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else otherwise
+
+
+def _glance(source: bytes | Path) -> tuple[int, int, int]:
+    """Height, width and channels of an encoded image, without decoding its pixels."""
+    from PIL import Image
+
+    if isinstance(source, Path) and source.suffix == ".npy":
+        shape = np.load(source, mmap_mode="r", allow_pickle=False).shape
+        return shape[0], shape[1], shape[2] if len(shape) > 2 else 1
+    if isinstance(source, bytes) and source.startswith(b"\x93NUMPY"):
+        shape = np.load(BytesIO(source), allow_pickle=False).shape
+        return shape[0], shape[1], shape[2] if len(shape) > 2 else 1
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        if image.mode not in _GREY:
+            return image.height, image.width, 3
+        pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+        return image.height, image.width, pages

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is made of besides its step number: weights, centres and the optimizer's moments, by name.
+
+Randomness has no state here: every random number is keyed by the seed and a counter (`seed_step`, `data/samplers.py`).
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from opendino.checkpoint.store import Checkpoint, check_fit
+
+_NETWORKS = ("student", "teacher")
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed torch's generators for one step of one process, so that a resumed run draws what it would have drawn."""
+    key = hashlib.blake2b(f"opendino {seed} {step} {rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(key, "little") >> 1)
+
+
+def collect(method: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Every tensor of a run, in the parts that a checkpoint keeps in files of their own.
+
+    "student" and "teacher" hold the networks, "targets" what else the method remembers (centres), "optimizer" the
+    moments under `exp_avg/<parameter>` and so on.
+    """
+    everything = method.state_dict()
+    parts: dict[str, dict[str, Tensor]] = {network: {} for network in (*_NETWORKS, "targets")}
+    for name, tensor in everything.items():
+        network, _, inner = name.partition(".")
+        if network in _NETWORKS:
+            parts[network][inner] = tensor
+        else:
+            parts["targets"][name] = tensor
+    parts["optimizer"] = {
+        f"{quantity}/{name}": value
+        for name, parameter in _named(optimizer)
+        for quantity, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+    return {part: tensors for part, tensors in parts.items() if tensors}
+
+
+def restore(method: nn.Module, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's tensors back, in place.
+
+    Raises:
+        CheckpointError: names or shapes differ from those of the run; nothing has been changed then.
+    """
+    wanted = collect(method, optimizer)
+    for part in (*_NETWORKS, "targets"):
+        where = f"{checkpoint.folder}/{part}.safetensors"
+        check_fit(where, checkpoint.tensors.get(part, {}), wanted.get(part, {}))
+    moments = checkpoint.tensors.get("optimizer", {})
+    _check_moments(optimizer, moments, checkpoint)
+    state = {f"{network}.{name}": t for network in _NETWORKS for name, t in checkpoint.tensors[network].items()}
+    method.load_state_dict(state | checkpoint.tensors.get("targets", {}), strict=True)
+    _restore_moments(optimizer, moments)
+
+
+def _check_moments(optimizer: Optimizer, moments: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+    parameters = dict(_named(optimizer))
+    like = {
+        key: parameters[key.partition("/")[2]] if tensor.ndim else tensor
+        for key, tensor in moments.items()
+        if key.partition("/")[2] in parameters
+    }
+    check_fit(f"{checkpoint.folder}/optimizer.safetensors", moments, like)
+
+
+def _restore_moments(optimizer: Optimizer, moments: dict[str, Tensor]) -> None:
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in moments.items():
+        quantity, _, name = key.partition("/")
+        state.setdefault(name, {})[quantity] = tensor
+    # By way of the optimizer's own loading, which knows which tensors belong on the device.
+    numbered = {number: state[name] for number, (name, _) in enumerate(_named(optimizer)) if name in state}
+    optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _named(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Names and parameters in the optimizer's order; it was given pairs, see `optim/param_groups.py`."""
+    for group in optimizer.param_groups:
+        yield from zip(group["param_names"], group["params"], strict=True)

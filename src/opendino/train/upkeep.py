@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens between the steps of a run: records, looks at the teacher, checkpoints; called by `loop.py`."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from opendino.checkpoint import store
+from opendino.checkpoint.hub import RUN_WEIGHTS
+from opendino.checkpoint.store import CheckpointConfig
+from opendino.checkpoint.weights import save_weights
+from opendino.data.loaders import BadImages
+from opendino.distributed import is_main, world_size
+from opendino.models.vision_transformer import VisionTransformer
+from opendino.train import state
+from opendino.train.loop import Run
+from opendino.train.metrics import MetricLog
+from opendino.train.probe import Probe
+from opendino.train.run_folder import versions
+
+_log = logging.getLogger(__name__)
+_LOOKS = ("knn/", "health/")
+
+
+class Upkeep:
+    """Keeps the files of a run.
+
+    Args:
+        folder: of the run.
+        metrics: where records go.
+        probe: looks at the teacher.
+        checkpoints: when they are written.
+        batch_size: images of a step over all processes.
+        bad: counts the images that could not be read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        metrics: MetricLog,
+        probe: Probe,
+        checkpoints: CheckpointConfig,
+        batch_size: int,
+        bad: BadImages,
+    ) -> None:
+        self.folder, self.metrics, self.probe, self.bad = folder, metrics, probe, bad
+        self._checkpoints, self._batch_size = checkpoints, batch_size
+
+    def begin(self, run: Run) -> None:
+        """Look at the untrained teacher, which everything later is compared with."""
+        if run.step == 0 and self.probe.config.every:
+            self._look(run, run.schedules.teacher_temp(0))
+
+    def after(self, run: Run, record: Mapping[str, float]) -> None:
+        """Everything that is due after a step; a checkpoint last, so that it never lacks what belongs to its step."""
+        step, last = run.step, run.step == run.total
+        if step % self.metrics.config.every == 0 or last or step == 1:
+            more = {"images_seen": self.images_seen(run), "skipped": self.bad.failed}
+            self.metrics.write(step, {**record, **more})
+        every = self.probe.config.every
+        if every and (step % every == 0 or last):
+            self._look(run, record["teacher_temp"])
+        if step % self._checkpoints.every == 0 or last:
+            self.save(run)
+
+    def save(self, run: Run) -> None:
+        """Write a checkpoint, and the teacher's backbone as weights that can be opened by themselves."""
+        if not is_main():
+            return
+        self.metrics.to_disk()
+        meta = {
+            "images_seen": self.images_seen(run),
+            "images_read": self.bad.read,
+            "images_bad": self.bad.failed,
+            "world_size": world_size(),
+            "versions": versions(),
+        }
+        store.save(self.folder, run.step, state.collect(run.method, run.optimizer), meta, self._checkpoints)
+        origin = {"step": run.step, "images_seen": meta["images_seen"], "images": self.bad.name}
+        save_weights(cast("VisionTransformer", run.method.teacher["backbone"]), self.folder / RUN_WEIGHTS, origin)
+        _log.debug("checkpoint of step %d", run.step)
+
+    def images_seen(self, run: Run) -> int:
+        """Images that all processes have been trained on so far, counted as often as they came."""
+        return run.step * self._batch_size
+
+    def figures(self) -> dict[str, float]:
+        """Figures of the last look at the teacher."""
+        looks = [record for record in self.metrics.read() if any(key.startswith(_LOOKS) for key in record)]
+        return {key: value for key, value in looks[-1].items() if key.startswith(_LOOKS)} if looks else {}
+
+    def _look(self, run: Run, teacher_temp: float) -> None:
+        record = self.probe(run.method.teacher, teacher_temp)
+        self.metrics.write(run.step, record)
+        knn = "  ".join(f"{key} {value:.1f} %" for key, value in record.items() if key.startswith("knn/top1"))
+        rank = record["health/effective_rank"]
+        _log.info("step %d: %s  effective rank %.1f (%s)", run.step, knn, rank, self.probe.note)

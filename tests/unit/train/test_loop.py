@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from opendino.config import load
+from opendino.train.loop import NotFinite, Schedules, Stopped, train, train_step
+from opendino.train.pretrain import PretrainConfig, build_feed, build_run, open_images, settle
+from opendino.train.progress import ProgressBar
+from opendino.train.state import seed_step
+
+# Without a running centre a batch can be passed through twice.
+WORDS = ["optim.warmup=0", "optim.freeze_last_layer=1", "dino.centering=sinkhorn_knopp"]
+
+
+@pytest.fixture
+def parts(tiny_words):
+    config = load(PretrainConfig, None, [*tiny_words, *WORDS])
+    dataset = open_images(config)
+    config = settle(config, len(dataset))
+    run = build_run(config)
+    return config, run, build_feed(config, dataset, run.device, 0)
+
+
+def copies(module):
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def clip_by_hand(gradients, most):
+    norm = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients.values()))
+    return norm, {name: gradient * min(1.0, most / (norm + 1e-6)) for name, gradient in gradients.items()}
+
+
+def test_one_step_by_hand(parts):
+    """Schedule, backward, clipping of each network apart, AdamW's first step, then the teacher from the new student."""
+    config, run, feed = parts
+    batch = next(feed)
+    student, teacher = copies(run.method.student), copies(run.method.teacher)
+
+    # The same forward pass, apart from the loop: its gradients are what the step has to work with.
+    seed_step(config.seed, 0)
+    loss = run.method(batch, 0.04).loss
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in run.method.student.named_parameters() if p.grad is not None}
+    run.clip_grad = 0.01  # so small that both networks are clipped
+    record = train_step(run, batch)
+
+    assert record["loss"] == loss.item()
+    assert sum(record[f"loss/{name}"] for name in ("dino_local", "dino_global", "ibot", "koleo")) == pytest.approx(
+        record["loss"], rel=1e-6
+    )
+    peak = config.optim.base_lr * math.sqrt(8 / 1024)
+    assert (record["lr"], record["last_layer_lr"]) == (pytest.approx(peak), 0.0)
+    assert (record["momentum"], record["teacher_temp"]) == (pytest.approx(0.992), pytest.approx(0.04))
+    for network in ("backbone", "dino_head"):
+        own = {name: gradient for name, gradient in gradients.items() if name.startswith(network)}
+        norm, clipped = clip_by_hand(own, 0.01)
+        assert record[f"grad_norm/{network}"] == pytest.approx(norm, rel=1e-5)
+        for name, gradient in clipped.items():
+            before, after = student[name], dict(run.method.student.named_parameters())[name].detach()
+            assert torch.allclose(after, adamw_first_step(name, before, gradient, peak), atol=1e-7), name
+    moved = copies(run.method.student)
+    for name, parameter in run.method.teacher.named_parameters():
+        assert torch.allclose(parameter, 0.992 * teacher[name] + 0.008 * moved[name], atol=1e-7)
+    assert run.step == 1
+
+
+def adamw_first_step(name, before, gradient, peak):
+    """Loshchilov and Hutter 2019: after one step both corrected moments are the gradient and its square."""
+    decayed = not name.endswith("bias") and "norm" not in name and "gamma" not in name
+    depth, lr = 2, peak
+    if "last_layer" in name:
+        lr = 0.0
+    elif "blocks." in name:
+        lr *= 0.9 ** (depth - int(name.split("blocks.")[1].split(".")[0]))
+    elif any(part in name for part in ("pos_embed", "cls_token", "mask_token", "patch_embed")):
+        lr *= 0.9 ** (depth + 1) * (0.2 if "patch_embed" in name else 1.0)
+    shrunk = before * (1 - lr * (0.04 if decayed else 0.0))
+    return shrunk - lr * gradient / (gradient.abs() + 1e-8)
+
+
+def test_gradients_within_the_limit_are_left_alone(parts):
+    _, run, feed = parts
+    run.clip_grad = 1e9
+    record = train_step(run, next(feed))
+    found = math.sqrt(
+        sum(
+            float(p.grad.double().square().sum())
+            for p in run.method.student["backbone"].parameters()
+            if p.grad is not None
+        )
+    )
+    assert record["grad_norm/backbone"] == pytest.approx(found, rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(parts):
+    _, run, feed = parts
+    batch = next(feed)
+    train_step(run, batch)
+    batch.global_crops[3, 0, 0, 0] = float("nan")
+    student, teacher = copies(run.method.student), copies(run.method.teacher)
+    with pytest.raises(NotFinite, match=r"^step 1: not finite: loss nan") as caught:
+        train_step(run, batch)
+    assert caught.value.ids == batch.ids.tolist()
+    assert str(batch.ids[0].item()) in str(caught.value)
+    assert "loss/ibot" in str(caught.value)
+    assert run.step == 1
+    for before, network in ((student, run.method.student), (teacher, run.method.teacher)):
+        assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
+
+
+def test_randomness_belongs_to_the_step(parts):
+    """Stochastic depth of a step does not depend on what was drawn before it."""
+    config, run, feed = parts
+    batch = next(feed)
+    seed_step(config.seed, 3)
+    first = run.method(batch, 0.04).loss
+    torch.randn(17)
+    seed_step(config.seed, 3)
+    again = run.method(batch, 0.04).loss
+    seed_step(config.seed, 4)
+    other = run.method(batch, 0.04).loss
+    assert first == again
+    assert first != other
+
+
+def test_schedules_are_read_by_name():
+    schedules = Schedules(*(lambda step, number=number: step * 10.0 + number for number in range(5)))
+    assert schedules.at(2) == {
+        "lr": 20.0,
+        "weight_decay": 21.0,
+        "last_layer_lr": 22.0,
+        "momentum": 23.0,
+        "teacher_temp": 24.0,
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_between_two_steps(parts, number):
+    _, run, feed = parts
+    saved, handlers = [], [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+    def after(run, record):
+        if run.step == 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped) as caught, ProgressBar(run.total, shown=False) as bar:
+        train(run, feed, bar, after, lambda run: saved.append(run.step))
+    assert caught.value.signal == number
+    assert (run.step, saved) == (2, [2])
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_all_steps_are_done_and_recorded(parts):
+    _, run, feed = parts
+    records = []
+    with ProgressBar(run.total, shown=False) as bar:
+        train(run, feed, bar, lambda run, record: records.append((run.step, record)), lambda run: None)
+    assert [step for step, _ in records] == [1, 2, 3, 4, 5, 6]
+    assert all(record["img_per_s"] > 0 and 0 <= record["data_wait"] <= 1 for _, record in records)
+    assert records[-1][1]["momentum"] > records[0][1]["momentum"]
