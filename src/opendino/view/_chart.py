@@ -2,8 +2,8 @@
 """Line charts as inline SVG that takes the colours of the page around it; used by `report.py`.
 
 Lines differ by colour and by dashes, so they can be told apart without seeing colours; the colours are those of Okabe
-and Ito (2008), which stay apart in the common kinds of colour blindness. The page's style sheet defines them as
-`--line-0` and so on, lighter ones on a dark ground.
+and Ito (2008), which stay apart in the common kinds of colour blindness. The drawing has the look of a light page in
+its attributes; the page's style sheet (`report.css`) wins over them, and takes lighter colours on a dark ground.
 """
 
 import math
@@ -51,7 +51,8 @@ def line_chart(
     parts += [_line(i, name, points, x_axis, y_axis) for i, (name, points) in enumerate(curves.items())]
     summary = "; ".join(_in_words(name, points) for name, points in curves.items())
     return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(f"{title}. {summary}")}">'
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" font-size="13" font-family="sans-serif" '
+        f'aria-label="{escape(f"{title}. {summary}")}">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -74,7 +75,7 @@ def thin(xs: Sequence[Number], ys: Sequence[Number], most: int = _MOST_POINTS) -
     return [xs[0], *(mean(xs[run]) for run in runs), xs[-1]], [ys[0], *(mean(ys[run]) for run in runs), ys[-1]]
 
 
-def ticks(low: Number, high: Number, about: int = 5) -> list[float]:
+def ticks(low: Number, high: Number, about: int = 7) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) that lie between the bounds."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -115,13 +116,13 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str]
     parts = []
     for tick in y_axis.ticks():
         y = f"{y_axis(tick):.1f}"
-        parts.append(f'<path class="grid" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
+        parts.append(f'<path class="grid" stroke="#d9dde2" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
         parts.append(f'<text x="{_LEFT - 7}" y="{y}" dy="0.35em" text-anchor="end">{short(tick)}</text>')
     base = _HEIGHT - _BOTTOM
-    parts.append(f'<path class="axis" d="M{_LEFT} {base}H{_WIDTH - _RIGHT}"/>')
+    parts.append(f'<path class="axis" stroke="#5a626c" d="M{_LEFT} {base}H{_WIDTH - _RIGHT}"/>')
     for tick in x_axis.ticks():
         x = f"{x_axis(tick):.1f}"
-        parts.append(f'<path class="axis" d="M{x} {base}v4"/>')
+        parts.append(f'<path class="axis" stroke="#5a626c" d="M{x} {base}v4"/>')
         parts.append(f'<text x="{x}" y="{base + 17}" text-anchor="middle">{short(tick)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
@@ -131,10 +132,11 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str]
 
 
 def _level(name: str, height: Number, y_axis: _Axis) -> str:
-    y = f"{y_axis(height):.1f}"
+    right, y = _WIDTH - _RIGHT, f"{y_axis(height):.1f}"
     return (
-        f'<path class="level" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>'
-        f'<text class="level" x="{_WIDTH - _RIGHT}" y="{y}" dy="-0.35em" text-anchor="end">{escape(name)}</text>'
+        f'<path class="level" stroke="#5a626c" stroke-dasharray="3 4" d="M{_LEFT} {y}H{right}"/>'
+        f'<text class="level" font-size="12" fill="#5a626c" x="{right}" y="{y}" dy="-0.35em" text-anchor="end">'
+        f"{escape(name)}</text>"
     )
 
 
@@ -145,28 +147,30 @@ def _line(index: int, name: str, points: Points, x_axis: _Axis, y_axis: _Axis) -
         if not (math.isfinite(x) and math.isfinite(y)):
             pen = "M"
             continue
-        place = f"{x_axis(x):.1f} {y_axis(y):.1f}"
-        path.append(f"{pen}{place}")
+        place = x_axis(x), y_axis(y)
+        path.append(f"{pen}{place[0]:.1f} {place[1]:.1f}")
         pen = "L"
         marks.append((place, f"{name}: {short(x)}, {short(y)}"))
     drawn = f'<path d="{"".join(path)}" {_stroke(index)}><title>{escape(name)}</title></path>' if path else ""
     if len(marks) <= _MARKED_POINTS:
-        for place, text in marks:
-            x, y = place.split(" ")
-            drawn += (
-                f'<circle cx="{x}" cy="{y}" r="3" style="fill:{_colour(index)}"><title>{escape(text)}</title></circle>'
-            )
+        dot = f'r="3" class="dot-{_hue(index)}" fill="{_colour(index)}"'
+        for (x, y), text in marks:
+            drawn += f'<circle cx="{x:.1f}" cy="{y:.1f}" {dot}><title>{escape(text)}</title></circle>'
     return drawn
 
 
 def _stroke(index: int) -> str:
     dashes = DASHES[index % len(DASHES)]
-    dashed = f";stroke-dasharray:{dashes}" if dashes else ""
-    return f'class="line" style="stroke:{_colour(index)}{dashed}"'
+    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+    return f'class="line line-{_hue(index)}" fill="none" stroke="{_colour(index)}" stroke-width="2.2"{dashed}'
+
+
+def _hue(index: int) -> int:
+    return index % len(COLOURS_LIGHT)
 
 
 def _colour(index: int) -> str:
-    return f"var(--line-{index % len(COLOURS_LIGHT)})"
+    return COLOURS_LIGHT[_hue(index)]
 
 
 def _in_words(name: str, points: Points) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from opendino.errors import DataError
-from opendino.view._chart import COLOURS_DARK, COLOURS_LIGHT, Number, Points, line_chart, swatch
+from opendino.view._chart import COLOURS_DARK, Number, Points, line_chart, swatch
 
 Html = NewType("Html", str)
 """Text that is HTML already; made only by functions of this file."""
@@ -69,6 +69,11 @@ def paragraph(text: str) -> Html:
 def details(summary: str, *parts: Html) -> Html:
     """Pieces that open on a click."""
     return Html(f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>")
+
+
+def beside(*parts: Html) -> Html:
+    """Pieces side by side where the screen is wide enough, else below each other."""
+    return Html(f'<div class="beside">{"".join(parts)}</div>')
 
 
 def code(text: str) -> Html:
@@ -252,6 +257,7 @@ def _cell(value: Cell, digits: int) -> str:
 
 def _style() -> str:
     css = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    light = "".join(f"--line-{i}:{colour};" for i, colour in enumerate(COLOURS_LIGHT))
-    dark = "".join(f"--line-{i}:{colour};" for i, colour in enumerate(COLOURS_DARK))
-    return f":root{{{light}}}\n@media (prefers-color-scheme: dark){{:root{{{dark}}}}}\n{css}"
+    dark = "".join(
+        f"  .line-{i} {{ stroke: {colour}; }} .dot-{i} {{ fill: {colour}; }}\n" for i, colour in enumerate(COLOURS_DARK)
+    )
+    return f"{css}@media (prefers-color-scheme: dark) {{\n{dark}}}\n"

@@ -12,7 +12,7 @@ def drawn(curves, **settings):
 
 
 def points_of(svg, index=0):
-    path = [p for p in svg.iter("path") if p.get("class") == "line"][index].get("d")
+    path = [p for p in svg.iter("path") if "line" in p.get("class").split()][index].get("d")
     return [tuple(map(float, place.split(" "))) for place in path.replace("L", "M").split("M")[1:]]
 
 
@@ -34,7 +34,7 @@ def test_a_level_curve_and_a_single_point(value):
 
 def test_values_that_are_not_finite_leave_a_gap():
     svg = drawn({"a": ([0, 1, 2, 3], [1.0, math.nan, 2.0, 3.0])})
-    path = next(p.get("d") for p in svg.iter("path") if p.get("class") == "line")
+    path = next(p.get("d") for p in svg.iter("path") if "line" in p.get("class").split())
     assert path.count("M") == 2
     assert len(points_of(svg)) == 3
     nothing = drawn({"a": ([0, 1], [math.nan, math.inf])})
@@ -43,9 +43,8 @@ def test_values_that_are_not_finite_leave_a_gap():
 
 def test_lines_differ_by_more_than_colour():
     svg = drawn({name: ([0, 1], [0, i]) for i, name in enumerate("abcdefg")})
-    styles = [p.get("style") for p in svg.iter("path") if p.get("class") == "line"]
-    dashes = [style.partition("dasharray")[2] for style in styles]
-    assert len(set(dashes)) == len(styles) == 7
+    lines = [p for p in svg.iter("path") if "line" in p.get("class").split()]
+    assert len({p.get("stroke-dasharray") for p in lines}) == len({p.get("stroke") for p in lines}) == 7
 
 
 def test_it_says_itself_in_words():
@@ -78,9 +77,9 @@ def test_thinning_keeps_the_ends_and_the_mean():
     ("low", "high", "expected"),
     [
         (0, 100, [0, 20, 40, 60, 80, 100]),
-        (0.013, 0.048, [0.02, 0.03, 0.04]),
+        (0.013, 0.048, [0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045]),
         (-1.2, 1.1, [-1, -0.5, 0, 0.5, 1]),
-        (9000, 61_000, [20_000, 40_000, 60_000]),
+        (9000, 61_000, [10_000, 20_000, 30_000, 40_000, 50_000, 60_000]),
     ],
 )
 def test_ticks_are_round(low, high, expected):

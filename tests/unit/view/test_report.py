@@ -10,6 +10,7 @@ from PIL import Image
 
 from opendino.errors import DataError
 from opendino.view import report
+from opendino.view._chart import COLOURS_DARK, COLOURS_LIGHT
 
 VOID = {"meta", "img", "br"}
 
@@ -55,7 +56,10 @@ def whole_page():
                 "Figures",
                 report.tiles([("k-NN", "63.1 %", "+16 over untrained")]),
                 report.table(["row", "k-NN"], [["pixels", 63.2], ["trained", 63.1]], strong_rows=[1]),
-                report.figure_curves({"loss": ([0, 1], [5, 4]), "k-NN": ([0, 1], [1, 2])}, title="Curves"),
+                report.beside(
+                    report.figure_curves({"loss": ([0, 1], [5, 4]), "k-NN": ([0, 1], [1, 2])}, title="Curves"),
+                    report.paragraph("Beside it."),
+                ),
                 text="What came of it.",
             ),
             report.section(
@@ -89,14 +93,15 @@ def test_everything_to_see_is_said_too(whole_page):
         assert head["scope"] == "col"
 
 
-def test_colours_of_the_lines_are_defined_for_both_grounds(whole_page):
-    used = set(re.findall(r"var\(--line-(\d)\)", whole_page))
-    light, dark = re.findall(r":root\{(--line[^}]*)\}", whole_page)
-    for index in used:
-        assert f"--line-{index}:" in light
-        assert f"--line-{index}:" in dark
+def test_lines_have_colours_for_both_grounds(whole_page):
+    for index, attrs in enumerate(a for a in Reader(whole_page).all("path") if "line" in a.get("class", "").split()):
+        assert attrs["stroke"] in COLOURS_LIGHT, index
+        assert (
+            f".{attrs['class'].split()[1]} {{ stroke: {COLOURS_DARK[COLOURS_LIGHT.index(attrs['stroke'])]}; }}"
+            in whole_page
+        )
     words = re.findall(r"var\((--[a-z]+)\)", whole_page)
-    assert all(f"{word}:" in whole_page for word in words)
+    assert all(whole_page.count(f"{word}:") == 2 for word in words)
 
 
 def luminance(colour):
@@ -106,7 +111,7 @@ def luminance(colour):
 
 
 @pytest.mark.parametrize(
-    ("colours", "ground"), [(report.COLOURS_LIGHT, "#ffffff"), (report.COLOURS_DARK, "#14171a")], ids=["light", "dark"]
+    ("colours", "ground"), [(COLOURS_LIGHT, "#ffffff"), (COLOURS_DARK, "#14171a")], ids=["light", "dark"]
 )
 def test_lines_have_the_contrast_that_graphics_need(colours, ground):
     # WCAG 2.2, 1.4.11: at least 3 to 1.
