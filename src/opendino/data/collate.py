@@ -96,8 +96,8 @@ def collate(
         skipped: images that could not be read.
     """
     return PretrainBatch(
-        global_crops=_stack([view.globals for view in views]),
-        local_crops=_stack([view.locals for view in views]),
+        global_crops=_stack([view.globals for view in views], len(views[0].globals[0])),
+        local_crops=_stack([view.locals for view in views], len(views[0].globals[0])),
         masks=masks.masks,
         mask_indices=masks.indices,
         masks_weight=masks.weights,
@@ -108,11 +108,11 @@ def collate(
     )
 
 
-def _stack(images: list[list[np.ndarray]]) -> Shaped[Tensor, "rows C H W"]:
+def _stack(images: list[list[np.ndarray]], channels: int) -> Shaped[Tensor, "rows C H W"]:
     """[image][crop] of [C, H, W] to one tensor of crop-major rows; float32 as soon as one crop is."""
     rows = [image[crop] for crop in range(len(images[0])) for image in images]
     if not rows:
-        return torch.empty((0, 0, 0, 0))
+        return torch.empty((0, channels, 0, 0))
     if all(row.dtype == np.uint8 for row in rows):
         return torch.from_numpy(np.stack(rows))
     return torch.from_numpy(np.stack([row / np.float32(255) if row.dtype == np.uint8 else row for row in rows]))
