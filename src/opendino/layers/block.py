@@ -32,6 +32,9 @@ class Block(nn.Module):
         init_values: start of LayerScale; None or 0 leaves the layer and its key out.
         ffn_layer: "mlp", "swiglu" (or its official alias "swiglufused"), or "identity".
 
+    Raises:
+        ModelError: heads, feed-forward layer or drop rate that cannot be.
+
     Source: official `layers/block.py`; keys `norm1 attn ls1 norm2 mlp ls2`.
     """
 
@@ -49,6 +52,8 @@ class Block(nn.Module):
         ffn_layer: str = "mlp",
     ) -> None:
         super().__init__()
+        if not 0 <= drop_path < 1:
+            raise ModelError(f"Block: drop_path={drop_path} is not a share of the images; choose 0 or more, below 1")
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)

@@ -87,3 +87,9 @@ def test_stochastic_depth_keeps_its_dtype_under_autocast():
 def test_unknown_feed_forward_is_refused():
     with pytest.raises(ModelError, match="ffn_layer='relu' is not known; choose one of mlp, swiglu"):
         Block(8, 2, ffn_layer="relu")
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_impossible_drop_rates_are_refused(rate):
+    with pytest.raises(ModelError, match="is not a share of the images"):
+        Block(8, 2, drop_path=rate)
