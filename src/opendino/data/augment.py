@@ -180,7 +180,7 @@ class MultiCrop:
         crops = [self._view(image, view, row) for view, row in zip(views, draws, strict=True)]
         return Crops(crops[:2], crops[2:])
 
-    def _view(self, image: Decoded, view: _View, draws: list[float]) -> Shaped[np.ndarray, "C H W"]:
+    def _view(self, image: Decoded, view: _View, draws: list[float]) -> Shaped[np.ndarray, "C h w"]:
         height, width = size_of(image)
         box = random_box(height, width, view.scale, self.config.aspect, draws[:DRAWS])
         crop = resize(cut(image, box), view.size, view.size)

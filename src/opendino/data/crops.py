@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float32, Shaped
 from PIL import Image
 
 from opendino.data.decode import Decoded
@@ -17,6 +17,10 @@ from opendino.data.decode import Decoded
 TRIES = 10
 DRAWS = 2 * TRIES + 2
 """Uniform numbers that one `random_box` takes: area and aspect of each try, then row and column."""
+
+
+Resized = Image.Image | Float32[np.ndarray, "h w C"]
+"""An image of another size than the one it was made from."""
 
 
 class Box(NamedTuple):
@@ -69,14 +73,14 @@ def _centred_box(height: int, width: int, aspect: tuple[float, float]) -> Box:
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def cut(image: Decoded, box: Box) -> Decoded:
+def cut(image: Decoded, box: Box) -> Resized:
     """The pixels of a rectangle."""
     if isinstance(image, Image.Image):
         return image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
     return image[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
-def resize(image: Decoded, height: int, width: int) -> Decoded:
+def resize(image: Decoded, height: int, width: int) -> Resized:
     """Bicubic resizing, antialiased when it shrinks.
 
     Source: torchvision `functional.resize` for Pillow images. Arrays go through the same filter, one channel at a

@@ -6,6 +6,7 @@ stored or drawn in advance, so a run resumes at any position, on any number of p
 Also here: the generator of random numbers that belongs to one purpose and one counter. Read `loaders.py` next.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,7 +31,9 @@ def keyed_rng(seed: int, purpose: str, counter: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, counter, 0], dtype=np.uint64)))
 
 
-def permute(position: Int64[np.ndarray, "*n"] | int, n: int, seed: int, epoch: int) -> Int64[np.ndarray, "*n"]:
+def permute(
+    position: Int64[np.ndarray, "*n"] | int, n: int, seed: int, epoch: Int64[np.ndarray, "*n"] | int
+) -> Int64[np.ndarray, "*n"]:
     """Where the permutation of 0..n-1 that belongs to (seed, epoch) takes the given positions.
 
     A Feistel network on the rectangle rows x columns >= n, whose additions are taken modulo its sides; results that
@@ -40,41 +43,46 @@ def permute(position: Int64[np.ndarray, "*n"] | int, n: int, seed: int, epoch: i
         position: places in the epoch, each in 0..n-1.
         n: number of images.
         seed: seed of the run.
-        epoch: number of the pass over the images.
+        epoch: number of the pass over the images, one for all positions or one for each.
 
     Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains", the generalised Feistel cipher.
     Differs: the official samplers draw and store whole permutations.
     """
-    out = np.atleast_1d(np.asarray(position, dtype=np.int64)).astype(np.uint64)
-    if n < 1 or (out >= n).any():
+    places = np.asarray(position, dtype=np.int64)
+    if n < 1 or (places < 0).any() or (places >= n).any():
         raise DataError(f"a position lies outside of the {n} images; positions are 0 to {n - 1}")
-    columns = int(np.ceil(np.sqrt(n)))
-    rows = -(-n // columns)
-    keys = [_mix_int(_mix_int(seed) ^ _mix_int(epoch << 8 | turn)) for turn in range(ROUNDS)]
-    astray = np.arange(out.size)
-    values = out.ravel()
+    values = places.astype(np.uint64).ravel()
+    epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64).astype(np.uint64), places.shape).ravel()
+    keys = _mix(epochs, np.uint64(_mix_int(seed)))
+    astray = np.arange(values.size)
     while astray.size:
-        values[astray] = _feistel(values[astray], rows, columns, keys)
+        values[astray] = _feistel(values[astray], keys[astray], n)
         astray = astray[values[astray] >= n]
-    return values.reshape(np.shape(position)).astype(np.int64)
+    return values.reshape(places.shape).astype(np.int64)
 
 
-def _feistel(value: UInt64[np.ndarray, " n"], rows: int, columns: int, keys: list[int]) -> UInt64[np.ndarray, " n"]:
-    row, column = np.divmod(value, np.uint64(columns))
-    for turn, key in enumerate(keys):
+def _feistel(values: UInt64[np.ndarray, " n"], keys: UInt64[np.ndarray, " n"], n: int) -> UInt64[np.ndarray, " n"]:
+    columns = np.uint64(math.isqrt(n - 1) + 1)
+    rows = np.uint64(-(-n // int(columns)))
+    row, column = np.divmod(values, columns)
+    for turn in range(ROUNDS):
+        key = keys + np.uint64(turn)
         if turn % 2:
-            column = (column + _mix(row, key) % np.uint64(columns)) % np.uint64(columns)
+            column = (column + _mix(row, key) % columns) % columns
         else:
-            row = (row + _mix(column, key) % np.uint64(rows)) % np.uint64(rows)
-    return row * np.uint64(columns) + column
+            row = (row + _mix(column, key) % rows) % rows
+    return row * columns + column
 
 
-def _mix(value: UInt64[np.ndarray, " n"], key: int) -> UInt64[np.ndarray, " n"]:
-    """64 well-mixed bits for each value (the finaliser of splitmix64)."""
-    x = value ^ np.uint64(key)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def _mix(values: UInt64[np.ndarray, " n"], key: UInt64[np.ndarray, " n"] | np.uint64) -> UInt64[np.ndarray, " n"]:
+    """64 well-mixed bits for each value and key (splitmix64, once with the value and once with the key)."""
+    x = values * np.uint64(0x9E3779B97F4A7C15) ^ key
+    for _ in range(2):
+        x = (x + np.uint64(0x9E3779B97F4A7C15)) ^ key
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return x
 
 
 def _mix_int(value: int) -> int:
@@ -110,11 +118,7 @@ class InfiniteSampler:
     def at(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """Indices of the images at these positions of the run."""
         epochs, places = np.divmod(positions, self.n)
-        out = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            out[chosen] = permute(places[chosen], self.n, self.seed, int(epoch))
-        return out
+        return permute(places, self.n, self.seed, epochs)
 
     def __iter__(self) -> Iterator[int]:
         block = 1024

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opendino.data.augment import normalization
 from opendino.data.collate import normalize
-from opendino.data.crops import Box, cut, pixels_of, resize, size_of
+from opendino.data.crops import Box, Resized, cut, pixels_of, resize, size_of
 from opendino.data.decode import Decoded, match_channels
 from opendino.errors import ConfigError
 
@@ -43,7 +43,7 @@ class EvalTransform:
         if min(self.size) < 1 or self.resize < 1:
             raise ConfigError(f"size {self.size} with resize {self.resize} leaves no pixel; use 1 or more")
 
-    def __call__(self, image: Decoded) -> Float32[Tensor, "C H W"]:
+    def __call__(self, image: Decoded) -> Float32[Tensor, "C h w"]:
         """One image to what the network takes."""
         image = match_channels(image, self.channels)
         height, width = shorter_side_to(size_of(image), self.resize)
@@ -53,7 +53,7 @@ class EvalTransform:
 
     def to_tensor(self, image: Decoded) -> Float32[Tensor, "C H W"]:
         """An image as it is, normalised."""
-        pixels = torch.from_numpy(np.ascontiguousarray(pixels_of(image)))
+        pixels = torch.from_numpy(np.array(pixels_of(image)))
         return normalize(pixels[None], self.mean, self.std)[0]
 
 
@@ -65,7 +65,7 @@ def shorter_side_to(size: tuple[int, int], length: int) -> tuple[int, int]:
     return int(length * height / width), length
 
 
-def centre(image: Decoded, size: tuple[int, int]) -> Decoded:
+def centre(image: Decoded, size: tuple[int, int]) -> Resized:
     """The centre of an image, with black around it where the image is smaller."""
     height, width = size_of(image)
     if height < size[0] or width < size[1]:
@@ -74,7 +74,7 @@ def centre(image: Decoded, size: tuple[int, int]) -> Decoded:
     return cut(image, Box(round((height - size[0]) / 2.0), round((width - size[1]) / 2.0), *size))
 
 
-def _pad(image: Decoded, size: tuple[int, int]) -> Decoded:
+def _pad(image: Decoded, size: tuple[int, int]) -> Resized:
     height, width = size_of(image)
     top, left = max(0, size[0] - height) // 2, max(0, size[1] - width) // 2
     padded = (max(height, size[0]), max(width, size[1]))
