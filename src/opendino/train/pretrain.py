@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,11 +19,12 @@ import torch
 
 from opendino.checkpoint import store
 from opendino.checkpoint.store import CheckpointConfig
-from opendino.data.augment import CropsConfig, check_crops
+from opendino.data.augment import CropsConfig, check_crops, normalization
 from opendino.data.collate import PretrainBatch
 from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.loaders import LoaderConfig, PretrainLoader, pretrain_loader
 from opendino.data.masking import MaskConfig
+from opendino.data.preview import preview
 from opendino.distributed import is_main, rank, world_size
 from opendino.errors import ConfigError, ModelError, TrainingError
 from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig, TeacherConfig
@@ -175,6 +177,9 @@ def pretrain(config: PretrainConfig, chosen: Mapping[str, Any] | None = None) ->
             claim.make()
             if stored is None:
                 run_folder.write(folder, config, Stored({}, dict(chosen or {}), facts, run_folder.command_line()))
+            if run.step == 0 and config.log.picture:
+                mean, std = normalization(dataset.options.channels, config.crops.mean, config.crops.std)
+                preview(first, mean, std).save(folder / "first_batch.png")
             outcome = _go(config, dataset, run, _Feed(first, feed), claim)
         finally:
             feed.close()
@@ -191,6 +196,10 @@ def check(config: PretrainConfig) -> None:
         raise ConfigError("data is missing: give data=FOLDER, a folder of images")
     if not config.output_dir:
         raise ConfigError("output_dir is missing: give output_dir=FOLDER, where the run is written")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE = {os.environ['WORLD_SIZE']}: several processes were started, a run takes one so far; start one"
+        )
     check_settings(config)
 
 

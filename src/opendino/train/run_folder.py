@@ -105,7 +105,7 @@ def write(folder: Path, config: object, stored: Stored) -> None:
         "python": platform.python_version(),
         "versions": versions(),
         "machine": platform.platform(),
-        "commit": _commit(),
+        "commit": commit(),
     }
     _replace(folder / "run.json", json.dumps(run, indent=1) + "\n")
 
@@ -180,7 +180,7 @@ def _replace(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the checkout that this package runs from; None elsewhere."""
     home = Path(__file__).parents[3]
     if not (home / ".git").exists():

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time of a training step goes: images per second, peak memory, and seconds of each phase.
+
+    python benchmarks/train_step.py student.preset=vits14 train.batch_size=32 --steps 10
+    python benchmarks/train_step.py configs/pretrain/vit_tiny_cifar10.yaml data=cifar10-train.parquet --json
+
+Without data= one batch of noise is used again and again, and nothing is waited for. `--json` writes the figures, with
+the machine's name, the commit and the command, into benchmarks/results/.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from opendino.config import load
+from opendino.data.augment import normalization
+from opendino.data.collate import PretrainBatch
+from opendino.data.masking import batch_masks
+from opendino.data.samplers import keyed_rng
+from opendino.optim.clipping import clip_gradients
+from opendino.optim.param_groups import set_schedule
+from opendino.train import run_folder
+from opendino.train.loop import Run
+from opendino.train.pretrain import PretrainConfig, build_feed, build_run, open_images, settle
+from opendino.train.settings import look_at_machine
+from opendino.train.state import seed_step
+
+PHASES = ("data", "teacher", "student", "losses", "backward", "clip", "optimizer", "ema")
+RESULTS = Path(__file__).parent / "results"
+
+
+class Clock:
+    """Seconds of each phase of each step; waits for the device at every border, so phases do not overlap."""
+
+    def __init__(self, device):
+        self.device, self.seconds = device, {phase: [] for phase in PHASES}
+
+    def __call__(self, phase: str, work: Callable):
+        """Do a piece of work and count its seconds to a phase."""
+        start = time.perf_counter()
+        result = work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[phase].append(time.perf_counter() - start)
+        return result
+
+
+def step(run: Run, batches: Iterator[PretrainBatch], clock: Clock) -> None:
+    """`loop.train_step`, phase by phase."""
+    batch = clock("data", lambda: next(batches))
+    seed_step(run.seed, run.step)
+    now = run.schedules.at(run.step)
+    set_schedule(run.optimizer, now["lr"], now["weight_decay"], now["last_layer_lr"])
+    run.optimizer.zero_grad(set_to_none=True)
+    method = run.method
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        targets = clock("teacher", lambda: method.targets(batch, now["teacher_temp"]))
+        views = clock("student", lambda: method.student_views(batch))
+        output = clock("losses", lambda: method.loss(views, targets, batch))
+    clock("backward", output.loss.backward)
+    clock("clip", lambda: clip_gradients(method.subnetworks(), run.clip_grad))
+    clock("optimizer", run.optimizer.step)
+    clock("ema", lambda: method.update_teacher(now["momentum"]))
+    run.step += 1
+
+
+def noise(config: PretrainConfig, device: torch.device) -> Iterator[PretrainBatch]:
+    """One batch of noise without end."""
+    shape = config.student.arguments()
+    channels, patch = shape.get("in_chans", 3), shape.get("patch_size", 16)
+    normalization(channels, config.crops.mean, config.crops.std)
+    rows, crops = config.train.batch_size, config.crops
+    side = crops.global_size // patch
+    masks = batch_masks(2 * rows, (side, side), config.masks, keyed_rng(0, "masks", 0))
+    batch = PretrainBatch(
+        torch.randn(2 * rows, channels, crops.global_size, crops.global_size),
+        torch.randn(crops.local_number * rows, channels, crops.local_size, crops.local_size),
+        *masks,
+        images=rows,
+        ids=torch.arange(rows),
+    ).to(device)
+    while True:
+        yield batch
+
+
+def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    if config.data:
+        dataset = open_images(config)
+        config = settle(config, len(dataset))
+        run = build_run(config)
+        batches = build_feed(config, dataset, run.device, 0)
+    else:
+        config = settle(config, 10**9)
+        run = build_run(config)
+        batches = noise(config, run.device)
+    for _ in range(warmup):
+        step(run, batches, Clock(run.device))
+    clock = Clock(run.device)
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(steps):
+        step(run, batches, clock)
+    phases = {phase: statistics.median(seconds) for phase, seconds in clock.seconds.items()}
+    whole = [sum(parts) for parts in zip(*clock.seconds.values(), strict=True)]
+    on_gpu = run.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "img_per_s": config.train.batch_size / statistics.median(whole),
+        "seconds": statistics.median(whole),
+        "phases": phases,
+        "peak_memory_bytes": peak,
+        "parameters": sum(p.numel() for p in run.method.student.parameters()),
+        "device": torch.cuda.get_device_name() if on_gpu else f"{platform.processor() or platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "steps": steps,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="a recipe and key=value settings, as for opendino pretrain")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--json", nargs="?", const="", help="write benchmarks/results/NAME.json")
+    arguments = parser.parse_intermixed_args()
+    recipe = next((word for word in arguments.words if "=" not in word), None)
+    words = [word for word in arguments.words if "=" in word]
+    machine = look_at_machine()
+    defaults = {"train.batch_size": 32, "loader.workers": machine.cores // 2}
+    config = load(PretrainConfig, recipe, words, defaults)
+    figures = measure(replace(config, output_dir=""), arguments.steps, arguments.warmup)
+    rate, seconds = figures["img_per_s"], figures["seconds"]
+    print(f"{rate:.1f} img/s, {seconds * 1000:.0f} ms a step of {config.train.batch_size} images")
+    print(f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB at most on {figures['device']}, {config.train.precision}")
+    for phase, part in figures["phases"].items():
+        print(f"  {phase.ljust(10)} {part * 1000:9.1f} ms  {100 * part / seconds:5.1f} %")
+    if arguments.json is not None:
+        name = arguments.json or f"train_step_{config.student.preset}_{config.train.precision}"
+        record = {
+            "command": " ".join(sys.argv),
+            "machine": platform.node(),
+            "commit": run_folder.commit(),
+            "versions": run_folder.versions(),
+            **figures,
+        }
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
