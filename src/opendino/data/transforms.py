@@ -53,7 +53,7 @@ class EvalTransform:
 
     def to_tensor(self, image: Decoded) -> Float32[Tensor, "C H W"]:
         """An image as it is, normalised."""
-        pixels = torch.from_numpy(np.array(pixels_of(image)))
+        pixels = torch.from_numpy(np.array(pixels_of(image), order="C"))
         return normalize(pixels[None], self.mean, self.std)[0]
 
 

@@ -45,8 +45,6 @@ class ManifestDataset(ImageDataset):
             raise DataError(f"{source}: {error}") from error
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{source}: cannot be read as a table ({error})") from error
-        if not len(self):
-            raise DataError(f"{source}: the table has no rows; give one row for each image")
         require_files([self.read(index) for index in range(min(_TRIED, len(self)))], str(source))
 
     def __len__(self) -> int:
@@ -63,12 +61,9 @@ class ManifestDataset(ImageDataset):
 
 def _read(source: Path, path_column: str, label_column: str) -> pa.Table:
     """The needed columns, named path, label and names."""
-    if source.suffix.lower() in (".parquet", ".pq"):
-        columns, load = pq.read_schema(source).names, lambda names: pq.read_table(source, columns=names)
-    else:
-        delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
-        whole = pa_csv.read_csv(source, parse_options=pa_csv.ParseOptions(delimiter=delimiter))
-        columns, load = whole.column_names, whole.select
+    parquet = source.suffix.lower() in (".parquet", ".pq")
+    parse = pa_csv.ParseOptions(delimiter="\t" if source.suffix.lower() == ".tsv" else ",")
+    columns = pq.read_schema(source).names if parquet else _header(source, parse)
     path = find(columns, path_column, PATHS)
     if not path:
         raise DataError(f"has no column of paths; name one with path_column, its columns are {', '.join(columns)}")
@@ -77,19 +72,31 @@ def _read(source: Path, path_column: str, label_column: str) -> pa.Table:
         wanted["label"] = label
         if names := find(columns, "", NAMES):
             wanted["names"] = names
-    table = load(sorted(set(wanted.values())))
+    needed = sorted(set(wanted.values()))
+    if parquet:
+        table = pq.read_table(source, columns=needed)
+    else:
+        # Paths are text also where every file is named by a number.
+        convert = pa_csv.ConvertOptions(include_columns=needed, column_types={path: pa.string()})
+        table = pa_csv.read_csv(source, parse_options=parse, convert_options=convert)
     return pa.table({name: table[column] for name, column in wanted.items()})
+
+
+def _header(source: Path, parse: pa_csv.ParseOptions) -> list[str]:
+    with pa_csv.open_csv(source, parse_options=parse) as reader:
+        return reader.schema.names
 
 
 def _path_table(column: pa.ChunkedArray) -> PathTable:
     """The column's own bytes and offsets."""
     if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
         raise DataError(f"its column of paths is of type {column.type}; text was wanted")
-    if column.null_count:
-        raise DataError(f"{column.null_count} of {len(column)} paths are missing; fill or drop those rows")
     if not len(column):
-        return PathTable.collect(())
+        raise DataError("the table has no rows; give one row for each image")
     array = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in column.chunks])
     _, offsets, text = array.buffers()
     ends = np.frombuffer(offsets, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+    missing = int((np.diff(ends) == 0).sum())
+    if missing:
+        raise DataError(f"{missing} of {len(column)} paths are missing; fill or drop those rows")
     return PathTable(np.frombuffer(text or b"", dtype=np.uint8), ends)

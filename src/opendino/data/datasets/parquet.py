@@ -78,6 +78,10 @@ class ParquetDataset(ImageDataset):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def __getstate__(self) -> dict[str, object]:
+        # Where workers are not forked they read their row groups themselves.
+        return vars(self) | {"_cache": OrderedDict()}
+
     def read(self, index: int) -> bytes:
         """Bytes of one image."""
         group, row = self._locate(index)
