@@ -13,6 +13,15 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
+TINY = """
+student.preset=vit_nano4 student.depth=2 student.embed_dim=32 student.num_heads=2
+student.drop_path_rate=0.2 student.init_values=0.1
+crops.global_size=16 crops.local_size=8 crops.local_number=2
+dino.centering=centering dino.prototypes=32 dino.hidden_dim=32 dino.bottleneck_dim=16
+train.batch_size=8 train.iterations=6 train.device=cpu train.threads=1 train.precision=fp32
+loader.workers=0 checkpoint.every=2 log.every=1 log.tensorboard=false log.picture=false knn.every=0
+"""
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
@@ -49,10 +58,5 @@ def tiny_words(picture_folder, tmp_path) -> list[str]:
     return [
         f"data={picture_folder}",
         f"output_dir={tmp_path / 'run'}",
-        *"student.preset=vit_nano4 student.depth=2 student.embed_dim=32 student.num_heads=2".split(),
-        *"student.drop_path_rate=0.2 student.init_values=0.1 crops.global_size=16 crops.local_size=8".split(),
-        *"crops.local_number=2 dino.prototypes=32 dino.hidden_dim=32 dino.bottleneck_dim=16".split(),
-        *"train.batch_size=8 train.iterations=6 train.device=cpu train.threads=1 train.precision=fp32".split(),
-        *"loader.workers=0 checkpoint.every=2 log.every=1 log.tensorboard=false".split(),
-        *"log.picture=false knn.every=0".split(),
+        *TINY.split(),
     ]

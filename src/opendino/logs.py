@@ -17,10 +17,15 @@ def setup(level: int = logging.INFO) -> None:
     logger = logging.getLogger("opendino")
     logger.handlers.clear()
     logger.propagate = False
-    if is_main():
-        logger.addHandler(RichHandler(console=Console(stderr=True), show_path=False, show_level=level < logging.INFO))
-    else:
-        logger.addHandler(logging.NullHandler())
+    console = Console(stderr=True)
+    if not is_main():
+        handler: logging.Handler = logging.NullHandler()
+    elif console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=level < logging.INFO)
+    else:  # a file or a pipe: one record, one line
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(handler)
     logger.setLevel(level)
 
 

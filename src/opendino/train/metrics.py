@@ -58,10 +58,6 @@ class MetricLog:
             for key, value in record.items():
                 self._board.add_scalar(key, value, step)
 
-    def read(self) -> list[dict]:
-        """All records so far."""
-        return self._lines.read()
-
     def to_disk(self) -> None:
         """Bring all records to the disk; called before a checkpoint that relies on them."""
         if self._lines.path.exists():

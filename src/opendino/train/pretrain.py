@@ -27,6 +27,7 @@ from opendino.data.masking import MaskConfig
 from opendino.data.preview import preview
 from opendino.distributed import is_main, rank, world_size
 from opendino.errors import ConfigError, ModelError, TrainingError
+from opendino.logs import JsonLines
 from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig, TeacherConfig
 from opendino.models.presets import BackboneConfig
 from opendino.optim.adamw import OptimConfig
@@ -34,7 +35,7 @@ from opendino.train import run_folder, state
 from opendino.train.loop import NotFinite, Run, train
 from opendino.train.metrics import LogConfig, MetricLog
 from opendino.train.parts import build_method, build_optimizer, build_schedules, pick_device, training_shape
-from opendino.train.probe import Probe, ProbeConfig
+from opendino.train.probe import Probe, ProbeConfig, last_look
 from opendino.train.progress import ProgressBar
 from opendino.train.run_folder import Claim, Stored
 from opendino.train.settings import look_at_machine
@@ -170,8 +171,12 @@ def pretrain(config: PretrainConfig, chosen: Mapping[str, Any] | None = None) ->
     run = build_run(config)
     facts = {"images": len(dataset), "threads": _threads(config, run, stored)}
     torch.set_num_threads(facts["threads"])
+    counted = _restore(run, folder)
+    if run.step == run.total:
+        return _outcome(config, run, folder, begun)
     with Claim(folder, kept=stored is not None) as claim:
-        feed = _restored_feed(config, dataset, run, folder)
+        feed = build_feed(config, dataset, run.device, run.step)
+        feed.bad.read, feed.bad.failed = counted
         try:
             first = next(feed)  # what is wrong with the images shows before anything is written
             claim.make()
@@ -180,10 +185,10 @@ def pretrain(config: PretrainConfig, chosen: Mapping[str, Any] | None = None) ->
             if run.step == 0 and config.log.picture:
                 mean, std = normalization(dataset.options.channels, config.crops.mean, config.crops.std)
                 preview(first, mean, std).save(folder / "first_batch.png")
-            outcome = _go(config, dataset, run, _Feed(first, feed), claim)
+            _go(config, dataset, run, _Feed(first, feed), claim)
         finally:
             feed.close()
-    return dataclasses.replace(outcome, seconds=time.perf_counter() - begun)
+    return _outcome(config, run, folder, begun)
 
 
 def check(config: PretrainConfig) -> None:
@@ -197,9 +202,7 @@ def check(config: PretrainConfig) -> None:
     if not config.output_dir:
         raise ConfigError("output_dir is missing: give output_dir=FOLDER, where the run is written")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            f"WORLD_SIZE = {os.environ['WORLD_SIZE']}: several processes were started, a run takes one so far; start one"
-        )
+        raise ConfigError("WORLD_SIZE is above 1: several processes were started, a run is one so far; start one")
     check_settings(config)
 
 
@@ -307,22 +310,20 @@ def _method_config(config: PretrainConfig) -> DINOv2Config:
     return DINOv2Config(dino=config.dino, ibot=config.ibot, koleo=config.koleo, teacher=config.teacher)
 
 
-def _restored_feed(config: PretrainConfig, dataset: ImageDataset, run: Run, folder: Path) -> PretrainLoader:
-    """Bring the run to its newest checkpoint, if there is one, and open its images there."""
+def _restore(run: Run, folder: Path) -> tuple[int, int]:
+    """Bring a run to its newest checkpoint, if there is one; images read and images that were bad until then."""
     store.clean(folder)
     newest = store.latest(folder)
     if newest is None:
-        return build_feed(config, dataset, run.device, 0)
+        return 0, 0
     checkpoint = store.load(newest)
     state.restore(run.method, run.optimizer, checkpoint)
     run.step = checkpoint.step
     _log.info("continuing from step %d of %d", run.step, run.total)
-    feed = build_feed(config, dataset, run.device, run.step)
-    feed.bad.read, feed.bad.failed = checkpoint.meta["images_read"], checkpoint.meta["images_bad"]
-    return feed
+    return checkpoint.meta["images_read"], checkpoint.meta["images_bad"]
 
 
-def _go(config: PretrainConfig, dataset: ImageDataset, run: Run, feed: "_Feed", claim: Claim) -> Outcome:
+def _go(config: PretrainConfig, dataset: ImageDataset, run: Run, feed: "_Feed", claim: Claim) -> None:
     """The run itself, in a folder that is ready for it."""
     probe = Probe(config.knn, dataset, run.device, config.train.precision)
     metrics = MetricLog(claim.folder, run.step, config.log)
@@ -347,7 +348,11 @@ def _go(config: PretrainConfig, dataset: ImageDataset, run: Run, feed: "_Feed", 
         ) from error
     finally:
         metrics.close()
-    return Outcome(claim.folder, run.step, upkeep.images_seen(run), 0.0, upkeep.figures())
+
+
+def _outcome(config: PretrainConfig, run: Run, folder: Path, begun: float) -> Outcome:
+    figures = last_look(JsonLines(folder / "metrics.jsonl").read())
+    return Outcome(folder, run.step, run.step * config.train.batch_size, time.perf_counter() - begun, figures)
 
 
 class _Feed:

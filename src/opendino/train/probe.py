@@ -6,9 +6,10 @@ the probe's queries are a fifth of them (at most `max_val`), its bank the others
 without their labels; so the figure is for following a run, and `opendino eval knn` on a test set is for reporting.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from opendino.eval._features import FeatureConfig, FeatureKind, extract
 from opendino.models.vision_transformer import VisionTransformer
 
 _SPLIT_SEED = 0  # the same split in every run, so that runs can be compared
+_FIGURES = ("knn/", "health/")
 _LEAST = 20  # images below which a k-NN figure says nothing
 
 
@@ -55,6 +57,15 @@ class ProbeConfig:
                 f"knn.every = {self.every}, knn.max_train = {self.max_train}, knn.max_val = {self.max_val}: "
                 "use 0 or more steps, and 2 or more images"
             )
+
+
+def last_look(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Figures of the last look at the teacher among the records of a run; empty where there was none."""
+    for record in reversed(records):
+        look = {key: value for key, value in record.items() if key.startswith(_FIGURES)}
+        if look:
+            return look
+    return {}
 
 
 class Rows(ImageDataset):

@@ -20,7 +20,6 @@ from opendino.train.probe import Probe
 from opendino.train.run_folder import versions
 
 _log = logging.getLogger(__name__)
-_LOOKS = ("knn/", "health/")
 
 
 class Upkeep:
@@ -84,11 +83,6 @@ class Upkeep:
     def images_seen(self, run: Run) -> int:
         """Images that all processes have been trained on so far, counted as often as they came."""
         return run.step * self._batch_size
-
-    def figures(self) -> dict[str, float]:
-        """Figures of the last look at the teacher."""
-        looks = [record for record in self.metrics.read() if any(key.startswith(_LOOKS) for key in record)]
-        return {key: value for key, value in looks[-1].items() if key.startswith(_LOOKS)} if looks else {}
 
     def _look(self, run: Run, teacher_temp: float) -> None:
         record = self.probe(run.method.teacher, teacher_temp)

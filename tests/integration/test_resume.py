@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that is killed, stopped or cut off continues as if nothing had been, to the last bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from opendino.cli.main import main
+
+TIMED = ("img_per_s", "data_wait")
+STEPS = 12
+
+
+def words_for(tiny_words, folder, *more):
+    return ["pretrain", *tiny_words, f"output_dir={folder}", f"train.iterations={STEPS}", "knn.every=4", *more]
+
+
+def records(folder):
+    """Everything in metrics.jsonl but times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
+
+
+def tensors(folder, step=STEPS):
+    home = folder / "checkpoints" / f"step_{step:08d}"
+    return {path.name: load_file(path) for path in sorted(home.glob("*.safetensors"))}
+
+
+def assert_same_run(folder, reference):
+    assert records(folder) == records(reference)
+    for name, group in tensors(reference).items():
+        found = tensors(folder)[name]
+        assert found.keys() == group.keys()
+        assert all(found[key].equal(tensor) for key, tensor in group.items())
+
+
+@pytest.fixture(scope="module")
+def references():
+    return {}
+
+
+@pytest.fixture
+def reference(references, tiny_words, tmp_path_factory):
+    """The same run without interruption, in this process and without workers."""
+    if "folder" not in references:
+        folder = tmp_path_factory.mktemp("reference") / "run"
+        assert main(words_for(tiny_words, folder)) == 0
+        references["folder"] = folder
+    return references["folder"]
+
+
+def start(words):
+    """The command as a user starts it, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "opendino", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_step(process, folder, step, seconds=120):
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and any(f'"step": {step},' in line for line in metrics.read_text().splitlines()):
+            return
+        time.sleep(0.002)
+    pytest.fail(f"step {step} was not seen: {process.communicate()[0]}")
+
+
+def test_the_reference_has_every_step_once_and_looks_at_the_teacher(reference):
+    steps = [record["step"] for record in records(reference) if "loss" in record]
+    assert steps == list(range(1, STEPS + 1))
+    looks = [record["step"] for record in records(reference) if "knn/top1_k20" in record]
+    assert looks == [0, 4, 8, 12]
+    assert (reference / "weights" / "model.safetensors").is_file()
+    # The last two are kept.
+    assert sorted(path.name for path in (reference / "checkpoints").iterdir()) == ["step_00000010", "step_00000012"]
+
+
+@pytest.mark.parametrize(("workers", "at"), [(0, 5), (2, 7)])
+def test_killed_in_the_middle(tiny_words, tmp_path, reference, workers, at):
+    folder = tmp_path / "run"
+    words = words_for(tiny_words, folder, f"loader.workers={workers}")
+    process = start(words)
+    wait_for_step(process, folder, at)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    done = len([record for record in records_of_whole_lines(folder) if "loss" in record])
+    assert at <= done < STEPS, "killed too late to prove anything"
+    assert main(words) == 0
+    assert_same_run(folder, reference)
+
+
+def records_of_whole_lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+
+
+def test_killed_again_and_again(tiny_words, tmp_path, reference):
+    """Whatever the moment: before the first checkpoint, while one is written, at the end."""
+    folder = tmp_path / "run"
+    words = words_for(tiny_words, folder)
+    for at in (1, 6, 11):
+        process = start(words)
+        wait_for_step(process, folder, at)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert main(words) == 0
+    assert_same_run(folder, reference)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop(tiny_words, tmp_path, reference, number, code):
+    folder = tmp_path / "run"
+    words = words_for(tiny_words, folder, "loader.workers=2", "checkpoint.every=100")
+    process = start(words)
+    wait_for_step(process, folder, 3)
+    os.killpg(process.pid, number)  # as Ctrl-C in a terminal does: to the workers too
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code, output
+    assert "stopped and saved" in output
+    assert "the same command continues" in output
+    assert "Traceback" not in output
+    (saved,) = (folder / "checkpoints").iterdir()
+    assert 3 <= int(saved.name[5:]) < STEPS
+    assert main(words) == 0
+    assert_same_run(folder, reference)
+
+
+def test_a_finished_run_stays_as_it_is(tiny_words, reference, capsys):
+    before = {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()}
+    assert main(words_for(tiny_words, reference)) == 0
+    assert "done: 12 steps" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tiny_words, tmp_path, reference):
+    folder = tmp_path / "run"
+    words = words_for(tiny_words, folder)
+    assert main(words) == 0
+    broken = folder / "checkpoints" / "step_00000012" / "student.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    assert main(words) == 0
+    assert_same_run(folder, reference)
+
+
+def test_workers_and_cadence_may_change(tiny_words, tmp_path, reference):
+    folder = tmp_path / "run"
+    process = start(words_for(tiny_words, folder, "loader.workers=1"))
+    wait_for_step(process, folder, 4)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert main(words_for(tiny_words, folder, "loader.workers=0", "checkpoint.every=3", "checkpoint.keep=1")) == 0
+    assert records(folder) == records(reference)
