@@ -50,7 +50,7 @@ class RegressionConfig:
     exponents: tuple[float, float] = (-6.0, 5.0)
     holdout: float = 0.1
     seed: int = 0
-    tolerance: float = 1e-6
+    tolerance: float = 1e-5
     max_iterations: int = 1000
 
     def __post_init__(self) -> None:
@@ -129,7 +129,8 @@ def evaluate(
         DataError: the training images, or the part that C is chosen with, have a single class.
 
     Source: official `eval/log_regression.py`; paper, section 7.1.
-    Differs: scikit-learn's L-BFGS on the CPU in place of cuML's; the objective is the same.
+    Differs: scikit-learn's Newton method with conjugate gradients in place of cuML's L-BFGS; the objective is the same,
+        and weak penalties, where L-BFGS needs thousands of steps, converge in a few.
     """
     x, y = train.double().numpy(), train_labels.numpy()
     x_val, y_val = val.double().numpy(), val_labels.numpy()
@@ -176,7 +177,9 @@ class _Path:
 
         self.limit = config.max_iterations
         # Typed as anything: scikit-learn's stubs know no arrays with shapes.
-        self.model: Any = LogisticRegression(tol=config.tolerance, max_iter=self.limit, warm_start=True, solver="lbfgs")
+        self.model: Any = LogisticRegression(
+            tol=config.tolerance, max_iter=self.limit, warm_start=True, solver="newton-cg"
+        )
         self.unfinished: list[float] = []
 
     def fit(self, x: Float[np.ndarray, "n D"], y: Int[np.ndarray, " n"], C: float) -> "_Path":
@@ -184,6 +187,7 @@ class _Path:
 
         self.model.set_params(C=C)
         with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")  # a line search that ends at rounding is no news
             warnings.simplefilter("always", ConvergenceWarning)
             self.model.fit(x, y)
         if caught:
