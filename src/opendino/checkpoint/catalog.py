@@ -8,7 +8,7 @@ import difflib
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from opendino.models.input_spec import IMAGENET_MEAN, IMAGENET_STD
+from opendino.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 OFFICIAL_URL = "https://dl.fbaipublicfiles.com/dinov2"
 _SIZES = MappingProxyType({"official": (224, 224), "hf": (224, 224), "timm": (518, 518)})

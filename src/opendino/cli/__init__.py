@@ -11,8 +11,6 @@ VERBS = MappingProxyType(
         "pretrain": "opendino.cli.pretrain",
         "eval": "opendino.cli.eval",
         "view": "opendino.cli.view",
-        "eval": "opendino.cli.eval",
-        "view": "opendino.cli.view",
         "config": "opendino.cli.config",
         "doctor": "opendino.cli.doctor",
     }

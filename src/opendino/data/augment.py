@@ -23,36 +23,12 @@ from opendino.data.crops import DRAWS, cut, flip, pixels_of, random_box, resize,
 from opendino.data.decode import Decoded, match_channels
 from opendino.errors import ConfigError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 _BLUR = {"effective": (0.0, 0.9, 0.5), "paper": (1.0, 0.1, 0.5)}
 _AMOUNTS = dict.fromkeys(("flip", "jitter", "gray", "solarize"), 1.0)
 _AMOUNTS |= {"brightness": math.inf, "contrast": math.inf, "saturation": math.inf, "hue": 0.5}
 _RANGES = {"global_scale": 1.0, "local_scale": 1.0, "aspect": math.inf, "blur_sigma": math.inf}
 _ORDERS = list(permutations(range(4)))
 _ROW = DRAWS + 11  # uniform numbers that one view takes
-
-
-def normalization(
-    channels: int, mean: Sequence[float] = (), std: Sequence[float] = ()
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, for values in 0..1.
-
-    Without given values: ImageNet's for 3 channels, 0.5 and 0.25 for any other number.
-
-    Raises:
-        ConfigError: as many values as channels were wanted.
-    """
-    photographs = channels == 3
-    mean = tuple(mean) or (IMAGENET_MEAN if photographs else (0.5,) * channels)
-    std = tuple(std) or (IMAGENET_STD if photographs else (0.25,) * channels)
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != channels:
-            raise ConfigError(f"crops.{name} has {len(values)} values for {channels} channels; give one for each")
-    if min(std) <= 0:
-        raise ConfigError(f"crops.std = {list(std)} holds a value that is not positive; give standard deviations")
-    return mean, std
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from opendino.data.augment import Crops, CropsConfig, MultiCrop, check_crops, normalization
+from opendino.data.augment import Crops, CropsConfig, MultiCrop, check_crops
 from opendino.data.collate import PretrainBatch, Skipped, collate
 from opendino.data.datasets import ImageDataset
 from opendino.data.decode import Decoded
 from opendino.data.masking import MaskConfig, batch_masks
+from opendino.data.normalization import normalization
 from opendino.data.samplers import InfiniteSampler, keyed_rng
 from opendino.errors import ConfigError, DataError
 

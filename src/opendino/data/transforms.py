@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from opendino.data.augment import normalization
 from opendino.data.collate import normalize
 from opendino.data.crops import Box, Resized, cut, pixels_of, resize, size_of
 from opendino.data.decode import Decoded, match_channels
+from opendino.data.normalization import normalization
 from opendino.errors import ConfigError
 
 

@@ -3,8 +3,7 @@
 
 from dataclasses import dataclass
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from opendino.data.normalization import normalization
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,5 @@ class InputSpec:
 
     @classmethod
     def default(cls, size: tuple[int, int], channels: int) -> "InputSpec":
-        """ImageNet's statistics for three channels; for any other number, their average in every channel."""
-        if channels == len(IMAGENET_MEAN):
-            return cls(size, channels, IMAGENET_MEAN, IMAGENET_STD)
-        mean, std = (sum(values) / len(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return cls(size, channels, (mean,) * channels, (std,) * channels)
+        """The channels' usual statistics: ImageNet's for three, see `data/normalization.py` for any other number."""
+        return cls(size, channels, *normalization(channels))

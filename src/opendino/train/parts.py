@@ -5,7 +5,8 @@ import dataclasses
 
 import torch
 
-from opendino.data.augment import CropsConfig, normalization
+from opendino.data.augment import CropsConfig
+from opendino.data.normalization import normalization
 from opendino.distributed import rank
 from opendino.errors import ConfigError
 from opendino.methods.dinov2 import DINOv2, DINOv2Config, TeacherConfig, teacher_schedules

@@ -19,11 +19,12 @@ import torch
 
 from opendino.checkpoint import store
 from opendino.checkpoint.store import CheckpointConfig
-from opendino.data.augment import CropsConfig, check_crops, normalization
+from opendino.data.augment import CropsConfig, check_crops
 from opendino.data.collate import PretrainBatch
 from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.loaders import LoaderConfig, PretrainLoader, pretrain_loader
 from opendino.data.masking import MaskConfig
+from opendino.data.normalization import normalization
 from opendino.data.preview import preview
 from opendino.distributed import is_main, rank, world_size
 from opendino.errors import ConfigError, ModelError, TrainingError

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from opendino.config import load, to_dict
-from opendino.data.augment import IMAGENET_MEAN, CropsConfig, MultiCrop, check_crops, normalization
+from opendino.data.augment import CropsConfig, MultiCrop, check_crops
 from opendino.errors import ConfigError, DataError
 
 SMALL = CropsConfig(global_size=32, local_size=16, local_number=3)
@@ -188,13 +188,3 @@ def test_settings_come_from_the_command_line():
     crops = load(CropsConfig, overrides=["local_scale=[0.1, 0.4]", "mean=[0.5, 0.4]", "blur=paper"])
     assert crops == CropsConfig(local_scale=(0.1, 0.4), mean=(0.5, 0.4), blur="paper")
     assert load(CropsConfig, defaults=to_dict(CropsConfig())) == CropsConfig()
-
-
-def test_normalization_by_default_and_as_given():
-    assert normalization(3)[0] == IMAGENET_MEAN
-    assert normalization(2) == ((0.5, 0.5), (0.25, 0.25))
-    assert normalization(1, (0.2,), (0.3,)) == ((0.2,), (0.3,))
-    with pytest.raises(ConfigError, match=r"crops.mean has 3 values for 1 channels"):
-        normalization(1, (0.1, 0.2, 0.3))
-    with pytest.raises(ConfigError, match=r"crops.std .* not positive"):
-        normalization(1, std=(0.0,))
