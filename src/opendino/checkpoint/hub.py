@@ -107,6 +107,7 @@ def open_model(
 ) -> Opened:
     """As `load`, and say what the file was."""
     path, entry = Path(name_or_path), None
+    known = {name: value for name, value in known.items() if value is not None}
     settle(path)
     if not path.exists():
         entry = find(str(name_or_path))

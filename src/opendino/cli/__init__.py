@@ -11,6 +11,7 @@ VERBS = MappingProxyType(
         "pretrain": "opendino.cli.pretrain",
         "eval": "opendino.cli.eval",
         "view": "opendino.cli.view",
+        "convert": "opendino.cli.convert",
         "config": "opendino.cli.config",
         "doctor": "opendino.cli.doctor",
     }

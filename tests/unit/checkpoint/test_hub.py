@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import opendino
-from opendino.checkpoint import hub
+from opendino.checkpoint import catalog, hub
+from opendino.checkpoint.catalog import Entry
+from opendino.checkpoint.conversion import ConvertConfig, convert
+from opendino.checkpoint.convert import FORMATS
 from opendino.checkpoint.weights import save_weights
-from opendino.errors import CheckpointError, ConversionError
+from opendino.errors import CheckpointError, ConfigError, ConversionError
+from opendino.models.input_spec import InputSpec
 from opendino.models.vision_transformer import VisionTransformer
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 28 * 28).view(2, 3, 28, 28)
@@ -148,3 +155,188 @@ def test_folders_and_files_that_are_something_else(tmp_path):
     (step / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="give the run folder itself"):
         hub.load(step)
+
+
+@pytest.fixture
+def caches(tmp_path, monkeypatch):
+    """Empty caches and no network; a catalogue whose models are small enough to be written."""
+    small = [
+        Entry("dinov2_vits14", "official", "vits14", 1),
+        Entry("dinov2_vits14_reg_lc", "official", "vits14_reg4", 1, (1, 4)),
+        Entry("facebook/dinov2-small", "hf", "vits14", 1),
+        Entry("vit_small_patch14_dinov2.lvd142m", "timm", "vits14", 1),
+    ]
+    monkeypatch.setattr(catalog, "CATALOG", {entry.name: entry for entry in small})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torch" / "checkpoints").mkdir(parents=True)
+    return tmp_path
+
+
+def put_into_hub_cache(home, repository, folder):
+    cached = home / "hf" / f"models--{repository.replace('/', '--')}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots").mkdir()
+    folder.rename(cached / "snapshots" / "abc")
+
+
+def test_official_names(caches, backbone):
+    torch.save(backbone.state_dict(), caches / "torch" / "checkpoints" / "dinov2_vits14_pretrain.pth")
+    opened = hub.open_model("dinov2_vits14")
+    assert_same(opened.model, backbone)
+    assert opened.format == "official"
+    with pytest.raises(ConfigError, match="layers=1 is for official names that end in _lc"):
+        hub.load("dinov2_vits14", layers=1)
+
+
+@pytest.mark.parametrize("layers", [None, 1, 4])
+def test_official_classifiers(caches, layers):
+    body = VisionTransformer(
+        img_size=28, patch_size=7, embed_dim=64, depth=4, num_heads=1, init_values=1.0, num_register_tokens=4
+    )
+    home = caches / "torch" / "checkpoints"
+    torch.save(body.state_dict(), home / "dinov2_vits14_reg4_pretrain.pth")
+    heads = {n: torch.nn.Linear((n + 1) * 64, 10) for n in (1, 4)}
+    torch.save(heads[1].state_dict(), home / "dinov2_vits14_reg4_linear_head.pth")
+    torch.save(heads[4].state_dict(), home / "dinov2_vits14_reg4_linear4_head.pth")
+    model = hub.load("dinov2_vits14_reg_lc", layers=layers)
+    assert model.layers == (layers or 4)
+    assert torch.equal(model.linear_head.weight, heads[layers or 4].weight)
+    assert model(IMAGES).shape == (2, 10)
+    with pytest.raises(ConfigError, match="layers=2"):
+        hub.load("dinov2_vits14_reg_lc", layers=2)
+    (home / "dinov2_vits14_reg4_linear4_head.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"dinov2_vits14_reg4_linear4_head\.pth is not in .*checkpoints"):
+        hub.load("dinov2_vits14_reg_lc")
+
+
+@pytest.mark.parametrize(
+    ("to", "names"),
+    [
+        ("hf", ["facebook/dinov2-small", "hf-hub:facebook/dinov2-small"]),
+        ("timm", ["vit_small_patch14_dinov2.lvd142m", "timm/vit_small_patch14_dinov2", "vit_small_patch14_dinov2"]),
+    ],
+)
+def test_names_on_the_hub_have_the_rule_of_their_library(caches, backbone, to, names):
+    backbone.input_spec = InputSpec((21, 35), 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    convert(save_weights(backbone, caches / "ours"), caches / "there", ConvertConfig(to))
+    put_into_hub_cache(
+        caches, "facebook/dinov2-small" if to == "hf" else "timm/vit_small_patch14_dinov2.lvd142m", caches / "there"
+    )
+    other = torch.randn(1, 3, 42, 21)
+    for name in names:
+        opened = hub.open_model(name)
+        assert opened.format == to
+        assert_same(opened.model, backbone)
+        assert (opened.backbone.interpolate_offset, opened.backbone.interpolate_antialias) == (0.0, to == "timm")
+        assert opened.backbone.input_spec.mean == (0.1, 0.2, 0.3)
+        assert opened.backbone.input_spec.size == ((21, 35) if to == "hf" else (28, 28))
+        assert not torch.allclose(opened.model(other), backbone(other), atol=1e-4)
+        assert torch.equal(hub.load(name, positions="official")(other), backbone(other))
+    with pytest.raises(ConfigError, match="positions='dino'"):
+        hub.load(names[0], positions="dino")
+
+
+def test_a_repository_that_is_not_in_the_catalogue(caches, backbone):
+    convert(save_weights(backbone, caches / "ours"), caches / "there", ConvertConfig("hf"))
+    put_into_hub_cache(caches, "someone/their-own", caches / "there")
+    assert_same(hub.load("someone/their-own"), backbone)
+
+
+def test_a_cached_file_cut_short_is_told_by_its_size(caches, backbone, monkeypatch):
+    convert(save_weights(backbone, caches / "ours"), caches / "there", ConvertConfig("hf"))
+    put_into_hub_cache(caches, "facebook/dinov2-small", caches / "there")
+    monkeypatch.setattr(catalog, "CATALOG", {n: replace(e, parameters=10**9) for n, e in catalog.CATALOG.items()})
+    with pytest.raises(CheckpointError, match="was cut short"):
+        hub.load("facebook/dinov2-small")
+
+
+@pytest.mark.parametrize("to", ["hf", "timm"])
+def test_bare_files_of_other_libraries(tmp_path, backbone, to):
+    state = import_module(FORMATS[to]).from_official(backbone.state_dict()).state
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
+    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, tmp_path / "x.safetensors")
+    for name in ("x.pth", "x.safetensors"):
+        assert_same(hub.load(tmp_path / name), backbone)
+        assert hub.open_model(tmp_path / name).format == to
+
+
+def hf_folder(tmp_path, backbone):
+    return convert(save_weights(backbone, tmp_path / "ours"), tmp_path / "hf", ConvertConfig("hf")).target
+
+
+def test_a_folder_of_several_parts_and_an_old_one(tmp_path, backbone):
+    folder = hf_folder(tmp_path, backbone)
+    state = load_file(folder / "model.safetensors")
+    names = sorted(state)
+    parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    assert_same(hub.load(folder), backbone)
+    for part, own in parts.items():
+        save_file({name: state[name] for name in own}, folder / part)
+    places = {name: part for part, own in parts.items() for name in own}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "pytorch_model.bin").unlink()
+    assert_same(hub.load(folder), backbone)
+
+
+def test_a_mask_token_that_the_file_lacks_is_said(tmp_path, backbone):
+    folder = hf_folder(tmp_path, backbone)
+    state = load_file(folder / "model.safetensors")
+    del state["embeddings.mask_token"]
+    save_file(state, folder / "model.safetensors")
+    assert hub.open_model(folder).filled == ("mask_token",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("encoder.layer.2.norm1.bias"), r"lacks blocks\.2\.norm1\.bias"),
+        (lambda s: s.update({"encoder.layer.0.extra": torch.ones(1)}), r"unexpected encoder\.layer\.0\.extra"),
+        (lambda s: s.update({"layernorm.weight": torch.ones(3)}), r"norm\.weight is 3 where 64 is wanted"),
+        (lambda s: s.pop("embeddings.cls_token"), r"no tensor 'cls_token'"),
+    ],
+)
+def test_a_folder_whose_names_do_not_fit(tmp_path, backbone, change, message):
+    folder = hf_folder(tmp_path, backbone)
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ConversionError, match=message):
+        hub.load(folder)
+
+
+def test_folders_of_other_models_and_broken_ones(tmp_path, backbone):
+    folder = hf_folder(tmp_path, backbone)
+    config = folder / "config.json"
+    good = config.read_text()
+    config.write_text('{"model_type": "vit"}')
+    with pytest.raises(CheckpointError, match="describes vit, not a DINOv2 model"):
+        hub.load(folder)
+    config.write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+        hub.load(folder)
+    config.write_text(good)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read .* again"):
+        hub.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"linear_head.weight": torch.ones(3, 100), "linear_head.bias": torch.ones(3)}, "has 100 columns"),
+        ({"linear_head.weight": torch.ones(3, 64), "linear_head.bias": torch.ones(3)}, "has 64 columns"),
+        ({"linear_head.weight": torch.ones(3, 128), "linear_head.bias": torch.ones(4)}, r"linear_head\.bias \(4,\)"),
+        ({"linear_head.weight": torch.ones(3, 128)}, "wanted a weight"),
+    ],
+)
+def test_a_classifier_that_does_not_fit(tmp_path, backbone, head, message):
+    torch.save(backbone.state_dict() | head, tmp_path / "x.pth")
+    with pytest.raises(ConversionError, match=message):
+        hub.load(tmp_path / "x.pth")
