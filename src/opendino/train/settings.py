@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from opendino.data.datasets import ImageDataset
+from opendino.data.decode import NPY_MAGIC
+from opendino.data.tiff import is_tiff, read_tiff, samples_of
 from opendino.errors import DataError
 from opendino.models.presets import PRESETS
 
@@ -171,7 +173,7 @@ def _head(data: DataFacts, machine: MachineFacts) -> dict[str, Choice]:
 def _model(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> dict[str, Choice]:
     side, gpu = data.short_side, machine.device == "cuda"
     chosen: dict[str, Choice] = {}
-    preset = given.get("student.preset")
+    preset = str(given.get("student.preset"))
     if preset not in PRESETS:
         large = gpu and data.images >= 1_000_000
         preset = ("vitb14" if large else "vits14") if gpu else "vit_nano4"
@@ -244,17 +246,21 @@ def _int(known: Mapping[str, Any], key: str, otherwise: int) -> int:
 
 
 def _glance(source: bytes | Path) -> tuple[int, int, int]:
-    """Height, width and channels of an encoded image, without decoding its pixels."""
+    """Height, width and channels of an encoded image; the pixels of most formats are not decoded for it."""
     from PIL import Image
 
-    if isinstance(source, Path) and source.suffix == ".npy":
-        shape = np.load(source, mmap_mode="r", allow_pickle=False).shape
-        return shape[0], shape[1], shape[2] if len(shape) > 2 else 1
-    if isinstance(source, bytes) and source.startswith(b"\x93NUMPY"):
-        shape = np.load(BytesIO(source), allow_pickle=False).shape
-        return shape[0], shape[1], shape[2] if len(shape) > 2 else 1
+    if source.suffix == ".npy" if isinstance(source, Path) else source.startswith(NPY_MAGIC):
+        return _of_array(np.load(source if isinstance(source, Path) else BytesIO(source)))
+    if isinstance(source, Path) and source.suffix.lower() in (".tif", ".tiff"):
+        source = source.read_bytes()
+    if isinstance(source, bytes) and is_tiff(source) and samples_of(source) > 4:
+        return _of_array(read_tiff(source))
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
         if image.mode not in _GREY:
             return image.height, image.width, 3
         pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
         return image.height, image.width, pages
+
+
+def _of_array(array: np.ndarray) -> tuple[int, int, int]:
+    return array.shape[0], array.shape[1], array.shape[2] if array.ndim > 2 else 1

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+import importlib.metadata
+
+import torch
+
+from opendino.cli import doctor
+from opendino.cli.main import main
+
+
+def test_the_report(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main(["doctor"]) == 0
+    report = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert report["torch"] == torch.__version__
+    assert report["numpy"] == importlib.metadata.version("numpy")
+    assert "OMP_NUM_THREADS is 1" in report["threads"]
+    assert report["cuda"] == "none; training runs on the CPU"
+    assert "GiB free" in report["disk"]
+
+
+def test_what_is_missing_says_what_it_is_good_for(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_OPTIONAL", {"no-such-package": "miracles"})
+    monkeypatch.setattr(doctor, "_CORE", ("no-such-core",))
+    assert main(["doctor"]) == 0
+    report = capsys.readouterr().out
+    assert "not installed: miracles" in report
+    assert "missing: pip install it" in report
+
+
+def test_a_gpu(capsys, monkeypatch):
+    class Found:
+        name, total_memory, major, minor = "Tensor Machine", 80 * 2**30, 9, 0
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Found)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert main(["doctor"]) == 0
+    assert "Tensor Machine, 80 GiB, capability 9.0, bf16" in capsys.readouterr().out
+
+
+def test_words_are_refused(capsys):
+    assert main(["doctor", "seed=1"]) == 2
+    assert "takes no words" in capsys.readouterr().err

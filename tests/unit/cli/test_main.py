@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+import errno
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from opendino import __version__
+from opendino.cli import VERBS, main
+from opendino.errors import DataError
+
+HEAVY = ("torch", "numpy", "PIL", "pydantic", "pyarrow", "transformers", "sklearn", "matplotlib")
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], [], ["pretrain", "--help"], ["--version"], ["nonsense"], ["config", "ls"]]
+)
+def test_answers_come_without_torch(words):
+    code = (
+        "import sys\nfrom opendino.cli.main import main\n"
+        f"main({words!r})\nprint(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_verb(capsys):
+    assert main.main(["--help"]) == 0
+    page = capsys.readouterr().out
+    for verb, module in VERBS.items():
+        assert f"  {verb} " in page
+        assert import_module(module).SUMMARY in page
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_explains_itself(verb, capsys):
+    assert main.main([verb, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert f"usage: opendino {verb}" in page
+    assert max(map(len, page.splitlines())) <= 120
+
+
+def test_every_file_is_a_verb_or_machinery():
+    from pathlib import Path
+
+    import opendino.cli
+
+    files = {path.stem for path in Path(opendino.cli.__file__).parent.glob("*.py")}
+    assert {name for name in files if not name.startswith("_")} - {"main"} == set(VERBS)
+
+
+def test_version(capsys):
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"opendino {__version__}\n"
+
+
+@pytest.mark.parametrize(("word", "hint"), [("pretrian", "did you mean pretrain?"), ("xyz", "the verbs are pretrain")])
+def test_unknown_verb(word, hint, capsys):
+    assert main.main([word]) == 2
+    assert hint in capsys.readouterr().err
+
+
+class Verb:
+    SUMMARY, USAGE = "", ""
+
+    def __init__(self, error):
+        self.error = error
+
+    def main(self, argv):
+        raise self.error
+
+
+def run(monkeypatch, error, *words):
+    monkeypatch.setattr(main, "import_module", lambda name: Verb(error))
+    return main.main(["doctor", *words])
+
+
+def test_an_error_of_the_user_is_a_sentence(monkeypatch, capsys):
+    assert run(monkeypatch, DataError("x/y: empty; fill it\na second mistake")) == 2
+    assert capsys.readouterr().err == "error: x/y: empty; fill it\nerror: a second mistake\n"
+    with pytest.raises(DataError):
+        run(monkeypatch, DataError("x"), "--debug")
+
+
+def test_ctrl_c(monkeypatch, capsys):
+    assert run(monkeypatch, KeyboardInterrupt()) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_full_disk(monkeypatch, capsys):
+    assert run(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")) == 2
+    assert capsys.readouterr().err.startswith("error: runs/x/metrics.jsonl: could not be written (No space left")
+
+
+def test_a_fault_of_ours_is_not_hidden(monkeypatch):
+    with pytest.raises(OSError, match="broken"):
+        run(monkeypatch, OSError(errno.EIO, "broken"))
+    with pytest.raises(ZeroDivisionError):
+        run(monkeypatch, ZeroDivisionError())
+
+
+def test_a_reader_that_leaves_early():
+    command = f"{sys.executable} -m opendino config show | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[0].startswith("data:")
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "opendino", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"opendino {__version__}\n"

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from opendino.errors import ConfigError, DataError
+from opendino.train.plan import plan
+from opendino.train.pretrain import pretrain
+
+
+@pytest.fixture
+def words(picture_folder, tmp_path):
+    return [f"data={picture_folder}", f"output_dir={tmp_path / 'run'}", "train.device=cpu"]
+
+
+def test_without_a_recipe_what_fits_is_chosen(words):
+    planned = plan(None, words)
+    assert planned.config.crops.global_size == 24
+    assert planned.choices["crops.global_size"].value == 24
+    assert "24 pixels" in planned.choices["crops.global_size"].reason
+    assert not planned.resumed
+
+
+def test_order_of_the_sources(words, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 4\ntrain: {iterations: 50, precision: bf16}\noptim: {base_lr: 2e-4}\n")
+    planned = plan(recipe, [*words, "train.iterations=60"])
+    config = planned.config
+    # word, recipe, chosen for the machine, default
+    assert (config.train.iterations, config.seed, config.train.precision) == (60, 4, "bf16")
+    assert "train.precision" not in planned.choices
+    assert config.crops.global_size == 224, "a recipe means what it says, whatever the images"
+
+
+def test_mistakes_show_before_the_images_are_opened(words, tmp_path):
+    with pytest.raises(ConfigError, match=r"did you mean crops\.global_size"):
+        plan(None, [f"data={tmp_path / 'nowhere'}", words[1], "crops.globl_size=1"])
+    with pytest.raises(DataError, match="nowhere"):
+        plan(None, [f"data={tmp_path / 'nowhere'}", words[1]])
+
+
+def test_words_that_are_no_settings(words):
+    with pytest.raises(ConfigError, match="'nonsense' is not a setting"):
+        plan(None, [*words, "nonsense"])
+
+
+@pytest.mark.parametrize(("left_out", "message"), [(0, "data is missing"), (1, "output_dir is missing")])
+def test_what_must_be_said(words, left_out, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(None, [word for place, word in enumerate(words) if place != left_out])
+
+
+def test_a_resumed_run_keeps_what_was_chosen_for_it(tiny_words, monkeypatch):
+    """Another machine would choose otherwise; the run goes on as it began."""
+    words = [word for word in tiny_words if not word.startswith("loader.workers")]
+    from opendino.train import plan as module
+    from opendino.train.settings import MachineFacts
+
+    monkeypatch.setattr(module, "look_at_machine", lambda device: MachineFacts("cpu", cores=1))
+    first = plan(None, words)
+    pretrain(first.config, {key: choice.value for key, choice in first.choices.items()})
+    monkeypatch.setattr(module, "look_at_machine", lambda device: MachineFacts("cpu", cores=64))
+    again = plan(None, words)
+    assert again.resumed
+    assert again.config.loader.workers == first.config.loader.workers == 0
+    assert again.choices.keys() == first.choices.keys()
+    assert plan(None, [*words, "loader.workers=3"]).config.loader.workers == 3

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+
+from opendino.config import load
+from opendino.data.datasets import open_dataset
+from opendino.errors import ConfigError, DataError
+from opendino.eval import knn
+from opendino.eval._features import FeatureConfig, extract
+from opendino.train.pretrain import PretrainConfig, build_run, settle
+from opendino.train.probe import Probe, ProbeConfig, Rows, last_look
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def method(tiny_words):
+    return build_run(settle(load(PretrainConfig, None, tiny_words), 40)).method
+
+
+def test_figures_are_those_of_the_protocol_on_the_same_images(method, picture_folder):
+    dataset = open_dataset(picture_folder)
+    probe = Probe(ProbeConfig(every=1, k=(3,)), dataset, CPU, "fp32")
+    record = probe(method.teacher, 0.05)
+    val, train = probe._val, probe._train
+    features = [extract(method.teacher["backbone"], part, FeatureConfig(progress=False)).cls for part in (train, val)]
+    labels = [torch.from_numpy(part.targets) for part in (train, val)]
+    expected, _ = knn.evaluate(features[0], labels[0], features[1], labels[1], knn.VoteConfig(k=(3,)))
+    assert record["knn/top1_k3"] == expected["top1_k3"]
+    logits = method.teacher["dino_head"](features[1])
+    probabilities = torch.softmax(logits / 0.05, dim=-1).mean(dim=0)
+    entropy = -(probabilities * probabilities.log()).sum() / np.log(32)
+    assert record["health/entropy_of_mean"] == pytest.approx(entropy.item(), rel=1e-4)
+    assert 1 <= record["health/prototypes_used"] <= 8
+
+
+def test_the_split_is_fixed_and_apart(picture_folder):
+    dataset = open_dataset(picture_folder)
+    parts = [Probe(ProbeConfig(), dataset, CPU, "fp32") for _ in range(2)]
+    names = [[[part.identify(i) for i in range(len(part))] for part in (p._train, p._val)] for p in parts]
+    assert names[0] == names[1]
+    assert (len(names[0][0]), len(names[0][1])) == (32, 8)
+    assert not set(names[0][0]) & set(names[0][1])
+
+
+def test_limits(picture_folder):
+    probe = Probe(ProbeConfig(max_train=5, max_val=3, k=(20,)), open_dataset(picture_folder), CPU, "fp32")
+    assert (len(probe._train), len(probe._val)) == (5, 3)
+    assert probe._votes.k == (5,)
+    assert "held out" in probe.note
+
+
+def test_named_parts(picture_folder, method):
+    config = ProbeConfig(train=str(picture_folder), val=str(picture_folder), k=(1,))
+    probe = Probe(config, open_dataset(picture_folder), CPU, "fp32")
+    assert (len(probe._train), len(probe._val)) == (40, 40)
+    # The nearest neighbour of an image is itself where the parts are the same.
+    assert probe(method.teacher, 0.05)["knn/top1_k1"] == 100.0
+
+
+def test_without_labels_there_is_health_alone(tmp_path, picture_folder, method):
+    for place, path in enumerate(sorted(picture_folder.rglob("*.png"))):
+        (tmp_path / f"{place}.png").write_bytes(path.read_bytes())
+    probe = Probe(ProbeConfig(), open_dataset(tmp_path), CPU, "fp32")
+    record = probe(method.teacher, 0.05)
+    assert not [key for key in record if key.startswith("knn/")]
+    assert record["health/effective_rank"] >= 1
+    assert "no labels" in probe.note
+    with pytest.raises(ConfigError, match=r"knn\.val = .* has no labels"):
+        Probe(ProbeConfig(val=str(tmp_path)), open_dataset(picture_folder), CPU, "fp32")
+    with pytest.raises(ConfigError, match=r"give knn\.train too"):
+        Probe(ProbeConfig(val=str(picture_folder)), open_dataset(tmp_path), CPU, "fp32")
+
+
+def test_classes_must_agree(tmp_path, picture_folder):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "0.png").write_bytes((picture_folder / "class0" / "00.png").read_bytes())
+    with pytest.raises(DataError, match="classes are not those"):
+        Probe(ProbeConfig(val=str(tmp_path)), open_dataset(picture_folder), CPU, "fp32")
+
+
+def test_looking_changes_nothing(method, picture_folder):
+    before = {key: tensor.clone() for key, tensor in method.state_dict().items()}
+    modes = [module.training for module in method.modules()]
+    Probe(ProbeConfig(), open_dataset(picture_folder), CPU, "fp32")(method.teacher, 0.05)
+    assert all(before[key].equal(tensor) for key, tensor in method.state_dict().items())
+    assert [module.training for module in method.modules()] == modes
+
+
+def test_rows_are_a_view(picture_folder):
+    dataset = open_dataset(picture_folder)
+    rows = Rows(dataset, np.array([7, 3]))
+    assert [rows.identify(0), rows.identify(1)] == [dataset.identify(7), dataset.identify(3)]
+    assert (rows.read(1), rows.label(1)) == (dataset.read(3), dataset.label(3))
+    assert rows.image(0).tobytes() == dataset.image(7).tobytes()
+
+
+def test_last_look():
+    records = [{"step": 0, "knn/top1_k20": 3.0}, {"step": 1, "loss": 2.0}, {"step": 1, "health/x": 1.0}, {"step": 2}]
+    assert last_look(records) == {"health/x": 1.0}
+    assert last_look([]) == {}
+
+
+def test_cadences():
+    with pytest.raises(ConfigError, match=r"knn\.every = -1"):
+        ProbeConfig(every=-1)

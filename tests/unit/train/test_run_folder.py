@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from opendino.errors import CheckpointError, ConfigError
+from opendino.train import run_folder
+from opendino.train.run_folder import Claim, Stored
+
+
+@dataclass(frozen=True)
+class Loader:
+    workers: int = 0
+    prefetch: int = 2
+    max_bad_rate: float = 0.01
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str = "x"
+    output_dir: str = "runs/a"
+    scale: tuple[float, float] = (0.3, 1.0)
+    loader: Loader = field(default_factory=Loader)
+
+
+def stored_by(folder, config, chosen=None, facts=None):
+    run_folder.write(folder, config, Stored({}, chosen or {}, facts or {"images": 9}, ("opendino", "pretrain")))
+    return run_folder.read(folder)
+
+
+def test_what_was_written_is_read(tmp_path):
+    stored = stored_by(tmp_path, Config(), {"loader.workers": 3})
+    assert stored.settings["loader.prefetch"] == 2
+    assert stored.settings["scale"] == [0.3, 1.0]
+    assert (stored.chosen, stored.facts) == ({"loader.workers": 3}, {"images": 9})
+    assert stored.command == ("opendino", "pretrain")
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert {"opendino", "torch", "numpy"} <= run["versions"].keys()
+    run_folder.check_same(tmp_path, stored, Config(), {"images": 9})
+
+
+def test_new_and_empty_folders_hold_no_run(tmp_path):
+    assert run_folder.read(tmp_path / "new") is None
+    assert run_folder.read(tmp_path) is None
+    (tmp_path / "config.yaml").write_text("data: x\n")  # killed before run.json was there
+    assert run_folder.read(tmp_path) is None
+
+
+def test_unreadable_run(tmp_path):
+    stored_by(tmp_path, Config())
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        run_folder.read(tmp_path)
+
+
+def test_only_what_changes_no_number_may_change(tmp_path):
+    stored = stored_by(tmp_path, Config())
+    run_folder.check_same(tmp_path, stored, Config(output_dir="runs/moved", loader=Loader(workers=8, prefetch=9)), {})
+    with pytest.raises(ConfigError) as caught:
+        run_folder.check_same(tmp_path, stored, Config(data="y", loader=Loader(max_bad_rate=0.5)), {"images": 10})
+    message = str(caught.value)
+    for part in (
+        "data was x and is now y",
+        "loader.max_bad_rate was 0.01 and is now 0.5",
+        "images was 9 and is now 10",
+    ):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_a_start_that_fails_takes_its_folders_back(tmp_path):
+    folder = tmp_path / "runs" / "deep" / "one"
+    with pytest.raises(KeyboardInterrupt), Claim(folder) as claim:
+        claim.make()
+        (folder / "config.yaml").write_text("")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_is_left_as_it_was(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="x"), Claim(folder) as claim:
+        claim.make()
+        (folder / "config.yaml").write_text("")
+        (folder / "tensorboard").mkdir()
+        raise ValueError("x")
+    assert list(folder.iterdir()) == []
+
+
+def test_somebody_elses_file_beside_the_run_is_spared(tmp_path):
+    folder = tmp_path / "runs" / "one"
+    with pytest.raises(ValueError, match="x"), Claim(folder) as claim:
+        claim.make()
+        (tmp_path / "runs" / "other").write_text("")
+        raise ValueError("x")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_under_way_stays(tmp_path, kept):
+    folder = tmp_path / "one"
+    with pytest.raises(ValueError, match="x"), Claim(folder, kept=kept) as claim:
+        claim.make()
+        (folder / "config.yaml").write_text("")
+        claim.keep()
+        raise ValueError("x")
+    assert (folder / "config.yaml").exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"), Claim(tmp_path / "file" / "run") as claim:
+        claim.make()

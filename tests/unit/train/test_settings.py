@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from opendino.config import load
+from opendino.data.datasets import open_dataset
+from opendino.errors import DataError
+from opendino.train.pretrain import PretrainConfig, check_settings
+from opendino.train.settings import DataFacts, MachineFacts, choose, look_at_data, look_at_machine
+
+LAPTOP = MachineFacts("cpu", cores=8)
+BIG = MachineFacts("cuda", cores=16, memory=80 * 2**30, bf16=True)
+SMALL = MachineFacts("cuda", cores=8, memory=8 * 2**30, bf16=True)
+
+
+def values(given, data, machine, has_recipe=False):
+    return {key: choice.value for key, choice in choose(given, data, machine, has_recipe).items()}
+
+
+@pytest.mark.parametrize("machine", [LAPTOP, BIG, SMALL, MachineFacts()], ids=["laptop", "big", "small", "core"])
+@pytest.mark.parametrize("side", [8, 16, 28, 32, 64, 100, 128, 160, 224, 500, 4000])
+@pytest.mark.parametrize("images", [2, 30, 5000, 50_000, 1_300_000, 14_000_000])
+def test_whatever_the_data_the_choice_is_a_run(machine, side, images):
+    """The settings pass every check, crops are whole patches, and no crop is larger than the images by much."""
+    chosen = values({}, DataFacts(images, side), machine)
+    config = load(PretrainConfig, defaults=chosen)
+    if images == 50_000:  # building networks takes its time
+        check_settings(config)
+    patch = config.student.arguments()["patch_size"]
+    assert config.crops.global_size % patch == config.crops.local_size % patch == 0
+    assert config.crops.local_size <= config.crops.global_size <= max(side, 2 * patch)
+    assert 2 <= config.train.batch_size <= max(images, 2)
+    assert 256 <= config.dino.prototypes <= 65_536
+    assert config.train.iterations >= 100
+    assert config.checkpoint.every <= max(config.train.iterations, 50)
+
+
+def test_published_sizes_for_photographs_on_a_gpu():
+    chosen = values({}, DataFacts(1_281_167, 375), BIG)
+    assert (chosen["student.preset"], chosen["crops.global_size"], chosen["crops.local_size"]) == ("vitb14", 224, 98)
+    assert chosen["dino.prototypes"] == 65_536
+    assert "crops.global_scale" not in chosen
+
+
+def test_small_pictures_on_a_cpu():
+    chosen = values({}, DataFacts(50_000, 32), LAPTOP)
+    assert (chosen["student.patch_size"], chosen["crops.global_size"], chosen["crops.local_size"]) == (4, 32, 16)
+
+
+def test_a_larger_memory_holds_a_larger_batch():
+    data = DataFacts(1_000_000, 375)
+    assert values({}, data, SMALL)["train.batch_size"] < values({}, data, BIG)["train.batch_size"]
+
+
+def test_what_is_given_is_neither_overruled_nor_ignored():
+    given = {"student.preset": "vitb14", "student.patch_size": 7, "train.batch_size": 10, "train.iterations": 30_000}
+    chosen = values(given, DataFacts(50_000, 64), LAPTOP)
+    assert not chosen.keys() & given.keys()
+    assert chosen["crops.global_size"] % 7 == chosen["crops.local_size"] % 7 == 0
+    assert chosen["checkpoint.every"] == 1500
+
+
+def test_epochs_leave_the_iterations_alone():
+    assert "train.iterations" not in values({"train.epochs": 3}, DataFacts(), LAPTOP)
+
+
+@pytest.mark.parametrize("bad", ["many", None, -3, True, [1]])
+def test_values_of_the_wrong_type_are_left_to_the_check(bad):
+    for key in ("student.patch_size", "crops.global_size", "train.batch_size", "train.iterations", "student.preset"):
+        assert key not in choose({key: bad}, DataFacts(), LAPTOP, False)
+
+
+def test_a_recipe_means_what_it_says():
+    """Only the machine's part and the channels are chosen beside a recipe."""
+    chosen = values({"train.iterations": 4000}, DataFacts(1000, 32, channels=5), LAPTOP, has_recipe=True)
+    assert chosen["student.in_chans"] == 5
+    groups = {key.partition(".")[0] for key in chosen}
+    assert groups == {"student", "train", "loader", "checkpoint", "knn", "log"}
+    assert {key for key in chosen if key.startswith(("train.", "student."))} == {"train.precision", "student.in_chans"}
+
+
+def write(folder, number, pixels, suffix="png"):
+    folder.mkdir(exist_ok=True)
+    if suffix == "npy":
+        np.save(folder / f"{number}.npy", pixels)
+    else:
+        Image.fromarray(pixels).save(folder / f"{number}.{suffix}")
+
+
+def grey(height, width):
+    return np.zeros((height, width), dtype=np.uint8)
+
+
+def colour(height, width):
+    return np.zeros((height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "side", "channels"),
+    [
+        ([colour(10, 20), colour(30, 40), colour(90, 50)], 30, 3),
+        ([grey(10, 20), grey(12, 14)], 11, 1),
+        ([grey(8, 8), colour(8, 8)], 8, 3),
+    ],
+)
+def test_looking_at_images(tmp_path, pictures, side, channels):
+    for number, pixels in enumerate(pictures):
+        write(tmp_path / "images", number, pixels)
+    facts = look_at_data(open_dataset(tmp_path / "images"))
+    assert facts == DataFacts(len(pictures), side, channels, labelled=False)
+
+
+def test_arrays_of_many_channels(tmp_path):
+    for number in range(3):
+        write(tmp_path / "images", number, np.zeros((16, 12, 7), dtype=np.float32), "npy")
+    assert look_at_data(open_dataset(tmp_path / "images")) == DataFacts(3, 12, 7)
+
+
+def test_tiff_of_several_pages_is_one_image_of_several_channels(tmp_path):
+    pages = [Image.fromarray(np.full((10, 14), value, dtype=np.uint16)) for value in range(6)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert look_at_data(open_dataset(tmp_path)) == DataFacts(1, 10, 6)
+
+
+def test_broken_images_are_looked_past(tmp_path):
+    write(tmp_path / "images", 1, colour(9, 9))
+    (tmp_path / "images" / "0.png").write_bytes(b"no image")
+    assert look_at_data(open_dataset(tmp_path / "images")).short_side == 9
+    (tmp_path / "images" / "1.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of the images looked at can be read \(.*0\.png"):
+        look_at_data(open_dataset(tmp_path / "images"))
+
+
+def test_labels_are_seen(picture_folder):
+    assert look_at_data(open_dataset(picture_folder)) == DataFacts(40, 24, 3, labelled=True)
+
+
+def test_this_machine():
+    facts = look_at_machine("cpu")
+    assert facts.device == "cpu"
+    assert facts.cores >= 1

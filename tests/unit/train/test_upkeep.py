@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+import torch
+
+from opendino.checkpoint.hub import load_backbone
+from opendino.checkpoint.store import CheckpointConfig
+from opendino.config import load
+from opendino.data.loaders import BadImages
+from opendino.train.metrics import LogConfig, MetricLog
+from opendino.train.pretrain import PretrainConfig, build_run, open_images, settle
+from opendino.train.probe import Probe, ProbeConfig
+from opendino.train.upkeep import Upkeep
+
+RECORD = {"loss": 1.0, "teacher_temp": 0.05}
+
+
+@pytest.fixture
+def make(tiny_words, tmp_path):
+    def build(**cadence):
+        config = load(PretrainConfig, None, tiny_words)
+        dataset = open_images(config)
+        run = build_run(settle(config, 40))
+        metrics = MetricLog(tmp_path, 0, LogConfig(every=cadence.get("log", 1), tensorboard=False))
+        probe = Probe(ProbeConfig(every=cadence.get("knn", 0)), dataset, torch.device("cpu"), "fp32")
+        bad = BadImages("pictures", 1.0, 0)
+        checkpoints = CheckpointConfig(every=cadence.get("checkpoint", 1000), keep=9)
+        return Upkeep(tmp_path, metrics, probe, checkpoints, 8, bad), run
+
+    return build
+
+
+def walk(upkeep, run):
+    upkeep.begin(run)
+    for step in range(1, run.total + 1):
+        run.step = step
+        upkeep.after(run, RECORD)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_everything_at_its_time_and_at_the_end(make, tmp_path):
+    upkeep, run = make(log=4, knn=5, checkpoint=4)
+    walk(upkeep, run)  # six steps
+    assert [record["step"] for record in records(tmp_path) if "loss" in record] == [1, 4, 6]
+    assert [record["step"] for record in records(tmp_path) if "health/effective_rank" in record] == [0, 5, 6]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000004", "step_00000006"]
+
+
+def test_never_looking_is_never(make, tmp_path):
+    upkeep, run = make()
+    walk(upkeep, run)
+    assert not [record for record in records(tmp_path) if "health/effective_rank" in record]
+
+
+def test_images_are_counted(make, tmp_path):
+    upkeep, run = make()
+    upkeep.bad.failed = 3
+    walk(upkeep, run)
+    assert [(record["images_seen"], record["skipped"]) for record in records(tmp_path)] == [
+        (8 * n, 3) for n in range(1, 7)
+    ]
+    state = json.loads((tmp_path / "checkpoints" / "step_00000006" / "state.json").read_text())
+    assert (state["meta"]["images_seen"], state["meta"]["images_bad"], state["meta"]["world_size"]) == (48, 3, 1)
+
+
+def test_the_weights_are_the_teachers_backbone(make, tmp_path):
+    upkeep, run = make()
+    with torch.no_grad():
+        for parameter in run.method.teacher.parameters():
+            parameter.add_(0.5)
+    upkeep.save(run)
+    backbone = load_backbone(tmp_path)
+    images = torch.randn(2, 3, 16, 16)
+    assert backbone(images).equal(run.method.teacher["backbone"](images))
+    assert backbone.input_spec == run.method.teacher["backbone"].input_spec
