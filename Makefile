@@ -16,7 +16,7 @@ test: $(STAMP)   ## the whole test suite on the CPU
 check: $(STAMP)  ## format, lint, types, import floors
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyrefly check --summary none
+	$(BIN)/pyrefly check
 	$(BIN)/lint-imports
 
 format: $(STAMP)  ## rewrite the sources in the house's format
