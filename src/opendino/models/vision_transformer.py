@@ -4,6 +4,7 @@
 The way of an image: patches -> masked ones replaced -> + positions -> CLS and registers in front -> blocks -> norm.
 """
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
@@ -81,6 +82,7 @@ class VisionTransformer(nn.Module):
         self.num_register_tokens = num_register_tokens
         self.interpolate_antialias, self.interpolate_offset = interpolate_antialias, interpolate_offset
         self.grid = (size[0] // patch_size, size[1] // patch_size)
+        self.baked = False
         self.input_spec = InputSpec.default(size, in_chans)
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
@@ -216,25 +218,59 @@ class VisionTransformer(nn.Module):
             columns.append([t[:, 1:first] for t in taken])
         return tuple(patches) if len(columns) == 1 else tuple(zip(*columns, strict=True))
 
+    def bake(self, size: int | tuple[int, int]) -> "VisionTransformer":
+        """A copy for images of one size: its position table is resized now, so that an export holds no resizing.
+
+        Args:
+            size: side, or (H, W), in pixels.
+
+        Returns:
+            A model that gives the same features at this size, and refuses others.
+
+        Raises:
+            ModelError: the size is not a multiple of the patch, or the model is baked for another one.
+        """
+        height, width = (size, size) if isinstance(size, int) else size
+        _check_size((height, width), self.patch_size, "bake")
+        grid = (height // self.patch_size, width // self.patch_size)
+        self._check_baked(grid, "bake")
+        baked = copy.deepcopy(self)
+        with torch.no_grad():
+            table = self._positions(grid).clone()
+        baked.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+        baked.grid, baked.baked = grid, True
+        return baked
+
+    def _check_baked(self, grid: tuple[int, int], where: str) -> None:
+        if self.baked and grid != self.grid:
+            given, made = ([side * self.patch_size for side in sides] for sides in (grid, self.grid))
+            raise ModelError(
+                f"{where}: {given[0]}x{given[1]} pixels do not fit a model that is baked for {made[0]}x{made[1]}; "
+                "bake the model it was made from for this size"
+            )
+
     def _tokens(self, x: Tensor, masks: Tensor | None) -> Float[Tensor, "B T D"]:
         grid = self._grid_of(x)
         patches = self.patch_embed(x)
         if masks is not None:
             self._check_masks(masks, patches)
             patches = torch.where(masks[:, :, None], self.mask_token.to(patches.dtype), patches)
-        positions = resize_pos_embed(
-            self.pos_embed,
-            grid,
-            offset=self.interpolate_offset,
-            antialias=self.interpolate_antialias,
-            source=self.grid,
-        )
+        positions = self.pos_embed if self.baked else self._positions(grid)
         cls = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)
         patches = patches + positions[:, 1:]
         if self.register_tokens is None:
             return torch.cat([cls, patches], dim=1)
         # registers have no position
         return torch.cat([cls, self.register_tokens.expand(x.shape[0], -1, -1), patches], dim=1)
+
+    def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 tokens D"]:
+        return resize_pos_embed(
+            self.pos_embed,
+            grid,
+            offset=self.interpolate_offset,
+            antialias=self.interpolate_antialias,
+            source=self.grid,
+        )
 
     def _split(self, normed: Tensor, prenorm: Tensor, masks: Tensor | None) -> FeatureDict:
         first = 1 + self.num_register_tokens
@@ -265,7 +301,9 @@ class VisionTransformer(nn.Module):
                 f"wanted [images, {self.in_chans} channels, height, width]"
             )
         _check_size((x.shape[2], x.shape[3]), p, "VisionTransformer")
-        return x.shape[2] // p, x.shape[3] // p
+        grid = (x.shape[2] // p, x.shape[3] // p)
+        self._check_baked(grid, "VisionTransformer")
+        return grid
 
     def _check_masks(self, masks: Tensor, patches: Tensor) -> None:
         if not torch.jit.is_tracing() and masks.shape != patches.shape[:2]:

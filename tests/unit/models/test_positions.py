@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
 
-from opendino.errors import ConfigError
+from opendino.errors import ConfigError, ModelError
 from opendino.layers.pos_embed import resize_pos_embed
 from opendino.models.positions import RULES, positions, set_positions
 from opendino.models.vision_transformer import VisionTransformer
 
 SIZES = [(98, 98), (224, 224), (336, 336), (518, 518), (546, 546), (602, 602), (1092, 1092), (224, 336)]
+
+
+@pytest.fixture
+def no_shape_checks():
+    """Tracing looks at shapes through tensors; shape checks would freeze them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def as_published(rule, registers, table, grid):
@@ -63,3 +72,70 @@ def test_register_models_have_one_rule_under_three_names():
 def test_an_unknown_rule_is_named():
     with pytest.raises(ConfigError, match="positions='dinov3' is not known; choose one of official, hf, timm"):
         positions("dinov3", False)
+
+
+def drawn(**arguments):
+    model = VisionTransformer(img_size=56, patch_size=14, embed_dim=64, depth=2, num_heads=1, **arguments).eval()
+    torch.nn.init.normal_(model.pos_embed)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [42, 56, (28, 70)], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_baked_model_gives_the_same_features_at_its_size(rule, size):
+    model = drawn()
+    set_positions(model, rule)
+    before = model.pos_embed.clone()
+    baked = model.bake(size)
+    height, width = (size, size) if isinstance(size, int) else size
+    images = torch.randn(2, 3, height, width)
+    assert torch.equal(baked(images), model(images))
+    assert baked.grid == (height // 14, width // 14)
+    assert torch.equal(model.pos_embed, before)
+    assert not model.baked
+    assert model(torch.randn(1, 3, 70, 70)).shape == (1, 64)
+    with pytest.raises(ModelError, match=rf"84x84 pixels do not fit a model that is baked for {height}x{width}"):
+        baked(torch.randn(1, 3, 84, 84))
+    with pytest.raises(ModelError, match="bake: 84x84 pixels do not fit"):
+        baked.bake(84)
+    assert torch.equal(baked.bake(size)(images), baked(images))
+
+
+@torch.no_grad()
+def test_nothing_of_resizing_is_left_in_an_exported_program(no_shape_checks):
+    model, images = drawn(num_register_tokens=4), torch.randn(1, 3, 42, 28)
+
+    def operations(model):
+        program = torch.export.export(model, (images,), strict=False)
+        torch.testing.assert_close(program.module()(images), model(images))
+        return [node.target for node in program.graph.nodes if node.op == "call_function"]
+
+    plain, baked = operations(model), operations(model.bake((42, 28)))
+    assert torch.ops.aten.matmul.default in plain
+    assert torch.ops.aten.matmul.default not in baked
+    assert len(baked) < len(plain)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+def test_a_trace_of_a_baked_model_holds_its_table_as_it_is(no_shape_checks):
+    model, images = drawn(), torch.randn(1, 3, 42, 42)
+    traced, baked = torch.jit.trace(model, images), torch.jit.trace(model.bake(42), images)
+    assert torch.equal(baked(images), model(images))
+    assert "aten::arange" in str(traced.inlined_graph)
+    assert "aten::arange" not in str(baked.inlined_graph)
+
+
+def test_a_size_that_cannot_be_baked():
+    with pytest.raises(ModelError, match="bake: 50x50 pixels are not a multiple of the patch size 14"):
+        drawn().bake(50)
+
+
+def test_a_baked_model_is_saved_as_one_made_for_that_size(tmp_path):
+    from opendino.checkpoint.weights import load_weights, save_weights
+
+    baked, images = drawn().bake((42, 70)), torch.randn(1, 3, 42, 70)
+    again = load_weights(save_weights(baked, tmp_path / "w"))
+    assert torch.equal(again(images), baked(images))
+    assert not again.baked
