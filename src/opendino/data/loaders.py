@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -205,19 +206,25 @@ class PretrainLoader:
     ) -> None:
         self.step, self.waited, self.bad = start_step, 0.0, bad
         self._mean_std, self._device = normalization, device
-        self._loader = DataLoader(
-            steps,
-            batch_size=None,
-            sampler=_Count(start_step),
-            num_workers=workers,
-            collate_fn=_unchanged,
-            prefetch_factor=prefetch if workers else None,
-            pin_memory=device.type == "cuda",
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            worker_init_fn=_begin_worker,
-            generator=torch.Generator(),  # nothing is drawn from it; without it the global one would be moved on
-        )
-        self._batches: Iterator[PretrainBatch | _Failure] | None = None
+        self._steps = _Count(start_step)
+        with warnings.catch_warnings():
+            # More workers than cores are the user's choice, and what reading from a slow disk may need.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            self._loader = DataLoader(
+                steps,
+                batch_size=None,
+                sampler=self._steps,
+                num_workers=workers,
+                collate_fn=_unchanged,
+                prefetch_factor=prefetch if workers else None,
+                pin_memory=device.type == "cuda",
+                multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+                worker_init_fn=_begin_worker,
+                generator=torch.Generator(),  # nothing is drawn from it; without it the global one would be moved on
+            )
+        self._running: list[Iterator[PretrainBatch | _Failure]] = []  # the workers of now, or nothing
+        # The workers ignore SIGTERM, by which Python would end them at its own end, so they are told before that.
+        weakref.finalize(self, _end, self._running)
 
     def __iter__(self) -> "PretrainLoader":
         return self
@@ -235,9 +242,10 @@ class PretrainLoader:
 
     def _fetch(self) -> "PretrainBatch | _Failure":
         try:
-            if self._batches is None:
-                self._batches = _start(self._loader)
-            return next(self._batches)
+            if not self._running:
+                self._steps.start = self.step
+                self._running.append(_start(self._loader))
+            return next(self._running[0])
         except RuntimeError as error:
             self.close()
             raise DataError(
@@ -247,10 +255,7 @@ class PretrainLoader:
 
     def close(self) -> None:
         """End the worker processes; the loader starts again at its step when it is used again."""
-        batches, self._batches = self._batches, None
-        stop = getattr(batches, "_shutdown_workers", None)
-        if stop is not None:
-            stop()
+        _end(self._running)
 
 
 def _begin_worker(worker: int) -> None:  # noqa: ARG001 (the signature that DataLoader calls)
@@ -267,6 +272,13 @@ class _Count:
 
     def __iter__(self) -> Iterator[int]:
         return itertools.count(self.start)
+
+
+def _end(running: list[Iterator]) -> None:
+    while running:
+        stop = getattr(running.pop(), "_shutdown_workers", None)
+        if stop is not None:
+            stop()
 
 
 def _unchanged(batch: object) -> object:
