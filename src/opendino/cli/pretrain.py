@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     _announce(planned)
     chosen = {key: choice.value for key, choice in planned.choices.items()}
     try:
-        outcome = pretrain(planned.config, chosen)
+        outcome = pretrain(planned.config, chosen, planned.dataset)
     except Stopped as stopped:
         print(f"stopped and saved in {planned.config.output_dir}; the same command continues", file=sys.stderr)
         return 130 if stopped.signal == signal.SIGINT else 143

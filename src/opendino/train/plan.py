@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from opendino import config as settings
-from opendino.data.datasets import open_dataset
+from opendino.data.datasets import ImageDataset
 from opendino.errors import ConfigError
 from opendino.train import run_folder
-from opendino.train.pretrain import PretrainConfig
+from opendino.train.pretrain import PretrainConfig, open_images
 from opendino.train.settings import Choice, DataFacts, choose, look_at_data, look_at_machine
 
 
@@ -26,11 +26,13 @@ class Plan:
         config: all of them.
         choices: those that were chosen, with the reason of each.
         resumed: whether they were chosen at an earlier start.
+        dataset: the images, where they had to be looked at.
     """
 
     config: PretrainConfig
     choices: dict[str, Choice]
     resumed: bool
+    dataset: ImageDataset | None = None
 
 
 def plan(recipe: Path | None, words: Sequence[str]) -> Plan:
@@ -56,9 +58,9 @@ def plan(recipe: Path | None, words: Sequence[str]) -> Plan:
         remembered = {key: Choice(value, "chosen at the start of this run") for key, value in stored.chosen.items()}
         choices = {key: choice for key, choice in remembered.items() if key not in given}
         return Plan(_load(recipe, words, choices), choices, resumed=True)
-    facts = look_at_data(open_dataset(first.data, label_column=first.images.label_column))
-    choices = choose(given, facts, look_at_machine(first.train.device), recipe is not None)
-    return Plan(_load(recipe, words, choices), choices, resumed=False)
+    dataset = open_images(first)
+    choices = choose(given, look_at_data(dataset), look_at_machine(first.train.device), recipe is not None)
+    return Plan(_load(recipe, words, choices), choices, resumed=False, dataset=dataset)
 
 
 def _given(recipe: Path | None, words: Sequence[str]) -> dict[str, Any]:

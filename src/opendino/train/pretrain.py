@@ -145,12 +145,15 @@ class Outcome:
     figures: dict[str, float]
 
 
-def pretrain(config: PretrainConfig, chosen: Mapping[str, Any] | None = None) -> Outcome:
+def pretrain(
+    config: PretrainConfig, chosen: Mapping[str, Any] | None = None, dataset: ImageDataset | None = None
+) -> Outcome:
     """Train a student and its teacher from images alone, or continue the run in `config.output_dir`.
 
     Args:
         config: every setting; `plan.plan` makes one from a recipe and words.
         chosen: those settings among them that were chosen and not given, to be remembered for a resume.
+        dataset: the images of `config.data`, where they have been opened already; by default they are opened here.
 
     Returns:
         Where the run is and what it came to.
@@ -165,7 +168,7 @@ def pretrain(config: PretrainConfig, chosen: Mapping[str, Any] | None = None) ->
     begun, folder = time.perf_counter(), Path(config.output_dir)
     check(config)
     stored = run_folder.read(folder)
-    dataset = open_images(config)
+    dataset = open_images(config, dataset)
     config = settle(config, len(dataset))
     if stored is not None:
         run_folder.check_same(folder, stored, config, {"images": len(dataset)})
@@ -253,17 +256,22 @@ def settle(config: PretrainConfig, images: int) -> PretrainConfig:
     return config
 
 
-def open_images(config: PretrainConfig) -> ImageDataset:
+def open_images(config: PretrainConfig, opened: ImageDataset | None = None) -> ImageDataset:
     """The run's images, with as many channels as the student takes.
+
+    Args:
+        config: of the run.
+        opened: the same images, opened with other channels.
 
     Raises:
         DataError: they cannot be opened.
     """
-    return open_dataset(
-        config.data,
-        channels=config.student.arguments().get("in_chans", 3),
-        **{item.name: getattr(config.images, item.name) for item in dataclasses.fields(config.images)},
-    )
+    channels = config.student.arguments().get("in_chans", 3)
+    if opened is None:
+        reading = {item.name: getattr(config.images, item.name) for item in dataclasses.fields(config.images)}
+        return open_dataset(config.data, channels=channels, **reading)
+    opened.options = dataclasses.replace(opened.options, channels=channels)
+    return opened
 
 
 def build_run(config: PretrainConfig) -> Run:

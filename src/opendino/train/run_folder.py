@@ -80,7 +80,9 @@ def check_same(folder: Path, stored: Stored, config: object, facts: Mapping[str,
     Raises:
         ConfigError: they differ in something that changes numbers; the message names all of it.
     """
-    differing = difference(stored.settings, leaves(config))
+    # Settings that only one of the two versions of opendino knows are passed over.
+    now = {key: value for key, value in leaves(config).items() if key in stored.settings}
+    differing = difference({key: stored.settings[key] for key in now}, now)
     differing = {key: pair for key, pair in differing.items() if not key.startswith(FREE_TO_CHANGE)}
     differing |= {
         key: (stored.facts[key], value) for key, value in facts.items() if stored.facts.get(key, value) != value

@@ -10,7 +10,9 @@ from opendino.train.loop import Stopped
 
 def test_what_was_chosen_is_printed_with_reasons(picture_folder, tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(module, "pretrain", lambda config, chosen: seen.append((config, chosen)) or outcome(tmp_path))
+    monkeypatch.setattr(
+        module, "pretrain", lambda config, chosen, dataset: seen.append((config, chosen)) or outcome(tmp_path)
+    )
     words = [f"data={picture_folder}", f"output_dir={tmp_path / 'run'}", "train.device=cpu", "crops.local_number=3"]
     assert main(["pretrain", *words]) == 0
     ((config, chosen),) = seen
@@ -28,7 +30,7 @@ def outcome(folder):
 
 
 def test_the_outcome(tiny_words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "pretrain", lambda config, chosen: outcome(tmp_path))
+    monkeypatch.setattr(module, "pretrain", lambda config, chosen, dataset: outcome(tmp_path))
     assert main(["pretrain", *tiny_words]) == 0
     shown = capsys.readouterr().out
     assert "done: 20 steps, 160 images seen, 1:01 this time" in shown
@@ -38,7 +40,7 @@ def test_the_outcome(tiny_words, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped(tiny_words, monkeypatch, capsys, number, code):
-    def stop(config, chosen):
+    def stop(config, chosen, dataset):
         raise Stopped(number)
 
     monkeypatch.setattr(module, "pretrain", stop)

@@ -69,6 +69,14 @@ def test_only_what_changes_no_number_may_change(tmp_path):
     assert "\n" not in message
 
 
+def test_a_run_of_an_older_version_continues(tmp_path):
+    """It may lack a setting that has come since, and have one that has gone."""
+    stored = stored_by(tmp_path, Config())
+    del stored.settings["loader.max_bad_rate"]
+    stored.settings["gone"] = 1
+    run_folder.check_same(tmp_path, stored, Config(loader=Loader(max_bad_rate=0.5)), {})
+
+
 def test_a_start_that_fails_takes_its_folders_back(tmp_path):
     folder = tmp_path / "runs" / "deep" / "one"
     with pytest.raises(KeyboardInterrupt), Claim(folder) as claim:
