@@ -34,6 +34,8 @@ PROBED = 100
 REPLACEMENTS = 50
 """Other images tried for one that cannot be read."""
 
+# More workers than cores are the user's choice: a slow disk may need them.
+_MANY_WORKERS = "This DataLoader will create"
 _log = logging.getLogger(__name__)
 
 
@@ -208,8 +210,7 @@ class PretrainLoader:
         self._mean_std, self._device = normalization, device
         self._steps = _Count(start_step)
         with warnings.catch_warnings():
-            # More workers than cores are the user's choice, and what reading from a slow disk may need.
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            warnings.filterwarnings("ignore", message=_MANY_WORKERS)
             self._loader = DataLoader(
                 steps,
                 batch_size=None,
@@ -289,6 +290,7 @@ def _start(loader: DataLoader) -> Iterator:
     with warnings.catch_warnings():
         # Python 3.12 warns that threads and fork do not mix; the workers use none of the parent's threads.
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=_MANY_WORKERS)
         return iter(loader)
 
 
