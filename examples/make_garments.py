@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the labelled images that the package ships, `src/opendino/assets/garments`, from Fashion-MNIST's four files.
 
-    python examples/make_garments.py                                  Debian and Ubuntu: apt install dataset-fashion-mnist
+    python examples/make_garments.py                                  after: apt install dataset-fashion-mnist
     python examples/make_garments.py FOLDER_OF_IDX_GZ OUTPUT_FOLDER
 
 The first 1,000 training and the first 200 test images of each class, in the order of the files; every pixel is kept.

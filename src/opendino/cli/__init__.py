@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 VERBS = MappingProxyType(
     {
+        "demo": "opendino.cli.demo",
         "pretrain": "opendino.cli.pretrain",
         "eval": "opendino.cli.eval",
         "view": "opendino.cli.view",

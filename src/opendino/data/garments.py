@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from PIL import Image
 
+from opendino.data.datasets import DecodeOptions
 from opendino.data.datasets.parquet import ParquetDataset
 from opendino.errors import ConfigError
 
@@ -92,9 +93,9 @@ def write(folder: Path, config: PlacementConfig = PlacementConfig(), limit: int 
 
 def _write(path: Path, part: str, config: PlacementConfig, limit: int | None) -> Path:
     source = HOME / f"{part}.parquet"
-    shipped = ParquetDataset(source)
+    shipped = ParquetDataset(source, DecodeOptions(channels=1))
     table = pq.read_table(source).slice(0, limit)
-    images = [_png(place(np.asarray(shipped.image(row).convert("L")), part, row, config)) for row in range(len(table))]
+    images = [_png(place(np.asarray(shipped.image(row)), part, row, config)) for row in range(len(table))]
     table = table.set_column(table.schema.get_field_index("image"), "image", pa.array(images, pa.binary()))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

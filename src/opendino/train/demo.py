@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demonstration: pretrain on the shipped garments without labels, then measure what was learned.
+
+Three rows by one protocol, on images that were not trained on: raw pixels, the untrained backbone (the very weights
+that training began with), the trained teacher. Read next: `demo_report.py`, the page that is written of it.
+"""
+
+import copy
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from opendino.checkpoint import store
+from opendino.data import garments
+from opendino.data.datasets import ImageDataset
+from opendino.errors import ConfigError, TrainingError
+from opendino.eval import health, knn, logreg
+from opendino.eval._data import LabelledConfig, LabelledPair, open_pair
+from opendino.eval._features import FeatureConfig, Features, extract
+from opendino.models.vision_transformer import VisionTransformer
+from opendino.train import state
+from opendino.train.loop import Run
+from opendino.train.plan import Plan, plan
+from opendino.train.pretrain import Outcome, PretrainConfig, build_run, pretrain, settle
+
+_log = logging.getLogger(__name__)
+
+RESULT, REPORT = "result.json", "report.html"
+NEIGHBOURS = 20
+ROWS = ("pixels", "random", "trained")
+
+# Standardised features need few strengths; the published 45 are for features of any scale.
+_REGRESSION = logreg.RegressionConfig(
+    feature="both", standardize=True, values=5, exponents=(-3.0, 1.0), tolerance=1e-4, max_iterations=200
+)
+_FEATURES = FeatureConfig(batch_size=256, workers=0)
+_VOTES = knn.VoteConfig(k=(NEIGHBOURS,), feature="both")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What the demonstration itself takes; every other word is a setting of the recipe.
+
+    Attributes:
+        seed: of the run.
+        output_dir: gets `data/`, the run `seed_N/`, `result.json` and `report.html`.
+        images: most images of each part, for a quick look; 0 takes all.
+    """
+
+    seed: int = 0
+    output_dir: str = "runs/demo"
+    images: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ConfigError(f"images = {self.images}: give 0 for all images, or how many of each part")
+
+
+class Margin(NamedTuple):
+    """A comparison that the demonstration promises.
+
+    Attributes:
+        what: in words.
+        points: found.
+        wanted: at least so many; 0 means more than 0.
+    """
+
+    what: str
+    points: float
+    wanted: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it holds."""
+        return self.points >= self.wanted if self.wanted else self.points > 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the three rows came to, all on test images.
+
+    Attributes:
+        knn: top-1 of k-NN in percent, for each of `ROWS`.
+        logreg: top-1 of logistic regression in percent, for each of `ROWS`.
+        health: figures of the teacher, by the names of `eval/health.py`.
+        health_random: the same of the untrained teacher.
+        nearest: for each space of `ROWS`, rows of the nearest training images of each test image.
+        pair: the images and labels.
+        backbones: "random" and "trained".
+    """
+
+    knn: dict[str, float]
+    logreg: dict[str, float]
+    health: dict[str, float]
+    health_random: dict[str, float]
+    nearest: dict[str, Tensor]
+    pair: LabelledPair
+    backbones: dict[str, VisionTransformer]
+
+    def margins(self) -> list[Margin]:
+        """What the demonstration promises, and whether it was kept."""
+        return [
+            Margin("k-NN, trained over untrained", self.knn["trained"] - self.knn["random"], 12),
+            Margin("logistic regression, trained over untrained", self.logreg["trained"] - self.logreg["random"], 9),
+            Margin("logistic regression, trained over pixels", self.logreg["trained"] - self.logreg["pixels"], 10),
+            Margin("k-NN, trained over pixels", self.knn["trained"] - self.knn["pixels"], 0),
+        ]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A finished demonstration.
+
+    Attributes:
+        config: of the pretraining.
+        outcome: of the pretraining.
+        measured: the figures.
+        seconds: of everything, in this process.
+    """
+
+    config: PretrainConfig
+    outcome: Outcome
+    measured: Measured
+    seconds: float
+
+    def result(self) -> dict[str, object]:
+        """What `result.json` holds; figures in percent unless their name says otherwise."""
+        measured = self.measured
+        figures = {f"knn_{row}": measured.knn[row] for row in ROWS}
+        figures |= {f"logreg_{row}": measured.logreg[row] for row in ROWS}
+        return {
+            **{name: round(value, 3) for name, value in figures.items()},
+            "seconds": round(self.seconds, 1),
+            "images_seen": self.outcome.images_seen,
+            "seed": self.config.seed,
+            "iterations": self.outcome.steps,
+            "seconds_pretraining": round(self.outcome.seconds, 1),
+            "precision": self.config.train.precision,
+            "health": {name: round(value, 5) for name, value in measured.health.items()},
+            "health_random": {name: round(value, 5) for name, value in measured.health_random.items()},
+            "margins": [
+                {**one._asdict(), "points": round(one.points, 3), "met": one.met} for one in measured.margins()
+            ],
+            "margins_met": all(one.met for one in measured.margins()),
+        }
+
+
+def demo(recipe: Path, config: DemoConfig, words: Sequence[str] = ()) -> Demonstration:
+    """Pretrain, measure, write `result.json` and `report.html`.
+
+    Args:
+        recipe: YAML file of the pretraining.
+        config: of the demonstration.
+        words: `key=value` for the pretraining, over the recipe.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong, or the folder holds something else.
+        Stopped: the process was asked to stop; the same call continues.
+    """
+    from opendino.train.demo_report import write_report
+
+    begun = time.perf_counter()
+    home = Path(config.output_dir)
+    planned = prepare(recipe, config, words)
+    outcome = pretrain(planned.config, {key: choice.value for key, choice in planned.choices.items()})
+    measured = measure(planned.config)
+    found = Demonstration(planned.config, outcome, measured, time.perf_counter() - begun)
+    write_report(home / REPORT, found)
+    found = replace(found, seconds=time.perf_counter() - begun)
+    text = json.dumps(found.result(), indent=1) + "\n"
+    _replace(home / RESULT, text)
+    _replace(outcome.output_dir / RESULT, text)  # marks the run as finished and measured
+    return found
+
+
+def prepare(recipe: Path, config: DemoConfig, words: Sequence[str] = ()) -> Plan:
+    """Place the garments and plan the run, which continues an interrupted one and replaces a finished one.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong, or the folder holds something else.
+    """
+    home, run = Path(config.output_dir), Path(config.output_dir) / f"seed_{config.seed}"
+    if (home / "run.json").exists():
+        raise ConfigError(f"output_dir = {home} holds a run of its own; name another folder for the demonstration")
+    if (run / RESULT).exists():
+        _log.info("the demonstration in %s was finished; starting anew", run)
+        shutil.rmtree(run)
+    for name in (RESULT, REPORT):  # what lies there shall never be of another run than the newest
+        (home / name).unlink(missing_ok=True)
+    files = garments.write(home / "data", limit=config.images or None)
+    images = [f"data={files['train']}", f"knn.train={files['train']}", f"knn.val={files['test']}"]
+    return plan(recipe, [*images, f"output_dir={run}", f"seed={config.seed}", *words])
+
+
+def measure(config: PretrainConfig) -> Measured:
+    """The three rows of a finished run, and the health of its teacher before and after.
+
+    Raises:
+        TrainingError: the run is not finished.
+    """
+    pair = open_pair(LabelledConfig(train=config.knn.train, val=config.knn.val), channels=1)
+    run, spaces, checks, backbones = build_run(settle(config, len(pair.train))), {"pixels": _pixels(pair)}, {}, {}
+    for row in ("random", "trained"):
+        if row == "trained":
+            _restore(run, Path(config.output_dir))
+        # A copy, for the run's own teacher goes on to the next row.
+        backbones[row] = copy.deepcopy(cast("VisionTransformer", run.method.teacher["backbone"]))
+        train, test = (extract(backbones[row], part, _FEATURES, what=row) for part in (pair.train, pair.val))
+        spaces[row] = _space(train, test)
+        checks[row] = health.summary(test.cls, _prototypes(run, test.cls))
+    return Measured(
+        knn={row: _knn(space, pair) for row, space in spaces.items()},
+        logreg={row: _logreg(space, pair) for row, space in spaces.items()},
+        health=checks["trained"],
+        health_random=checks["random"],
+        nearest={row: knn.nearest(space.test_unit, space.train_unit, NEIGHBOURS)[1] for row, space in spaces.items()},
+        pair=pair,
+        backbones=backbones,
+    )
+
+
+class _Space(NamedTuple):
+    """Both parts in one row of the table: as they are, and L2-normalised for cosines."""
+
+    train: Float[Tensor, "n F"]
+    test: Float[Tensor, "m F"]
+    train_unit: Float[Tensor, "n F"]
+    test_unit: Float[Tensor, "m F"]
+
+
+def _space(train: Features, test: Features) -> _Space:
+    parts = [part.select("both", normalize=unit) for unit in (False, True) for part in (train, test)]
+    return _Space(*parts)
+
+
+def _pixels(pair: LabelledPair) -> _Space:
+    train, test = _grey(pair.train), _grey(pair.val)
+    return _Space(train, test, F.normalize(train, dim=-1), F.normalize(test, dim=-1))
+
+
+def _grey(dataset: ImageDataset) -> Float[Tensor, "n P"]:
+    rows = np.stack([np.asarray(dataset.image(row), dtype=np.uint8).ravel() for row in range(len(dataset))])
+    return torch.from_numpy(rows).float() / 255
+
+
+def _knn(space: _Space, pair: LabelledPair) -> float:
+    votes = replace(_VOTES, k=(min(NEIGHBOURS, len(pair.train)),))
+    figures, _ = knn.evaluate(space.train_unit, pair.train_labels, space.test_unit, pair.val_labels, votes)
+    return figures[f"top1_k{votes.k[0]}"]
+
+
+def _logreg(space: _Space, pair: LabelledPair) -> float:
+    figures, _ = logreg.evaluate(space.train, pair.train_labels, space.test, pair.val_labels, _REGRESSION)
+    return figures["top1"]
+
+
+def _restore(run: Run, folder: Path) -> None:
+    newest = store.latest(folder)
+    checkpoint = None if newest is None else store.load(newest)
+    if checkpoint is None or checkpoint.step != run.total:
+        raise TrainingError(f"{folder}: the run is not finished; run the demonstration again, it continues")
+    state.restore(run.method, run.optimizer, checkpoint)
+
+
+@torch.no_grad()
+def _prototypes(run: Run, cls: Float[Tensor, "n D"]) -> Float[Tensor, "n K"]:
+    """The teacher's probabilities over the prototypes, at the temperature of the run's end."""
+    temp = run.schedules.teacher_temp(run.total)
+    return (run.method.teacher["dino_head"](cls.to(run.device)).float() / temp).softmax(dim=-1).cpu()
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
