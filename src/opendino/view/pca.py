@@ -117,10 +117,9 @@ def run(backbone: VisionTransformer, sources: Sequence[str], config: PcaConfig) 
 
     Raises:
         DataError: a source cannot be opened, or an image not read.
-        ConfigError: the file cannot be written.
+        ConfigError: there is no such device, or the file cannot be written.
     """
-    name = config.device
-    backbone.to(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    _place(backbone, config.device)
     images = [image for source in sources for image in read(source, backbone.in_chans, config.images)]
     if not images:
         raise DataError("view pca: no image was named; give files, a folder or a data set")
@@ -295,6 +294,16 @@ def sheet(pairs: Sequence[tuple[Image.Image, Image.Image]], side: int) -> Image.
                 whole.paste(one.resize((width, height), kind), (x, top + (tall - height) // 2))
         top += tall + _MARGIN
     return whole
+
+
+def _place(backbone: VisionTransformer, device: str) -> None:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        backbone.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device = {device}: cannot be used here ({reason}); try cpu") from None
 
 
 def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:
