@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from opendino.config import load
-from opendino.data.augment import normalization
 from opendino.data.collate import PretrainBatch
 from opendino.data.masking import batch_masks
+from opendino.data.normalization import normalization
 from opendino.data.samplers import keyed_rng
 from opendino.optim.clipping import clip_gradients
 from opendino.optim.param_groups import set_schedule
