@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Auto classes that choose ours for DINOv2 and fall through to transformers for all else; read `modeling.py` next.
+
+`register()` does the same to transformers' own Auto classes and pipelines, for the whole process. It is never done on
+import.
+"""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PretrainedConfig
+
+from opendino.hf import modeling
+from opendino.hf._loading import HUB_ARGUMENTS, fetch
+from opendino.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
+from opendino.hf.image_processing import Dinov2ImageProcessor
+
+CONFIGS: dict[str, type[Dinov2Config]] = {
+    "dinov2": Dinov2Config,
+    "dinov2_with_registers": Dinov2WithRegistersConfig,
+}
+"""Our config class of a model type."""
+MODELS: dict[str, dict[str, type[modeling.Dinov2PreTrainedModel]]] = {
+    "AutoModel": {
+        "dinov2": modeling.Dinov2Model,
+        "dinov2_with_registers": modeling.Dinov2WithRegistersModel,
+    },
+    "AutoModelForImageClassification": {
+        "dinov2": modeling.Dinov2ForImageClassification,
+        "dinov2_with_registers": modeling.Dinov2WithRegistersForImageClassification,
+    },
+    "AutoBackbone": {
+        "dinov2": modeling.Dinov2Backbone,
+        "dinov2_with_registers": modeling.Dinov2WithRegistersBackbone,
+    },
+}
+"""Our model class by the name of the Auto class and the model type."""
+PROCESSORS = ("BitImageProcessor", "BitImageProcessorFast", "BitImageProcessorPil", "Dinov2ImageProcessor")
+"""Types in `preprocessor_config.json` that our image processor stands for."""
+
+
+class AutoConfig:
+    """`transformers.AutoConfig` with our configs for our model types."""
+
+    @staticmethod
+    def from_pretrained(pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # noqa: ANN401  as in transformers
+        """The config of a published name, repository or folder, of the class that fits its `model_type`."""
+        ours = CONFIGS.get(_model_type(pretrained_model_name_or_path, kwargs) or "")
+        return (ours or transformers.AutoConfig).from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @staticmethod
+    def for_model(model_type: str, **kwargs: Any) -> Any:  # noqa: ANN401  as in transformers
+        """A new config of a model type."""
+        ours = CONFIGS.get(model_type)
+        return ours(**kwargs) if ours else transformers.AutoConfig.for_model(model_type, **kwargs)
+
+
+class _AutoModel:
+    """What the three Auto classes of models share; a subclass has the name of the one it stands in for."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """A model with its weights, of the class that fits the `model_type` in `config.json`."""
+        config = kwargs.get("config")
+        known = isinstance(config, PretrainedConfig)
+        kind = config.model_type if known else _model_type(config or pretrained_model_name_or_path, kwargs)
+        ours = MODELS[cls.__name__].get(kind or "")
+        if ours is None:
+            return getattr(transformers, cls.__name__).from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if known:
+            kwargs["config"] = _our_config(config)
+        kwargs.pop("trust_remote_code", None)
+        return ours.from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:  # noqa: ANN401  as in transformers
+        """A model with new weights, of the class that fits the config; transformers' own configs do as well."""
+        ours = MODELS[cls.__name__].get(config.model_type)
+        if ours is None:
+            return getattr(transformers, cls.__name__).from_config(config, **kwargs)
+        kwargs.pop("trust_remote_code", None)
+        return ours._from_config(_our_config(config), **kwargs)
+
+
+class AutoModel(_AutoModel):
+    """`transformers.AutoModel` with our backbones for our model types."""
+
+
+class AutoModelForImageClassification(_AutoModel):
+    """`transformers.AutoModelForImageClassification` with our classifiers for our model types."""
+
+
+class AutoBackbone(_AutoModel):
+    """`transformers.AutoBackbone` with our backbones for our model types; local folders work."""
+
+
+class AutoImageProcessor:
+    """`transformers.AutoImageProcessor` with our image processor for our model types."""
+
+    @staticmethod
+    def from_pretrained(pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # noqa: ANN401  as in transformers
+        """The image processor of a published name, repository or folder.
+
+        Ours where the file names a processor that does what ours does, and `config.json`, where there is one, is of
+        our model types; transformers' for all else.
+        """
+        if _has_our_processor(pretrained_model_name_or_path, kwargs):
+            for name in ("config", "trust_remote_code"):
+                kwargs.pop(name, None)
+            return Dinov2ImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return transformers.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+
+def register() -> None:
+    """Make transformers' own Auto classes and pipelines use our classes for our model types, in this process.
+
+    Calling it again changes nothing. Folders stay what they are: nothing is written into them.
+    """
+    for model_type, config in CONFIGS.items():
+        transformers.AutoConfig.register(model_type, config, exist_ok=True)
+        for name, models in MODELS.items():
+            getattr(transformers, name).register(config, models[model_type], exist_ok=True)
+        register_processor = transformers.AutoImageProcessor.register
+        if "image_processor_classes" in inspect.signature(register_processor).parameters:  # transformers 5
+            register_processor(config, image_processor_classes={"pil": Dinov2ImageProcessor}, exist_ok=True)
+        else:
+            register_processor(config, slow_image_processor_class=Dinov2ImageProcessor, exist_ok=True)
+
+
+def _our_config(config: PretrainedConfig) -> Dinov2Config:
+    ours = CONFIGS[config.model_type]
+    if isinstance(config, ours):
+        return config
+    made = ours.from_dict(config.to_dict())
+    made._attn_implementation = config._attn_implementation
+    return made
+
+
+def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def _model_type(name: Any, kwargs: dict[str, Any]) -> str | None:  # noqa: ANN401  str or path
+    """`model_type` of a `config.json`; None where there is none, or it asks for code of its own."""
+    if name is None or Path(name).is_file():
+        return None
+    adapted = fetch(name, "adapter_config.json", kwargs)
+    if adapted is not None and fetch(name, "config.json", kwargs) is None:  # a PEFT adapter names its base model
+        name = json.loads(adapted.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        fields, _ = PretrainedConfig.get_config_dict(name, **_hub_arguments(kwargs))
+    except (OSError, ValueError):  # transformers looks again, and says what is wrong
+        return None
+    return None if fields.get("auto_map") else fields.get("model_type")
+
+
+def _has_our_processor(name: Any, kwargs: dict[str, Any]) -> bool:  # noqa: ANN401  str or path
+    hub = _hub_arguments(kwargs)
+    try:
+        fields, _ = Dinov2ImageProcessor.get_image_processor_dict(name, **hub)
+    except (OSError, ValueError):
+        return False
+    if fields.get("auto_map") or fields.get("image_processor_type", PROCESSORS[0]) not in PROCESSORS:
+        return False
+    config = kwargs.get("config")
+    kind = config.model_type if isinstance(config, PretrainedConfig) else _model_type(name, kwargs)
+    return kind is None or kind in CONFIGS

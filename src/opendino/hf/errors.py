@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of the Hugging Face face: ours, and at the same time the built-in kind that transformers' users catch."""
+
+from opendino.errors import CheckpointError, ModelError, OpendinoError
+
+
+class InputError(ModelError, ValueError):
+    """An argument that a model or image processor cannot take; transformers raises ValueError here."""
+
+
+class WeightsError(CheckpointError, RuntimeError):
+    """A weights file that is broken or does not fit its config; transformers raises RuntimeError for shapes."""
+
+
+class MissingTransformersError(OpendinoError, ImportError):
+    """transformers is not installed."""

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which class the Auto classes choose, for our model types and for others."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import transformers
+
+from opendino import hf
+from opendino.hf.auto import CONFIGS, MODELS
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
+
+
+@pytest.fixture(params=list(CONFIGS))
+def folder(request, tmp_path):
+    model = MODELS["AutoModel"][request.param](CONFIGS[request.param](**TINY))
+    model.save_pretrained(tmp_path)
+    hf.Dinov2ImageProcessor().save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_our_model_types_give_our_classes(name, folder):
+    auto = getattr(hf, name)
+    model = auto.from_pretrained(folder)
+    kind = model.config.model_type
+    assert type(model) is MODELS[name][kind]
+    assert type(hf.AutoConfig.from_pretrained(folder)) is CONFIGS[kind]
+    assert type(hf.AutoImageProcessor.from_pretrained(folder)) is hf.Dinov2ImageProcessor
+    again = auto.from_config(model.config)
+    assert type(again) is type(model)
+
+
+def test_arguments_reach_the_config(folder):
+    model = hf.AutoModel.from_pretrained(folder, pos_embed_resize="official", dtype=torch.bfloat16)
+    assert (model.config.pos_embed_resize, model.dtype) == ("official", torch.bfloat16)
+    backbone = hf.AutoBackbone.from_pretrained(folder, out_features=["stem", "stage1"])
+    assert len(backbone(torch.randn(1, 3, 56, 56)).feature_maps) == 2
+
+
+def test_a_config_of_transformers_does_as_well(folder):
+    theirs = transformers.AutoConfig.from_pretrained(folder)
+    assert type(theirs).__module__.startswith("transformers.")
+    assert type(hf.AutoModel.from_config(theirs)) is MODELS["AutoModel"][theirs.model_type]
+    assert type(hf.AutoModel.from_pretrained(folder, config=theirs)) is MODELS["AutoModel"][theirs.model_type]
+
+
+def test_new_configs_by_name():
+    config = hf.AutoConfig.for_model("dinov2_with_registers", num_register_tokens=2)
+    assert type(config) is hf.Dinov2WithRegistersConfig
+    assert type(hf.AutoConfig.for_model("vit")) is transformers.ViTConfig
+
+
+def test_other_model_types_fall_through(tmp_path):
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32
+    )
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    assert type(hf.AutoConfig.from_pretrained(tmp_path)) is transformers.ViTConfig
+    assert type(hf.AutoModel.from_pretrained(tmp_path)) is transformers.ViTModel
+    assert type(hf.AutoModel.from_config(config)) is transformers.ViTModel
+    settings = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 8}, "crop_size": 8}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert type(hf.AutoImageProcessor.from_pretrained(tmp_path)).__module__.startswith("transformers.")
+
+
+def test_a_folder_that_is_none_says_what_transformers_says(tmp_path):
+    with pytest.raises((OSError, ValueError)):
+        hf.AutoModel.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match="preprocessor_config"):
+        hf.AutoImageProcessor.from_pretrained(tmp_path)
+
+
+def test_an_adapter_names_its_base_model(folder, tmp_path_factory):
+    adapter = tmp_path_factory.mktemp("adapter")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    assert hf.auto._model_type(adapter, {}) == kind

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that do not fit say so: each kind of damage, one clear error."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("transformers")
+
+from opendino import hf
+from opendino.errors import CheckpointError
+from opendino.hf._loading import check_keys, hub_names
+from opendino.hf.errors import WeightsError
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56, "num_labels": 3}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    hf.Dinov2Model(hf.Dinov2Config(**TINY)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit(folder, change):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    change(state)
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:50_000])
+
+
+def text(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+
+
+def as_pickle(folder, content):
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+
+
+class Hostile:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code of a weights file ran')",))
+
+
+def shards(folder):
+    model = hf.Dinov2Model.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+
+
+def lose_shard(folder):
+    shards(folder)
+    sorted(folder.glob("model-*.safetensors"))[0].unlink()
+
+
+def spoil_index(folder):
+    shards(folder)
+    (folder / "model.safetensors.index.json").write_text("{")
+
+
+DAMAGE = {
+    "truncated": (cut, "not a whole safetensors file"),
+    "text": (text, "git lfs pull"),
+    "missing": (
+        lambda f: edit(f, lambda s: s.pop("encoder.layer.1.mlp.fc1.weight")),
+        "missing and would be random: encoder.layer.1.mlp.fc1.weight;",
+    ),
+    "extra": (
+        lambda f: edit(f, lambda s: s.update({"encoder.layer.2.norm1.weight": torch.zeros(32)})),
+        "no place in the model: encoder.layer.2.norm1.weight;",
+    ),
+    "renamed": (
+        lambda f: edit(f, lambda s: s.update({"norm.weight": s.pop("layernorm.weight")})),
+        "the file has others, which the model does not know: norm.weight",
+    ),
+    "shape": (
+        lambda f: edit(f, lambda s: s.update({"layernorm.weight": torch.zeros(31)})),
+        r"layernorm.weight; the first has \(31,\) in the file and \(32,\) in the model",
+    ),
+    "code": (lambda f: as_pickle(f, {"a": Hostile()}), "one that would run code"),
+    "no pickle": (
+        lambda f: (as_pickle(f, {}), (f / "pytorch_model.bin").write_text("hello"))[1],
+        "not a whole file of tensors",
+    ),
+    "no weights in it": (lambda f: as_pickle(f, {"epoch": 3}), "something else than tensors"),
+    "lost shard": (lose_shard, "names files that are not there: model-00001"),
+    "spoilt index": (spoil_index, "no index of weights"),
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json in this folder"),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_each_damage_has_its_error(damage, folder):
+    spoil, complaint = DAMAGE[damage]
+    spoil(folder)
+    with pytest.raises(WeightsError, match=complaint) as caught:
+        hf.Dinov2Model.from_pretrained(folder)
+    assert isinstance(caught.value, CheckpointError)
+    assert isinstance(caught.value, RuntimeError)
+
+
+def test_a_config_of_another_shape_names_the_weights(folder):
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**fields, "image_size": 70}))
+    with pytest.raises(WeightsError, match=r"embeddings.position_embeddings; the first has"):
+        hf.AutoModel.from_pretrained(folder)
+
+
+def test_code_is_never_let_in(folder):
+    with pytest.raises(WeightsError, match="would run code"):
+        hf.Dinov2Model.from_pretrained(folder, weights_only=False)
+
+
+def test_what_may_be_missing_and_left_over(folder):
+    state = load_file(folder / "model.safetensors")
+    model = hf.Dinov2ForImageClassification.from_pretrained(folder)  # a new classifier
+    assert torch.equal(model.dinov2.layernorm.weight, state["layernorm.weight"])
+    model.save_pretrained(folder)
+    backbone = hf.Dinov2Model.from_pretrained(folder)  # without the classifier
+    assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())
+
+
+def test_who_wants_to_go_on_can(folder):
+    edit(folder, lambda s: s.pop("layernorm.weight"))
+    model = hf.Dinov2Model.from_pretrained(folder, strict=False)
+    assert torch.equal(model.layernorm.weight, torch.ones(32))
+    _, info = hf.Dinov2Model.from_pretrained(folder, output_loading_info=True)
+    assert set(info["missing_keys"]) == {"layernorm.weight"}
+
+
+def test_shapes_can_be_passed_over(folder):
+    edit(folder, lambda s: s.update({"layernorm.weight": torch.zeros(31)}))
+    model = hf.Dinov2Model.from_pretrained(folder, ignore_mismatched_sizes=True)
+    assert torch.equal(model.layernorm.weight, torch.ones(32))
+
+
+@pytest.mark.parametrize("form", ["bin", "shards"])
+def test_other_forms_of_whole_weights_load(form, folder):
+    state = load_file(folder / "model.safetensors")
+    if form == "bin":
+        as_pickle(folder, state)
+    else:
+        shards(folder)
+    model = hf.AutoModel.from_pretrained(folder, dtype=torch.float32)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+def test_the_layout_in_the_memory_of_transformers_5(swiglu, tmp_path):
+    model = hf.Dinov2Model(hf.Dinov2Config(**TINY, use_swiglu_ffn=swiglu, pos_embed_resize="timm"))
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    theirs = {}
+    for key, value in state.items():
+        if ".mlp.weights_in." in key:
+            halves = value.chunk(2)
+            theirs[key.replace("weights_in", "gate_proj")], theirs[key.replace("weights_in", "up_proj")] = halves
+            continue
+        for ours, other in (("attention.query", "q_proj"), ("attention.key", "k_proj"), ("attention.value", "v_proj")):
+            key = key.replace(f".attention.{ours}.", f".attention.{other}.")
+        theirs[key.replace(".output.dense.", ".o_proj.").replace(".weights_out.", ".down_proj.")] = value.clone()
+    assert all(torch.equal(value, state[key]) for key, value in hub_names(theirs).items())
+    save_file({key: value.contiguous() for key, value in theirs.items()}, tmp_path / "model.safetensors")
+    again = hf.AutoModel.from_pretrained(tmp_path)
+    assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
+    assert again.config.pos_embed_resize == "timm"
+    half = hf.Dinov2Model.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+
+
+def test_half_a_gate_is_not_whole():
+    with pytest.raises(WeightsError, match=r"mlp.up_proj.weight is missing beside"):
+        hub_names({"encoder.layer.0.mlp.gate_proj.weight": torch.zeros(2, 2)})
+
+
+def test_keys_by_hand():
+    check_keys("x", [], [])
+    check_keys("x", ["classifier.weight"], ["classifier.bias"])
+    with pytest.raises(WeightsError, match="random: a, b, c and 2 more"):
+        check_keys("x", ["e", "d", "c", "b", "a"], [])
