@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of a run: `metrics.jsonl`, one JSON object a line, and TensorBoard; a resume leaves no gap and no double."""
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from opendino.errors import ConfigError
 from opendino.logs import JsonLines
+from opendino.train.run_folder import writing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -51,12 +53,17 @@ class MetricLog:
         self._board = _event_files(folder / "tensorboard", done) if config.tensorboard else None
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
-        """Append one record; figures that are not finite become null, which is JSON."""
+        """Append one record; figures that are not finite become null, which is JSON.
+
+        Raises:
+            CheckpointError: the record could not be written, for example for want of space.
+        """
         clean = {key: value if math.isfinite(value) else None for key, value in record.items()}
-        self._lines.write({"step": step, **clean})
-        if self._board is not None:
-            for key, value in record.items():
-                self._board.add_scalar(key, value, step)
+        with writing(self._lines.path):
+            self._lines.write({"step": step, **clean})
+            if self._board is not None:
+                for key, value in record.items():
+                    self._board.add_scalar(key, value, step)
 
     def to_disk(self) -> None:
         """Bring all records to the disk; called before a checkpoint that relies on them."""
@@ -72,7 +79,9 @@ class MetricLog:
     def close(self) -> None:
         """Finish the event files."""
         if self._board is not None:
-            self._board.close()
+            # A full disk has been reported by then, and this must not hide what is being reported.
+            with contextlib.suppress(OSError):
+                self._board.close()
 
 
 def _event_files(folder: Path, done: int) -> "SummaryWriter":

@@ -188,7 +188,8 @@ def pretrain(
                 run_folder.write(folder, config, Stored({}, dict(chosen or {}), facts, run_folder.command_line()))
             if run.step == 0 and config.log.picture:
                 mean, std = normalization(dataset.options.channels, config.crops.mean, config.crops.std)
-                preview(first, mean, std).save(folder / "first_batch.png")
+                with run_folder.writing(folder / "first_batch.png"):
+                    preview(first, mean, std).save(folder / "first_batch.png")
             _go(config, dataset, run, _Feed(first, feed), claim)
         finally:
             feed.close()

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,21 @@ def versions() -> dict[str, str]:
     return {"opendino": __version__, "torch": torch.__version__, "numpy": numpy.__version__, "pillow": PIL.__version__}
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk says while a file is written into a sentence.
+
+    Raises:
+        CheckpointError: the file could not be written, for example for want of space.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: could not be written ({error.strerror}); make room and give the same command again"
+        ) from error
+
+
 class Claim:
     """Makes a run's folder when a run begins, and takes it back if the run never gets going.
 
@@ -178,8 +194,9 @@ class Claim:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with writing(path):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
 
 
 def commit() -> str | None:

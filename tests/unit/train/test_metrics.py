@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from opendino.errors import ConfigError
+from opendino.errors import CheckpointError, ConfigError
 from opendino.train.metrics import LogConfig, MetricLog
 
 PLAIN = LogConfig(tensorboard=False)
@@ -73,3 +73,10 @@ def test_nothing_is_made_before_the_first_record(tmp_path):
 def test_cadence():
     with pytest.raises(ConfigError, match=r"log\.every = 0"):
         LogConfig(every=0)
+
+
+def test_a_full_disk(tmp_path):
+    log = MetricLog(tmp_path, 0, PLAIN)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: could not be written \(No space left"):
+        log.write(1, {"loss": 1.0})

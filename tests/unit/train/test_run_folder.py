@@ -121,3 +121,11 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be made"), Claim(tmp_path / "file" / "run") as claim:
         claim.make()
+
+
+def test_what_the_disk_says_becomes_a_sentence(tmp_path):
+    sentence = r"x\.json: could not be written \(No space left on device\)"
+    with pytest.raises(CheckpointError, match=sentence), run_folder.writing(tmp_path / "x.json"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(ValueError, match="mine"), run_folder.writing(tmp_path / "x.json"):
+        raise ValueError("mine")
