@@ -94,7 +94,7 @@ def blur(pixels: Shaped[np.ndarray, "C H W"], sigma: float) -> Shaped[np.ndarray
     """
     kernel = gaussian_kernel(sigma)
     blurred = pixels.astype(np.float32)
-    if max(pixels.shape) <= _SMALL:
+    if max(pixels.shape[1:]) <= _SMALL:
         blurred = _blur_matrix(pixels.shape[1], kernel) @ blurred @ _blur_matrix(pixels.shape[2], kernel).T
     else:
         blurred = _convolve(np.swapaxes(_convolve(np.swapaxes(blurred, 1, 2), kernel), 1, 2), kernel)

@@ -6,6 +6,7 @@ Files that fit into `IN_MEMORY` are read once, before workers are started, and s
 process keeps the last used row groups.
 """
 
+import logging
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,10 @@ IN_MEMORY = 1 << 30
 
 CACHE = 256 << 20
 """Bytes of row groups that one process keeps of larger data sets; the last used one stays in any case."""
+
+
+_LARGE_GROUP = 16 << 20
+_log = logging.getLogger(__name__)
 
 
 def has_image_bytes(path: Path) -> bool:
@@ -70,6 +75,14 @@ class ParquetDataset(ImageDataset):
         self._ids = self._read_column("id") if "id" in schema.names else None
         self._cache: OrderedDict[int, _Cells] = OrderedDict()
         self._limit = CACHE
+        mean_group = bytes_held // len(self._groups)
+        if bytes_held > IN_MEMORY and mean_group > _LARGE_GROUP:
+            _log.warning(
+                "%s: row groups of %d MB, each read whole for one image of a shuffled run; rewrite the files with smaller "
+                "ones (row_group_size=100) or as single images",
+                self.name,
+                mean_group >> 20,
+            )
         if bytes_held <= IN_MEMORY:
             self._limit = bytes_held * 2
             for group in range(len(self._groups)):
