@@ -109,8 +109,10 @@ def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
     clock = Clock(run.device)
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    begun = time.process_time()
     for _ in range(steps):
         step(run, batches, clock)
+    busy = (time.process_time() - begun) / steps
     phases = {phase: statistics.median(seconds) for phase, seconds in clock.seconds.items()}
     whole = [sum(parts) for parts in zip(*clock.seconds.values(), strict=True)]
     on_gpu = run.device.type == "cuda"
@@ -118,6 +120,8 @@ def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
     return {
         "img_per_s": config.train.batch_size / statistics.median(whole),
         "seconds": statistics.median(whole),
+        # On a busy machine wall time says little; this is what the step costs (without the loader's workers).
+        "cpu_seconds": busy,
         "phases": phases,
         "peak_memory_bytes": peak,
         "parameters": sum(p.numel() for p in run.method.student.parameters()),
@@ -142,6 +146,7 @@ def main() -> None:
     figures = measure(replace(config, output_dir=""), arguments.steps, arguments.warmup)
     rate, seconds = figures["img_per_s"], figures["seconds"]
     print(f"{rate:.1f} img/s, {seconds * 1000:.0f} ms a step of {config.train.batch_size} images")
+    print(f"{config.train.batch_size / figures['cpu_seconds']:.1f} img per second of CPU time")
     print(f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB at most on {figures['device']}, {config.train.precision}")
     for phase, part in figures["phases"].items():
         print(f"  {phase.ljust(10)} {part * 1000:9.1f} ms  {100 * part / seconds:5.1f} %")

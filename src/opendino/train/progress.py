@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 _log = logging.getLogger(__name__)
 
@@ -71,10 +71,10 @@ class ProgressBar:
             self._bar = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
-                BarColumn(),
+                BarColumn(bar_width=None),
                 TextColumn("{task.fields[line]}"),
-                TimeElapsedColumn(),
                 console=self._console,
+                expand=True,
             )
             self._task = self._bar.add_task("", total=total, completed=done, line="")
 
@@ -103,7 +103,7 @@ class ProgressBar:
         left = duration((self._total - step) * speed.seconds_per_step)
         return (
             f"loss {loss:.4f}  {speed.images_per_second:.0f} img/s  "
-            f"waiting for data {100 * speed.data_wait:.0f} %  {left} left"
+            f"{100 * speed.data_wait:.0f} % waiting for data  {left} left"
         )
 
 

@@ -49,6 +49,7 @@ class Upkeep:
     def begin(self, run: Run) -> None:
         """Look at the untrained teacher, which everything later is compared with."""
         if run.step == 0 and self.probe.config.every:
+            _log.info("looking at the teacher: %s", self.probe.note)
             self._look(run, run.schedules.teacher_temp(0))
 
     def after(self, run: Run, record: Mapping[str, float]) -> None:
@@ -87,6 +88,8 @@ class Upkeep:
     def _look(self, run: Run, teacher_temp: float) -> None:
         record = self.probe(run.method.teacher, teacher_temp)
         self.metrics.write(run.step, record)
-        knn = "  ".join(f"{key} {value:.1f} %" for key, value in record.items() if key.startswith("knn/top1"))
-        rank = record["health/effective_rank"]
-        _log.info("step %d: %s  effective rank %.1f (%s)", run.step, knn, rank, self.probe.note)
+        shown = [
+            f"{key.partition('/')[2]} {value:.1f} %" for key, value in record.items() if key.startswith("knn/top1")
+        ]
+        rank = f"effective rank {record['health/effective_rank']:.1f}"
+        _log.info("step %d: teacher's %s", run.step, ", ".join([*shown, rank]))

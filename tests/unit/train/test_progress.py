@@ -47,7 +47,7 @@ def test_plain_lines_where_there_is_no_terminal(caplog):
     speed.add(50, 1.0, 0.1)
     with caplog.at_level(logging.INFO, logger="opendino"), ProgressBar(100, 10, every=0.0) as bar:
         bar.update(11, 7.25, speed)
-    assert caplog.messages == ["step 11/100  loss 7.2500  50 img/s  waiting for data 10 %  1:29 left"]
+    assert caplog.messages == ["step 11/100  loss 7.2500  50 img/s  10 % waiting for data  1:29 left"]
 
 
 def test_plain_lines_come_now_and_then_and_at_the_end(caplog):
@@ -75,4 +75,4 @@ def test_a_bar_on_a_terminal(monkeypatch, capfd):
         bar.update(11, 7.25, speed)
     shown = capfd.readouterr().err
     assert "11/100" in shown
-    assert "loss 7.2500  50 img/s  waiting for data 10 %" in shown
+    assert "loss 7.2500  50 img/s  10 % waiting for data" in shown
