@@ -78,8 +78,8 @@ class ParquetDataset(ImageDataset):
         mean_group = bytes_held // len(self._groups)
         if bytes_held > IN_MEMORY and mean_group > _LARGE_GROUP:
             _log.warning(
-                "%s: row groups of %d MB, each read whole for one image of a shuffled run; rewrite the files with smaller "
-                "ones (row_group_size=100) or as single images",
+                "%s: row groups of %d MB, each read whole for one image of a shuffled run; rewrite the files with "
+                "smaller ones (row_group_size=100) or as single images",
                 self.name,
                 mean_group >> 20,
             )
