@@ -52,6 +52,8 @@ def pair_of(what, shape, kind, folder, **fields):
                 torch.nn.init.uniform_(parameter, 0.7, 1.3)
             elif "lambda1" in name:
                 torch.nn.init.uniform_(parameter, 0.1, 0.5)
+            elif "token" in name or "position" in name:  # tokens near zero would blow rounding up in the first norm
+                torch.nn.init.normal_(parameter, std=0.3)
             else:
                 torch.nn.init.normal_(parameter, std=0.02)
     theirs.save_pretrained(folder)

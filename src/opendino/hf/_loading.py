@@ -6,7 +6,6 @@ Also reads the layout that transformers 5 holds in memory (`q_proj` ...), which 
 """
 
 import json
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,14 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
+from opendino.checkpoint.convert import hf as convert
+from opendino.errors import ConversionError
 from opendino.hf.errors import WeightsError
 
 HEAD = "classifier."
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-RENAMED = {
-    ".attention.q_proj.": ".attention.attention.query.",
-    ".attention.k_proj.": ".attention.attention.key.",
-    ".attention.v_proj.": ".attention.attention.value.",
-    ".attention.o_proj.": ".attention.output.dense.",
-    ".mlp.down_proj.": ".mlp.weights_out.",
-}
-"""Part of a name in the layout of transformers 5 -> in the hub layout."""
-_GATE = re.compile(r"\.mlp\.gate_proj\.")
+IN_MEMORY = ".attention.q_proj."
+"""Part of a name that only the layout of transformers 5 in memory has."""
 _HEADER = Mapping[str, tuple[int, ...]]
 
 
@@ -63,8 +57,8 @@ def load_checked(
     pickled = any(path.suffix == ".bin" for path in files)
     header = {} if pickled else read_header(files)
     source, arguments = name, kwargs
-    if pickled or any(part in key for key in header for part in RENAMED):
-        state = hub_names(read_weights(files))
+    if pickled or any(IN_MEMORY in key for key in header):
+        state = hub_names(read_weights(files), str(name))
         header = {key: tuple(value.shape) for key, value in state.items()}
         source, arguments = None, _from_memory(cls, name, state, kwargs)
     try:
@@ -182,31 +176,25 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def hub_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in the layout that transformers 5 holds in memory -> in the hub layout.
+def hub_names(state: Mapping[str, Tensor], where: str = "weights") -> Mapping[str, Tensor]:
+    """Weights in the layout that transformers 5 holds in memory -> in the hub layout; other weights as they are.
 
     Args:
-        state: weights by name; names of the hub layout pass unchanged.
+        state: weights by name.
+        where: the source, for messages.
 
     Raises:
-        WeightsError: half of a gated layer is missing.
-
-    Source: transformers 5.23, `conversion_mapping.py`, "Dinov2Model".
+        WeightsError: a name that the layout does not have, or a part of a layer is missing.
     """
-    out = {}
-    for key, value in state.items():
-        if ".mlp.up_proj." in key:
-            continue
-        if _GATE.search(key):
-            other = _GATE.sub(".mlp.up_proj.", key)
-            if other not in state:
-                raise WeightsError(f"{other} is missing beside {key}; the file is not whole")
-            out[_GATE.sub(".mlp.weights_in.", key)] = torch.cat([value, state[other]])
-            continue
-        for theirs, ours in RENAMED.items():
-            key = key.replace(theirs, ours)
-        out[key] = value
-    return out
+    if not any(IN_MEMORY in key for key in state):
+        return state
+    try:
+        official = convert.to_official(state, where)
+        known = {key: value for key, value in official.state.items() if key not in official.filled}
+        hub = convert.from_official(known, where)
+    except ConversionError as error:
+        raise WeightsError(str(error)) from error
+    return {key: value for key, value in hub.state.items() if key not in hub.filled}
 
 
 def _check_config(name: Any, kwargs: Mapping[str, Any]) -> None:  # noqa: ANN401  str or path
@@ -219,7 +207,7 @@ def _check_config(name: Any, kwargs: Mapping[str, Any]) -> None:  # noqa: ANN401
         )
 
 
-def _from_memory(cls: Any, name: Any, state: dict[str, Tensor], kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+def _from_memory(cls: Any, name: Any, state: Mapping[str, Tensor], kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
     """Arguments that load weights from memory; transformers then wants the config ready-made."""
     rest = dict(kwargs)
     types = {key: rest.pop(key) for key in ("dtype", "torch_dtype") if key in rest}

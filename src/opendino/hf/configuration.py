@@ -2,29 +2,20 @@
 """The two configs of the Hugging Face face, file-compatible with the published `config.json`; read `modeling.py` next.
 
 They hold one field more than transformers': `pos_embed_resize`, whose numbers the position table follows at another
-image size (see `POS_EMBED_RESIZE`). Plain transformers keeps it as an unknown attribute and goes on.
+image size (see `opendino.models.positions`). Plain transformers keeps it as an unknown attribute and goes on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from opendino.errors import ConfigError
+from opendino.models.positions import RULES, positions
 
 Number = int | float
 Grid = tuple[int, int]
 """Two sides in the order (height, width)."""
-
-POS_EMBED_RESIZE: Mapping[str, Mapping[bool, tuple[float, bool]]] = MappingProxyType(
-    {
-        "hf": {False: (0.0, False), True: (0.0, True)},
-        "official": {False: (0.1, False), True: (0.0, True)},
-        "timm": {False: (0.0, True), True: (0.0, True)},
-    }
-)
-"""(offset, antialias) of `resize_pos_embed` by switch and by whether the model has registers."""
 
 
 def _same_fields(self: Any, other: Any) -> bool:  # noqa: ANN401
@@ -258,6 +249,7 @@ def resize_numbers(switch: str, *, registers: bool) -> tuple[float, bool]:
     Raises:
         ConfigError: an unknown switch.
     """
-    if switch not in POS_EMBED_RESIZE:
-        raise ConfigError(f"pos_embed_resize={switch!r} is unknown; choose one of {', '.join(POS_EMBED_RESIZE)}")
-    return POS_EMBED_RESIZE[switch][registers]
+    if switch not in RULES:
+        raise ConfigError(f"pos_embed_resize={switch!r} is unknown; choose one of {', '.join(RULES)}")
+    rule = positions(switch, registers)
+    return rule["interpolate_offset"], rule["interpolate_antialias"]

@@ -146,7 +146,7 @@ def test_fractions_and_pairs():
         ({"hidden_size": 100}, "no multiple of"),
         ({"num_hidden_layers": 0}, "a whole number"),
         ({"mlp_ratio": 0}, "a number above 0"),
-        ({"pos_embed_resize": "officla"}, "choose one of hf, official, timm"),
+        ({"pos_embed_resize": "officla"}, "choose one of official, hf, timm"),
     ],
 )
 def test_shapes_that_cannot_be_built(fields, complaint):

@@ -176,8 +176,10 @@ def test_the_layout_in_the_memory_of_transformers_5(swiglu, tmp_path):
 
 
 def test_half_a_gate_is_not_whole():
-    with pytest.raises(WeightsError, match=r"mlp.up_proj.weight is missing beside"):
-        hub_names({"encoder.layer.0.mlp.gate_proj.weight": torch.zeros(2, 2)})
+    layer = "encoder.layer.0"
+    half = {f"{layer}.attention.q_proj.bias": torch.zeros(2), f"{layer}.mlp.gate_proj.weight": torch.zeros(2, 2)}
+    with pytest.raises(WeightsError, match=r"part 2 of 2 of blocks.0.mlp.w12.weight"):
+        hub_names(half)
 
 
 def test_keys_by_hand():
