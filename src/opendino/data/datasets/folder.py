@@ -6,6 +6,7 @@ are numbered in the order of their names. Sub-folders that are all named as spli
 classes: open one of them. Hidden files and folders are passed over, symbolic links are followed.
 """
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from opendino.data.datasets._paths import PathTable
 from opendino.errors import DataError
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+_log = logging.getLogger(__name__)
 # Not pictures, or read only with the help of another program.
 _NOT_IMAGES = {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"}
 
@@ -62,7 +64,10 @@ class FolderDataset(ImageDataset):
         self._set_labels(np.array(tops, dtype=np.int64), list(names))
 
     def _set_labels(self, tops: np.ndarray, names: list[str]) -> None:
-        if tops.min() < 0 or len(names) < 2 or {name.lower() for name in names} <= _SPLITS:
+        if tops.min() < 0 or len(names) < 2:
+            return
+        if {name.lower() for name in names} <= _SPLITS:
+            _log.info("%s: %s are parts, not classes; open one of them for labels", self.name, ", ".join(sorted(names)))
             return
         self.classes = sorted(names)
         rank = {name: place for place, name in enumerate(self.classes)}
