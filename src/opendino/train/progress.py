@@ -59,13 +59,15 @@ class ProgressBar:
         total: steps of the run.
         done: steps behind it when the bar appears.
         shown: whether this process shows anything.
-        every: seconds between plain lines where stderr is no terminal.
+        every: seconds between plain lines where stderr is no terminal, or a hundredth of the time since the bar
+            appeared, if that is longer: a run of days should not leave a log of days.
     """
 
     def __init__(self, total: int, done: int = 0, shown: bool = True, every: float = 10.0) -> None:
         self._total, self._shown, self._every = total, shown, every
         self._console = Console(stderr=True)
-        self._last = time.monotonic() - every + min(every, 2.0)  # the first line soon: the run is alive
+        self._began = time.monotonic()
+        self._last = self._began - every + min(every, 2.0)  # the first line soon: the run is alive
         self._bar: Progress | None = None
         if shown and self._console.is_terminal:
             self._bar = Progress(
@@ -95,9 +97,13 @@ class ProgressBar:
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=step, line=self._line(step, loss, speed))
-        elif time.monotonic() - self._last >= self._every or step == self._total:
+        elif self._is_time() or step == self._total:
             self._last = time.monotonic()
             _log.info("step %d/%d  %s", step, self._total, self._line(step, loss, speed))
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        return now - self._last >= max(self._every, 0.01 * (now - self._began))
 
     def _line(self, step: int, loss: float, speed: Speed) -> str:
         left = duration((self._total - step) * speed.seconds_per_step)

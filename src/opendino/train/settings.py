@@ -23,6 +23,12 @@ from opendino.errors import DataError
 from opendino.models.presets import PRESETS
 
 _SAMPLED = 64
+# Shorter side of the images, from which on a patch size is taken. On a CPU the number of images seen counts for more
+# than detail, so there are about six by six patches.
+_PATCHES_GPU = ((160, 14), (48, 8), (20, 4), (0, 2))
+_PATCHES_CPU = ((128, 16), (80, 14), (48, 12), (20, 6), (0, 4))
+_GRID_GPU, _GRID_CPU = 16, 6
+_SHORT = 20_000  # steps; the published schedules are for 125,000 and more
 _GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -154,7 +160,9 @@ def _of_the_data(given: Mapping[str, Any], data: DataFacts, machine: MachineFact
     chosen |= _crops(known, data, machine)
     known |= {key: choice.value for key, choice in chosen.items() if key not in given}
     chosen |= _length(known, data, machine)
+    known |= {key: choice.value for key, choice in chosen.items() if key not in given}
     chosen |= _head(data, machine)
+    chosen |= _pace(_int(known, "train.iterations", _SHORT))
     chosen["dino.centering"] = Choice("sinkhorn_knopp", "keeps all prototypes in use, also on little data")
     return chosen
 
@@ -170,6 +178,19 @@ def _head(data: DataFacts, machine: MachineFacts) -> dict[str, Choice]:
     return chosen
 
 
+def _pace(steps: int) -> dict[str, Choice]:
+    """What a run of few steps needs to get anywhere."""
+    if steps >= _SHORT:
+        return {}
+    momentum = round(min(max(1 - 100 / steps, 0.95), 0.992), 3)
+    return {
+        "teacher.momentum": Choice((momentum, 1.0), f"a run of {steps} steps: the teacher has less time to follow"),
+        "student.init_values": Choice(0.1, "a short run: the published 1e-5 opens the blocks slowly"),
+        "optim.layerwise_decay": Choice(1.0, "a short run: all blocks start from nothing"),
+        "optim.patch_embed_lr_mult": Choice(1.0, "a short run: the patches start from nothing"),
+    }
+
+
 def _model(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> dict[str, Choice]:
     side, gpu = data.short_side, machine.device == "cuda"
     chosen: dict[str, Choice] = {}
@@ -178,9 +199,9 @@ def _model(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> 
         large = gpu and data.images >= 1_000_000
         preset = ("vitb14" if large else "vits14") if gpu else "vit_nano4"
         chosen["student.preset"] = Choice(preset, "a GPU" if gpu else "small enough for a CPU")
-        if side < 160 or not gpu:
-            small = ((160, 14), (96, 12), (48, 8), (20, 4), (0, 2))
-            patch = next(patch for least, patch in small if side >= least)
+        patches = _PATCHES_GPU if gpu else _PATCHES_CPU
+        patch = next(patch for least, patch in patches if side >= least)
+        if patch != PRESETS[preset]["patch_size"]:
             chosen["student.patch_size"] = Choice(patch, f"images of about {side} pixels")
     if gpu:
         chosen["student.drop_path_rate"] = Choice(0.1, "a small model; large ones take 0.3 to 0.4")
@@ -191,7 +212,7 @@ def _crops(known: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> 
     preset = PRESETS.get(str(known.get("student.preset")), {})
     patch = _int(known, "student.patch_size", preset.get("patch_size", 14))
     side, gpu = data.short_side, machine.device == "cuda"
-    grid = max(min(side // patch, 16 if gpu else 8), 2)
+    grid = max(min(side // patch, _GRID_GPU if gpu else _GRID_CPU), 2)
     size = _int(known, "crops.global_size", grid * patch)
     local = -(-size * 7 // 16 // patch) * patch
     chosen = {
@@ -203,6 +224,8 @@ def _crops(known: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> 
         chosen["crops.local_scale"] = Choice((0.2, 0.6), "smaller parts of such small images show too little")
     if not gpu:
         chosen["crops.local_number"] = Choice(4, "half of the published number, for a CPU")
+    if size // patch < 8:
+        chosen["masks.min_block"] = Choice(1, f"there are only {size // patch} by {size // patch} patches")
     return chosen
 
 

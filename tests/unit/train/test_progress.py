@@ -58,6 +58,20 @@ def test_plain_lines_come_now_and_then_and_at_the_end(caplog):
     assert [message.split()[1] for message in caplog.messages] == ["5/5"]
 
 
+def test_lines_come_more_rarely_in_a_long_run(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("opendino.train.progress.time.monotonic", lambda: clock[0])
+    bar = ProgressBar(10**9, every=10.0)
+    times = []
+    for clock[0] in range(0, 100_000, 5):
+        if bar._is_time():
+            times.append(clock[0])
+            bar._last = clock[0]
+    assert times[:4] == [5, 15, 25, 35]
+    assert times[-1] - times[-2] > 900
+    assert len(times) < 600
+
+
 def test_nothing_from_processes_that_are_not_the_first(caplog, capfd):
     logging.getLogger("opendino").propagate = True
     with caplog.at_level(logging.INFO, logger="opendino"), ProgressBar(5, shown=False, every=0.0) as bar:

@@ -46,7 +46,15 @@ def test_published_sizes_for_photographs_on_a_gpu():
 
 def test_small_pictures_on_a_cpu():
     chosen = values({}, DataFacts(50_000, 32), LAPTOP)
-    assert (chosen["student.patch_size"], chosen["crops.global_size"], chosen["crops.local_size"]) == (4, 32, 16)
+    assert (chosen["student.patch_size"], chosen["crops.global_size"], chosen["crops.local_size"]) == (6, 30, 18)
+    assert chosen["masks.min_block"] == 1
+
+
+def test_a_short_run_moves_faster():
+    short = values({"train.iterations": 4000}, DataFacts(), LAPTOP)
+    assert (short["teacher.momentum"], short["student.init_values"]) == ((0.975, 1.0), 0.1)
+    published = values({"train.iterations": 125_000}, DataFacts(), LAPTOP)
+    assert not {"teacher.momentum", "student.init_values", "optim.layerwise_decay"} & published.keys()
 
 
 def test_a_larger_memory_holds_a_larger_batch():
