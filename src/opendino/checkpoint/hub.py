@@ -141,6 +141,8 @@ def _from_folder(weights: Path, known: Mapping[str, Any]) -> Opened:
         return _assemble(str(weights), read(weights), known)
     config = read_json(folder / CONFIG)
     if config.get("kind") == KIND:
+        if known:
+            raise ConfigError(f"{folder}: {', '.join(known)} is for bare files; this folder's {CONFIG} says it")
         return Opened(load_weights(folder), "opendino")
     where = str(folder)
     if config.get("model_type") in _hf_config.MODEL_TYPES:

@@ -39,6 +39,11 @@ def test_a_run_and_its_weights_folder(tmp_path, backbone):
     assert_same(hub.load(tmp_path / "run" / "weights" / "model.safetensors"), backbone)
 
 
+def test_a_folder_that_knows_better_is_not_overruled_in_silence(tmp_path, backbone):
+    with pytest.raises(ConfigError, match=r"num_heads is for bare files; this folder's config\.json says it"):
+        hub.load(save_weights(backbone, tmp_path / "w"), num_heads=2)
+
+
 def test_a_flat_published_file(tmp_path, backbone):
     torch.save(backbone.state_dict(), tmp_path / "flat.pth")
     assert_same(hub.load(tmp_path / "flat.pth"), backbone)
