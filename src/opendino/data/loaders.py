@@ -250,8 +250,8 @@ class PretrainLoader:
         except RuntimeError as error:
             self.close()
             raise DataError(
-                f"no data came for step {self.step} ({error}); if one of {self._loader.num_workers} workers died for lack "
-                "of memory, set loader.workers to fewer, or 0"
+                f"no data came for step {self.step} ({error}); if one of {self._loader.num_workers} workers died for "
+                "lack of memory, set loader.workers to fewer, or 0"
             ) from error
 
     def close(self) -> None:
