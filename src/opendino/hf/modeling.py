@@ -107,10 +107,10 @@ class Dinov2PreTrainedModel(PreTrainedModel):
     def _kept(self, hidden_states: HiddenStates) -> set[int] | None:
         """Numbers of the hidden states wanted; None where none are."""
         hidden_states = self._asked("output_hidden_states", hidden_states)
-        if hidden_states is None or hidden_states is False:
+        if not hidden_states:
             return None
         total = self.config.num_hidden_layers + 1
-        return set(range(total)) if hidden_states is True else {i % total for i in hidden_states}
+        return set(range(total)) if isinstance(hidden_states, int) else {i % total for i in hidden_states}
 
     def _run(
         self,
