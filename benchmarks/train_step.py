@@ -92,6 +92,14 @@ def noise(config: PretrainConfig, device: torch.device) -> Iterator[PretrainBatc
         yield batch
 
 
+def cpu_name() -> str:
+    """Model of the processor, as far as the system tells."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()} (CPU)"
+
+
 def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -125,7 +133,7 @@ def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
         "phases": phases,
         "peak_memory_bytes": peak,
         "parameters": sum(p.numel() for p in run.method.student.parameters()),
-        "device": torch.cuda.get_device_name() if on_gpu else f"{platform.processor() or platform.machine()} CPU",
+        "device": torch.cuda.get_device_name() if on_gpu else cpu_name(),
         "threads": torch.get_num_threads(),
         "steps": steps,
     }
