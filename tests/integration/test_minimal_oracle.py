@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from opendino.data.collate import PretrainBatch
-from opendino.methods.dinov2 import DINOConfig, DINOv2, DINOv2Config, IBOTConfig, TeacherConfig, teacher_schedules
+from opendino.methods.dinov2 import DINOConfig, DINOv2, DINOv2Config, IBOTConfig, TeacherConfig
 from opendino.models.vision_transformer import VisionTransformer
-from opendino.optim.adamw import OptimConfig, adamw, optim_schedules
-from opendino.optim.clipping import clip_gradients
-from opendino.optim.param_groups import param_groups, set_schedule
+from opendino.optim.adamw import OptimConfig, adamw
+from opendino.optim.param_groups import param_groups
+from opendino.train.loop import Run, train_step
+from opendino.train.parts import build_schedules
 
 PAGE = Path(__file__).parents[2] / "examples" / "minimal_dinov2.py"
 KINDS = pytest.mark.parametrize(("sinkhorn", "separate_head"), [(s, h) for s in (False, True) for h in (False, True)])
@@ -76,7 +77,7 @@ def schedules_of(page):
         warmup=page.WARMUP,
         freeze_last_layer=page.FREEZE,
     )
-    return optim_schedules(optim, page.STEPS, page.BATCH), teacher_schedules(TeacherConfig(), page.STEPS)
+    return build_schedules(optim, TeacherConfig(), page.STEPS, page.BATCH)
 
 
 def without_effect(name, gradient):
@@ -110,21 +111,13 @@ def test_losses_and_gradients_of_one_batch(page, sinkhorn, separate_head):
 @KINDS
 def test_losses_and_weights_over_several_steps(page, sinkhorn, separate_head):
     (student, teacher, centers, theirs), (method, ours) = build_both(page, sinkhorn, separate_head)
-    (lr, weight_decay, last_layer_lr), (momentum, temp) = schedules_of(page)
+    run = Run(method, ours, schedules_of(page), page.STEPS, 0, "fp32", torch.device("cpu"), clip_grad=3.0)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     for step in range(8):
         batch = page.make_batch()
         wanted = page.train_step(step, student, teacher, centers, theirs, batch)
-
-        set_schedule(ours, lr(step), weight_decay(step), last_layer_lr(step))
-        output = method(as_batch(*batch), temp(step))
-        ours.zero_grad(set_to_none=True)
-        output.loss.backward()
-        clip_gradients(method.subnetworks(), 3.0)
-        ours.step()
-        method.update_teacher(momentum(step))
-
-        found = {name: term.item() for name, term in output.terms.items()}
+        record = train_step(run, as_batch(*batch))
+        found = {name: record[f"loss/{name}"] for name in wanted}
         assert found == pytest.approx(wanted, rel=2e-5), f"step {step}"
     for networks, reference in ((method.student, student), (method.teacher, teacher)):
         state = networks.state_dict()
