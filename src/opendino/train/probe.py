@@ -19,6 +19,7 @@ from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.samplers import permute
 from opendino.errors import ConfigError, DataError
 from opendino.eval import health, knn
+from opendino.eval._data import LabelledConfig, open_pair
 from opendino.eval._features import FeatureConfig, FeatureKind, extract
 from opendino.models.vision_transformer import VisionTransformer
 
@@ -69,12 +70,19 @@ def last_look(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class Rows(ImageDataset):
-    """Some images of a data set, in a given order."""
+    """Some images of a data set, in a given order.
 
-    def __init__(self, dataset: ImageDataset, rows: np.ndarray) -> None:
+    Args:
+        dataset: the whole.
+        rows: positions in it.
+        targets: labels of these images; by default the data set's own.
+    """
+
+    def __init__(self, dataset: ImageDataset, rows: np.ndarray, targets: np.ndarray | None = None) -> None:
         self._dataset, self._rows = dataset, rows
         self.name, self.options, self.classes = dataset.name, dataset.options, dataset.classes
-        self.targets = None if dataset.targets is None else dataset.targets[rows]
+        own = None if dataset.targets is None else dataset.targets[rows]
+        self.targets = own if targets is None else targets
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -152,38 +160,35 @@ class Probe:
 
 
 def _parts(config: ProbeConfig, dataset: ImageDataset) -> tuple[ImageDataset | None, ImageDataset]:
-    """Images that vote (None without labels) and images that are looked at."""
+    """Images that vote (None without labels) and images that are looked at, labels in one numbering."""
     options = dataset.options
-    opened = {
-        name: open_dataset(source, channels=options.channels, value_range=options.value_range, orient=options.orient)
-        for name, source in (("train", config.train), ("val", config.val))
-        if source
-    }
-    train = opened.get("train", dataset)
-    for name, part in opened.items():
-        if part.targets is None:
-            raise ConfigError(f"knn.{name} = {part.name} has no labels; name labelled images")
-    if "val" in opened:
-        if train.targets is None:
-            raise ConfigError(f"knn.val is given, and {train.name} has no labels; give knn.train too")
-        val = opened["val"]
-        if train.classes != val.classes:
-            raise DataError(
-                f"{val.name}: its classes are not those of {train.name}; the probe needs the same classes in both"
-            )
-        return _some(train, config.max_train), _some(val, config.max_val)
-    order = permute(np.arange(len(train)), len(train), _SPLIT_SEED, 0)
-    held_out = min(config.max_val, max(len(train) // 5, 2))
-    val = Rows(train, np.sort(order[:held_out]))
-    if train.targets is None or len(train) < _LEAST:
+    if config.val:
+        named = LabelledConfig(config.train or dataset.name, config.val, value_range=options.value_range)
+        pair = open_pair(named, options.channels)
+        return (
+            _some(Rows(pair.train, np.arange(len(pair.train)), pair.train_labels.numpy()), config.max_train),
+            _some(Rows(pair.val, np.arange(len(pair.val)), pair.val_labels.numpy()), config.max_val),
+        )
+    whole = dataset
+    if config.train:
+        whole = open_dataset(
+            config.train, channels=options.channels, value_range=options.value_range, orient=options.orient
+        )
+        if whole.targets is None:
+            raise ConfigError(f"knn.train = {config.train} has no labels; name labelled images")
+    order = permute(np.arange(len(whole)), len(whole), _SPLIT_SEED, 0)
+    held_out = min(config.max_val, max(len(whole) // 5, 2))
+    val = Rows(whole, np.sort(order[:held_out]))
+    if whole.targets is None or len(whole) < _LEAST:
         return None, val
-    return Rows(train, np.sort(order[held_out : held_out + config.max_train])), val
+    return Rows(whole, np.sort(order[held_out : held_out + config.max_train])), val
 
 
-def _some(dataset: ImageDataset, most: int) -> ImageDataset:
-    if len(dataset) <= most:
-        return dataset
-    return Rows(dataset, np.sort(permute(np.arange(len(dataset)), len(dataset), _SPLIT_SEED, 0)[:most]))
+def _some(part: "Rows", most: int) -> "Rows":
+    if len(part) <= most:
+        return part
+    rows = np.sort(permute(np.arange(len(part)), len(part), _SPLIT_SEED, 0)[:most])
+    return Rows(part, rows)
 
 
 def _note(train: ImageDataset | None, val: ImageDataset, config: ProbeConfig) -> str:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -51,12 +53,19 @@ def test_limits(picture_folder):
     assert "held out" in probe.note
 
 
-def test_named_parts(picture_folder, method):
-    config = ProbeConfig(train=str(picture_folder), val=str(picture_folder), k=(1,))
-    probe = Probe(config, open_dataset(picture_folder), CPU, "fp32")
-    assert (len(probe._train), len(probe._val)) == (40, 40)
-    # The nearest neighbour of an image is itself where the parts are the same.
+def test_named_parts(picture_folder, method, tmp_path):
+    """Classes are matched by name: the named images lack the first class, so their own numbers are one lower."""
+    for label in (1, 2, 3):
+        shutil.copytree(picture_folder / f"class{label}", tmp_path / f"class{label}")
+    probe = Probe(ProbeConfig(val=str(tmp_path), k=(1,)), open_dataset(picture_folder), CPU, "fp32")
+    assert (len(probe._train), len(probe._val)) == (40, 30)
+    # Each image is its own nearest neighbour among the run's images.
     assert probe(method.teacher, 0.05)["knn/top1_k1"] == 100.0
+    fewer = Probe(ProbeConfig(val=str(tmp_path), max_train=12, max_val=7), open_dataset(picture_folder), CPU, "fp32")
+    assert (len(fewer._train), len(fewer._val)) == (12, 7)
+    assert [fewer._val.label(i) for i in range(7)] == [
+        int(fewer._val.identify(i).split("class")[1][0]) for i in range(7)
+    ]
 
 
 def test_without_labels_there_is_health_alone(tmp_path, picture_folder, method):
@@ -67,17 +76,17 @@ def test_without_labels_there_is_health_alone(tmp_path, picture_folder, method):
     assert not [key for key in record if key.startswith("knn/")]
     assert record["health/effective_rank"] >= 1
     assert "no labels" in probe.note
-    with pytest.raises(ConfigError, match=r"knn\.val = .* has no labels"):
+    with pytest.raises(DataError, match="has no labels"):
         Probe(ProbeConfig(val=str(tmp_path)), open_dataset(picture_folder), CPU, "fp32")
-    with pytest.raises(ConfigError, match=r"give knn\.train too"):
-        Probe(ProbeConfig(val=str(picture_folder)), open_dataset(tmp_path), CPU, "fp32")
+    with pytest.raises(ConfigError, match=r"knn\.train = .* has no labels"):
+        Probe(ProbeConfig(train=str(tmp_path)), open_dataset(picture_folder), CPU, "fp32")
 
 
 def test_classes_must_agree(tmp_path, picture_folder):
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()
         (tmp_path / label / "0.png").write_bytes((picture_folder / "class0" / "00.png").read_bytes())
-    with pytest.raises(DataError, match="classes are not those"):
+    with pytest.raises(DataError, match="is not among the 4 classes"):
         Probe(ProbeConfig(val=str(tmp_path)), open_dataset(picture_folder), CPU, "fp32")
 
 
