@@ -5,6 +5,7 @@ Read next: `_features.py`.
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,20 @@ class LabelledConfig:
     Attributes:
         train: images that the protocol may learn from, with labels.
         val: held-out images that it is measured on, with labels.
+        path_column: column of paths in a manifest; found by its name when empty.
+        image_column: column of image bytes in a Parquet file; found by its name when empty.
         label_column: of a manifest or Parquet file; found by its name when empty.
         value_range: the two values that become 0 and 1 in images of more than 8 bits; None where the file says it.
+        orient: whether the EXIF orientation is applied.
     """
 
     train: str = ""
     val: str = ""
+    path_column: str = ""
+    image_column: str = ""
     label_column: str = ""
     value_range: tuple[float, float] | None = None
+    orient: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,53 +107,82 @@ def open_pair(config: LabelledConfig, channels: int = 3) -> LabelledPair:
     for name in ("train", "val"):
         if not getattr(config, name):
             raise ConfigError(f"data.{name} is missing: this protocol needs labelled images; give data.{name}=FOLDER")
-    if config.train == config.val:
+    if same_place(config.train, config.val):
         raise ConfigError(
-            f"data.train and data.val are both {config.train}: each image would find itself; give held-out images"
+            f"data.train = {config.train} and data.val = {config.val} are the same: each image would find itself; "
+            "give held-out images"
         )
-    train, val = (
-        open_dataset(source, channels=channels, value_range=config.value_range, label_column=config.label_column)
-        for source in (config.train, config.val)
+    return match(*(open_part(source, config, channels) for source in (config.train, config.val)))
+
+
+def same_place(first: str, second: str) -> bool:
+    """Whether two sources are one file, folder or pattern, however they are spelled and whatever links lead there."""
+    one, other = Path(first), Path(second)
+    if one.resolve() == other.resolve():
+        return True
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def open_part(source: str, config: LabelledConfig, channels: int) -> ImageDataset:
+    """Open one part by the settings of both.
+
+    Raises:
+        DataError: there is nothing at `source`, or nothing in it that can be used.
+    """
+    return open_dataset(
+        source,
+        channels=channels,
+        value_range=config.value_range,
+        orient=config.orient,
+        path_column=config.path_column,
+        image_column=config.image_column,
+        label_column=config.label_column,
     )
-    train_labels, val_labels = _labels(train, config.train), _labels(val, config.val)
+
+
+def match(train: ImageDataset, val: ImageDataset) -> LabelledPair:
+    """Two opened parts with their labels in one numbering; see `open_pair`.
+
+    Raises:
+        DataError: a part has no labels, or `val` has a class that `train` lacks.
+    """
+    train_labels, val_labels = _labels(train), _labels(val)
     if train.classes and val.classes:
-        val_labels = _renumber(val_labels, list(val.classes), list(train.classes), config)
+        val_labels = _renumber(val_labels, train, val)
         classes = tuple(train.classes)
     else:
-        _check_numbers(train_labels, val_labels, config)
+        _check_numbers(train_labels, val_labels, train, val)
         classes = tuple(train.classes) or tuple(str(number) for number in range(int(train_labels.max()) + 1))
     return LabelledPair(train, val, classes, torch.from_numpy(train_labels), torch.from_numpy(val_labels))
 
 
-def _labels(dataset: ImageDataset, source: str) -> np.ndarray:
+def _labels(dataset: ImageDataset) -> np.ndarray:
     targets = dataset.targets
     if targets is None:
         raise DataError(
-            f"{source}: has no labels, and this protocol needs them; put the images into one folder a class, "
+            f"{dataset.name}: has no labels, and this protocol needs them; put the images into one folder a class, "
             "or name them in a manifest with a column 'label'"
         )
-    return np.asarray(targets, dtype=np.int64)
+    return np.array(targets, dtype=np.int64)
 
 
-def _renumber(labels: np.ndarray, own: list[str], wanted: list[str], config: LabelledConfig) -> np.ndarray:
-    number = {name: position for position, name in enumerate(wanted)}
+def _renumber(labels: np.ndarray, train: ImageDataset, val: ImageDataset) -> np.ndarray:
+    own, number = val.classes, {name: position for position, name in enumerate(train.classes)}
     used = sorted(set(labels.tolist()))
     strangers = [own[label] for label in used if own[label] not in number]
     if strangers:
         raise DataError(
-            f"{config.val}: class '{strangers[0]}' ({len(strangers)} such) is not among the {len(wanted)} classes of "
-            f"{config.train}; both parts need the same class names"
+            f"{val.name}: class '{strangers[0]}' ({len(strangers)} such) is not among the {len(number)} classes of "
+            f"{train.name}; both parts need the same class names"
         )
     table = np.full(len(own), -1, dtype=np.int64)
     table[used] = [number[own[label]] for label in used]
     return table[labels]
 
 
-def _check_numbers(train: np.ndarray, val: np.ndarray, config: LabelledConfig) -> None:
-    strangers = sorted(set(val.tolist()) - set(train.tolist()))
+def _check_numbers(train_labels: np.ndarray, val_labels: np.ndarray, train: ImageDataset, val: ImageDataset) -> None:
+    strangers = sorted(set(val_labels.tolist()) - set(train_labels.tolist()))
     if strangers:
-        raise DataError(
-            f"{config.val}: label {strangers[0]} does not occur in {config.train}; both need the same labels"
-        )
-    if int(train.min()) < 0:
-        raise DataError(f"{config.train}: label {int(train.min())} is negative; labels count from 0")
+        raise DataError(f"{val.name}: label {strangers[0]} does not occur in {train.name}; both need the same labels")
+    if int(train_labels.min()) < 0:
+        raise DataError(f"{train.name}: label {int(train_labels.min())} is negative; labels count from 0")

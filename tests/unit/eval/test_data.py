@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -38,6 +39,56 @@ def test_parts_that_are_missing_or_the_same(tmp_path):
         open_pair(LabelledConfig(train="x"))
     with pytest.raises(ConfigError, match="each image would find itself"):
         open_pair(LabelledConfig("x", "x"))
+
+
+@pytest.mark.parametrize("spelling", ["{0}/", "{0}/../pics", "{0}/./", "{1}/link", "pics", "pics/"])
+def test_one_folder_spelled_twice_is_refused(tmp_path, monkeypatch, spelling):
+    folder = make(tmp_path / "pics", ["ant", "bee"])
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.train = .* and data\.val = .* are the same: each image would find"):
+        open_pair(LabelledConfig(folder, spelling.format(folder, tmp_path)))
+    other = make(tmp_path / "others", ["ant", "bee"])
+    assert len(open_pair(LabelledConfig(folder, other)).val) == 4
+
+
+def test_one_file_under_two_names_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("path,label\n")
+    (tmp_path / "b.csv").hardlink_to(tmp_path / "a.csv")
+    with pytest.raises(ConfigError, match="are the same"):
+        open_pair(LabelledConfig(str(tmp_path / "a.csv"), str(tmp_path / "b.csv")))
+
+
+def test_columns_and_values_are_read_as_the_settings_say(tmp_path):
+    """Tables whose other columns would be found first, of images whose values have no range of their own."""
+    for name, shift in (("train", 0), ("val", 1)):
+        for i in range(2):
+            np.save(tmp_path / f"{name}{i}.npy", np.full((8, 8), 100 * i + 10 * shift, np.int16))
+        rows = "".join(f"nothing.npy,{name}{i}.npy,7,{'ab'[i]}\n" for i in range(2))
+        (tmp_path / f"{name}.csv").write_text(f"path,scan,label,kind\n{rows}")
+    pair = open_pair(
+        LabelledConfig(
+            str(tmp_path / "train.csv"),
+            str(tmp_path / "val.csv"),
+            path_column="scan",
+            label_column="kind",
+            value_range=(0.0, 200.0),
+        ),
+        channels=1,
+    )
+    assert pair.classes == ("a", "b")
+    assert [float(pair.val.image(i).mean()) for i in range(2)] == pytest.approx([0.05, 0.55])
+
+
+@pytest.mark.parametrize(("orient", "size"), [(True, (4, 8)), (False, (8, 4))])
+def test_orientation_is_a_setting(tmp_path, orient, size):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    for part in ("a", "b"):
+        make(tmp_path / part, ["ant", "bee"], each=1)
+        Image.new("RGB", (8, 4)).save(tmp_path / part / "ant" / "0.png", exif=exif)
+    pair = open_pair(LabelledConfig(str(tmp_path / "a"), str(tmp_path / "b"), orient=orient))
+    assert pair.val.image(0).size == size
 
 
 def test_images_without_labels(tmp_path):
