@@ -95,19 +95,33 @@ def save(
             (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(_cannot_write(home, step, error)) from error
-    prune(output_dir, config or CheckpointConfig())
+    prune(output_dir, config or CheckpointConfig(), step)
     return final
 
 
-def prune(output_dir: Path, config: CheckpointConfig) -> None:
-    """Drop all checkpoints but the newest `config.keep` and the milestones."""
-    steps = sorted(_folders(output_dir))
+def prune(output_dir: Path, config: CheckpointConfig, written: int | None = None) -> None:
+    """Drop all checkpoints but the newest `config.keep` whole ones and the milestones; damaged ones are set aside.
+
+    Args:
+        output_dir: folder of the run.
+        config: what is kept.
+        written: step of the checkpoint just written, which stays whatever else is there.
+    """
+    folders = _folders(output_dir)
+    # A damaged one must not take the place of a whole one: then nothing would be left to continue from.
+    damaged = {step: folder for step, folder in folders.items() if _fault(folder) is not None}
+    for folder in damaged.values():
+        aside = folder.with_name(f"{folder.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        _log.warning("%s is damaged and was set aside as %s; remove it when you like", folder, aside.name)
+    steps = sorted(folders.keys() - damaged.keys())
     for step in steps[: -config.keep]:
-        if config.milestone_every == 0 or step % config.milestone_every:
+        if step != written and (config.milestone_every == 0 or step % config.milestone_every):
             # Renamed first: a kill in the middle of removing must not leave a folder that looks whole.
             doomed = output_dir / "checkpoints" / f".step_{step:08d}.partial"
             shutil.rmtree(doomed, ignore_errors=True)
-            _folders(output_dir)[step].rename(doomed)
+            folders[step].rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -79,6 +79,24 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, caplog):
     assert store.load(store.latest(tmp_path)).step == 2
 
 
+def test_damaged_newer_checkpoints_never_push_out_the_last_whole_one(tmp_path):
+    """Continued from 10 because 12 is damaged, and keeping one: what is written at 11 is what stays."""
+    store.save(tmp_path, 10, tensors(), {})
+    broken = store.save(tmp_path, 12, tensors(), {})
+    (broken / "student.safetensors").write_bytes(b"")
+    store.save(tmp_path, 11, tensors(2.0), {}, CheckpointConfig(keep=1))
+    assert store.load(store.latest(tmp_path)).step == 11
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step_00000011", "step_00000012.damaged",
+    ]  # fmt: skip
+
+
+def test_what_was_just_written_stays_though_newer_ones_are_whole(tmp_path):
+    store.save(tmp_path, 12, tensors(), {})
+    store.save(tmp_path, 11, tensors(), {}, CheckpointConfig(keep=1))
+    assert steps(tmp_path) == [11, 12]
+
+
 def test_a_flipped_bit_is_found(tmp_path):
     folder = store.save(tmp_path, 1, tensors(), {})
     path = folder / "student.safetensors"
