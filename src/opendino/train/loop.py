@@ -194,7 +194,8 @@ def _read(loss: Tensor, terms: Mapping[str, Tensor], norms: Mapping[str, Tensor]
     named = {"loss": loss}
     named |= {f"loss/{name}": term for name, term in terms.items()}
     named |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
-    values = torch.stack([value.detach().float().reshape(()) for value in named.values()]).tolist()
+    # A network without any gradient has its norm, 0, on the CPU.
+    values = torch.stack([value.detach().float().reshape(()).to(loss.device) for value in named.values()]).tolist()
     return dict(zip(named, values, strict=True))
 
 
