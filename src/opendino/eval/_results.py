@@ -41,10 +41,11 @@ class Results:
     notes: tuple[str, ...] = ()
 
     def file_name(self) -> str:
-        """Name for the JSON file: equal settings on equal data overwrite each other, other settings do not."""
+        """Name for the JSON file: equal weights, settings and data overwrite each other, others do not."""
         source = str(self.data.get("val", self.data.get("source", "data"))).rstrip("/")
         stem = "-".join(Path(source).with_suffix("").parts[-2:])
-        key = hashlib.sha256(json.dumps([self.config, self.data], sort_keys=True, default=str).encode()).hexdigest()[:6]
+        told_apart_by = [self.config, self.data, self.model.get("sha256", self.model)]
+        key = hashlib.sha256(json.dumps(told_apart_by, sort_keys=True, default=str).encode()).hexdigest()[:6]
         return f"{self.protocol}-{re.sub('[^A-Za-z0-9._-]+', '', stem)}-{key}.json"
 
     def write(self, folder: Path | str) -> Path:

@@ -39,6 +39,16 @@ def test_equal_settings_share_a_file_and_others_do_not():
     assert example(data={"train": "other", "val": "in1k/val"}).file_name() != name
 
 
+def test_two_models_share_a_folder_without_overwriting_each_other(tmp_path):
+    models = [
+        {"source": f"runs/{name}", "sha256": sha} for name, sha in (("x", "0f"), ("y", "1e"), ("x/weights", "0f"))
+    ]
+    paths = [example(model=model).write(tmp_path) for model in models]
+    assert paths[0] != paths[1]
+    assert paths[0] == paths[2]  # the same weights, found at another place
+    assert _results.read(paths[1]).model["source"] == "runs/y"
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
