@@ -175,16 +175,18 @@ def pretrain(
     run = build_run(config)
     facts = {"images": len(dataset), "threads": _threads(config, run, stored)}
     torch.set_num_threads(facts["threads"])
-    counted = _restore(run, folder)
-    if run.step == run.total:
-        return _outcome(config, run, folder, begun)
     with Claim(folder, kept=stored is not None) as claim:
+        if stored is not None:
+            claim.lock()  # before the folder is touched: another process may be writing the same run
+        counted = _restore(run, folder)
+        if run.step == run.total:
+            return _outcome(config, run, folder, begun)
         feed = build_feed(config, dataset, run.device, run.step)
         feed.bad.read, feed.bad.failed = counted
         try:
             first = next(feed)  # what is wrong with the images shows before anything is written
-            claim.make()
             if stored is None:
+                claim.make()
                 run_folder.write(folder, config, Stored({}, dict(chosen or {}), facts, run_folder.command_line()))
             if run.step == 0 and config.log.picture:
                 mean, std = normalization(dataset.options.channels, config.crops.mean, config.crops.std)

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose folder this is: `config.yaml` and `run.json` of a run, and whether another command may continue it."""
 
+import errno
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from opendino import __version__
+from opendino.checkpoint._folders import to_disk
 from opendino.config import difference, leaves, read_yaml, to_yaml
 from opendino.config import flatten as flatten_tree
 from opendino.errors import CheckpointError, ConfigError
@@ -21,7 +25,12 @@ from opendino.errors import CheckpointError, ConfigError
 FREE_TO_CHANGE = ("output_dir", "loader.workers", "loader.prefetch", "checkpoint.", "log.", "knn.", "train.threads")
 """Settings that a resumed run may change: none of them changes what is computed, threads but for rounding."""
 
-_OURS = ("config.yaml", "run.json")
+LOCK = "run.lock"
+"""File inside a run that its one writing process holds locked; what stands in it means nothing."""
+
+_OURS = ("config.yaml", "run.json", ".config.yaml.partial", ".run.json.partial", LOCK)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_held: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ def read(folder: Path) -> Stored | None:
     if not folder.is_dir():
         raise ConfigError(f"output_dir = {folder} is a file; name a folder")
     if not (folder / "run.json").is_file():
-        # config.yaml alone: the process was killed between the two.
+        # A process was killed before run.json stood: `write` replaces what it left.
         strangers = [path.name for path in folder.iterdir() if path.name not in _OURS]
         if strangers:
             raise ConfigError(
@@ -137,6 +146,60 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder as its only writer; the kernel lets go when the process ends, however it ends.
+
+    Where there is no such lock (Windows, some network disks), nothing is held.
+
+    Args:
+        folder: of the run; it exists.
+
+    Raises:
+        ConfigError: another process holds it, or the folder cannot be written.
+    """
+    fcntl = _fcntl()
+    if fcntl is None:
+        yield
+        return
+    try:
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ConfigError(f"output_dir = {folder} cannot be written ({error.strerror}); name another") from None
+    _held.add(handle)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise ConfigError(
+                    f"output_dir = {folder}: another process is writing this run; wait for it or stop it, or name "
+                    "another output_dir"
+                ) from None
+        yield
+    finally:
+        _held.discard(handle)
+        os.close(handle)
+
+
+def _fcntl() -> ModuleType | None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    return fcntl
+
+
+def _let_go() -> None:
+    """In a forked child, such as a loader's worker: it must not keep the lock of a parent that was killed."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 class Claim:
     """Makes a run's folder when a run begins, and takes it back if the run never gets going.
 
@@ -153,33 +216,51 @@ class Claim:
         self._made: list[Path] = []
         self._kept = kept
         self._before: set[Path] = set()
+        self._lock, self._locked = ExitStack(), False
 
     def __enter__(self) -> "Claim":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._kept:
-            self._undo()
+        with self._lock:
+            if not self._kept:
+                self._undo()
 
-    def make(self) -> None:
-        """Create the folder and those above it.
+    def lock(self) -> None:
+        """Become the only writer of a folder that is there; what is in it is ours to take back from here on.
 
         Raises:
-            ConfigError: it cannot be created.
+            ConfigError: another process is writing it, or it cannot be written.
+        """
+        self._lock.enter_context(locked(self.folder))
+
+    def make(self) -> None:
+        """Create the folder of a new run and those above it, and lock it.
+
+        Raises:
+            ConfigError: it cannot be created, or another process has begun a run in it.
         """
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"output_dir = {self.folder} cannot be made ({error.strerror}); name another") from None
-        self._made = missing
-        self._before = set(self.folder.iterdir())
+        before = {*self.folder.iterdir()} - {self.folder / LOCK}
+        self.lock()
+        if (self.folder / "run.json").exists():
+            raise ConfigError(
+                f"output_dir = {self.folder}: another process has begun a run here meanwhile; give the same command "
+                "again to continue it, or name another output_dir"
+            )
+        self._made, self._before, self._locked = missing, before, True
 
     def keep(self) -> None:
         """The run is under way: what is in the folder stays."""
         self._kept = True
 
     def _undo(self) -> None:
+        if not self._locked:  # never ours: another process writes there
+            return
         if self._made:
             shutil.rmtree(self.folder, ignore_errors=True)
             for path in self._made[1:]:
@@ -196,7 +277,9 @@ def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     with writing(path):
         temporary.write_text(text, encoding="utf-8")
+        to_disk(temporary)
         temporary.replace(path)
+        to_disk(path.parent)
 
 
 def commit() -> str | None:

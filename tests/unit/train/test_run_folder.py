@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -45,6 +49,65 @@ def test_new_and_empty_folders_hold_no_run(tmp_path):
     assert run_folder.read(tmp_path) is None
     (tmp_path / "config.yaml").write_text("data: x\n")  # killed before run.json was there
     assert run_folder.read(tmp_path) is None
+
+
+@pytest.mark.parametrize("left", [".config.yaml.partial", ".run.json.partial", "run.lock"])
+def test_what_a_killed_start_leaves_is_ours(tmp_path, left):
+    (tmp_path / left).write_text("half")
+    assert run_folder.read(tmp_path) is None
+    stored_by(tmp_path, Config())
+    assert {path.name for path in tmp_path.iterdir()} - {"run.lock"} == {"config.yaml", "run.json"}
+
+
+HOLD = """
+import os, pathlib, sys, time
+from opendino.train import run_folder
+with run_folder.locked(pathlib.Path(sys.argv[1])):
+    if os.fork() == 0:
+        time.sleep(60)  # a worker that outlives its parent
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_has_one_writer_and_a_killed_one_leaves_no_lock(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another process is writing this run"), run_folder.locked(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with run_folder.locked(tmp_path):
+            pass
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+
+
+def test_a_second_start_leaves_the_first_ones_files_alone(tmp_path):
+    folder = tmp_path / "run"
+    with Claim(folder) as first:
+        first.make()
+        (folder / "config.yaml").write_text("")
+        with pytest.raises(ConfigError, match="another process is writing this run"), Claim(folder) as second:
+            second.make()
+        assert (folder / "config.yaml").exists()
+        (folder / "run.json").write_text("{}")
+        first.keep()
+    with pytest.raises(ConfigError, match="has begun a run here meanwhile"), Claim(folder) as late:
+        late.make()
+    assert (folder / "run.json").exists()
+
+
+def test_without_locks_a_run_still_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "_fcntl", lambda: None)
+    with run_folder.locked(tmp_path), run_folder.locked(tmp_path):
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_unreadable_run(tmp_path):
