@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opendino.data.datasets import ImageDataset, open_dataset
+from opendino.data.datasets import ImageDataset
 from opendino.data.samplers import permute
 from opendino.errors import ConfigError, DataError
 from opendino.eval import health, knn
-from opendino.eval._data import LabelledConfig, open_pair
+from opendino.eval._data import LabelledConfig, match, open_part, same_place
 from opendino.eval._features import FeatureConfig, FeatureKind, extract
 from opendino.models.vision_transformer import VisionTransformer
 
@@ -161,27 +161,42 @@ class Probe:
 
 def _parts(config: ProbeConfig, dataset: ImageDataset) -> tuple[ImageDataset | None, ImageDataset]:
     """Images that vote (None without labels) and images that are looked at, labels in one numbering."""
-    options = dataset.options
+    named = _named(config, dataset)
+    whole = open_part(config.train, named, dataset.options.channels) if config.train else dataset
+    if config.train and whole.targets is None:
+        raise ConfigError(f"knn.train = {config.train} has no labels; name labelled images")
     if config.val:
-        named = LabelledConfig(config.train or dataset.name, config.val, value_range=options.value_range)
-        pair = open_pair(named, options.channels)
+        if same_place(named.train, config.val):
+            raise ConfigError(
+                f"knn.val = {config.val} and {'knn.train' if config.train else 'data'} = {named.train} are the same: "
+                "each image would find itself; give held-out images, or none to hold some out"
+            )
+        pair = match(whole, open_part(config.val, named, dataset.options.channels))
         return (
             _some(Rows(pair.train, np.arange(len(pair.train)), pair.train_labels.numpy()), config.max_train),
             _some(Rows(pair.val, np.arange(len(pair.val)), pair.val_labels.numpy()), config.max_val),
         )
-    whole = dataset
-    if config.train:
-        whole = open_dataset(
-            config.train, channels=options.channels, value_range=options.value_range, orient=options.orient
-        )
-        if whole.targets is None:
-            raise ConfigError(f"knn.train = {config.train} has no labels; name labelled images")
     order = permute(np.arange(len(whole)), len(whole), _SPLIT_SEED, 0)
     held_out = min(config.max_val, max(len(whole) // 5, 2))
     val = Rows(whole, np.sort(order[:held_out]))
     if whole.targets is None or len(whole) < _LEAST:
         return None, val
     return Rows(whole, np.sort(order[held_out : held_out + config.max_train])), val
+
+
+def _named(config: ProbeConfig, dataset: ImageDataset) -> LabelledConfig:
+    """The named images, read as those of the run."""
+    options, columns = dataset.options, dict(dataset.columns)
+    # A run that leaves its own labels alone says nothing of images that are named for theirs.
+    if columns.get("label_column") == "none":
+        columns["label_column"] = ""
+    return LabelledConfig(
+        config.train or dataset.name,
+        config.val,
+        value_range=options.value_range,
+        orient=options.orient,
+        **columns,
+    )
 
 
 def _some(part: "Rows", most: int) -> "Rows":

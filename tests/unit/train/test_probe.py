@@ -68,6 +68,39 @@ def test_named_parts(picture_folder, method, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("named", [{"train": "{}", "val": "{}/"}, {"val": "{}/../{name}"}])
+def test_images_that_would_find_themselves_are_refused(picture_folder, named):
+    words = {key: text.format(picture_folder, name=picture_folder.name) for key, text in named.items()}
+    with pytest.raises(ConfigError, match="are the same: each image would find itself"):
+        Probe(ProbeConfig(**words), open_dataset(picture_folder), CPU, "fp32")
+
+
+def _table(path, folder, seed):
+    """Thirty arrays with values of their own range, under columns that nobody would guess."""
+    rng, lines = np.random.default_rng(seed), []
+    for i in range(30):
+        array = folder / f"{path.stem}{i}.npy"
+        np.save(array, (1000 * (i % 3) + rng.integers(-200, 200, (16, 16, 3))).astype(np.int16))
+        lines.append(f"nothing.npy,{array},0,kind{i % 3}")
+    path.write_text("\n".join(["path,scan,label,kind", *lines]) + "\n")
+    return str(path)
+
+
+def test_named_images_are_read_as_those_of_the_run(tmp_path, method):
+    train, val = (_table(tmp_path / f"{name}.csv", tmp_path, seed) for seed, name in enumerate(("train", "val")))
+    how = {"path_column": "scan", "value_range": (-200.0, 2200.0)}
+    dataset = open_dataset(train, label_column="kind", **how)
+    probe = Probe(ProbeConfig(val=val, k=(1,)), dataset, CPU, "fp32")
+    assert probe._val.label(4) == 1
+    assert float(probe._val.image(4).mean()) == pytest.approx(1200 / 2400, abs=0.02)
+    assert probe(method.teacher, 0.05)["knn/top1_k1"] == 100.0  # three brightnesses, far apart
+    unlabelled = open_dataset(train, label_column="none", **how)
+    with pytest.raises(DataError, match=r"train\.csv: has no labels"):
+        Probe(ProbeConfig(val=val), unlabelled, CPU, "fp32")
+    held_out = Probe(ProbeConfig(train=val, k=(1,)), dataset, CPU, "fp32")
+    assert len(held_out._train) + len(held_out._val) == 30
+
+
 def test_without_labels_there_is_health_alone(tmp_path, picture_folder, method):
     for place, path in enumerate(sorted(picture_folder.rglob("*.png"))):
         (tmp_path / f"{place}.png").write_bytes(path.read_bytes())

@@ -59,10 +59,13 @@ def open_dataset(
     module, name = _MEMBERS[kind]
     member = getattr(import_module(module), name)
     if kind == "manifest":
-        return member(Path(source), options, path_column=path_column, label_column=label_column)
-    if kind == "parquet":
-        return member(source, options, image_column=image_column, label_column=label_column)
-    return member(Path(source), options)
+        dataset = member(Path(source), options, path_column=path_column, label_column=label_column)
+    elif kind == "parquet":
+        dataset = member(source, options, image_column=image_column, label_column=label_column)
+    else:
+        dataset = member(Path(source), options)
+    dataset.columns = {"path_column": path_column, "image_column": image_column, "label_column": label_column}
+    return dataset
 
 
 def _kind(source: str | Path, path_column: str) -> str:

@@ -2,8 +2,10 @@
 """The one interface of all data sets: index -> encoded bytes or path, image, label, name."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Int64
@@ -31,10 +33,12 @@ class ImageDataset(ABC):
         options: how its images are decoded.
         targets: label of every image, int64, or None.
         classes: name of every label; position = label. Empty without labels.
+        columns: arguments of `open_dataset` that named columns, for opening other images in the same way.
     """
 
     name: str
     options: DecodeOptions
+    columns: Mapping[str, str] = MappingProxyType({})
     targets: Int64[np.ndarray, " n"] | None = None
     classes: list[str]
 
