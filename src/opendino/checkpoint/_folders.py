@@ -5,8 +5,13 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+from opendino.errors import CheckpointError
+
+_T = TypeVar("_T")
 
 
 @contextlib.contextmanager
@@ -14,7 +19,7 @@ def whole(folder: Path) -> Iterator[Path]:
     """A hidden folder to write into, which takes the place of `folder` when the block ends without an error.
 
     A folder of that name is kept until the new one is on the disk. Between the two renames, for microseconds, neither
-    stands there; `settle` mends what a kill leaves at that point.
+    stands there: readers take the earlier one (`standing`), and the next writer mends what a kill leaves (`settle`).
     """
     partial, previous = _partial(folder), _previous(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +42,10 @@ def whole(folder: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> None:
-    """Put the previous folder back if a killed process left none, or remove it if the new one stands."""
+    """Put the previous folder back if a killed process left none, or remove it if the new one stands.
+
+    For the one writer alone: in a reader's hands it would pull the folder from under a writer between its two renames.
+    """
     previous = _previous(folder)
     if not previous.exists():
         return
@@ -45,6 +53,35 @@ def settle(folder: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
     else:
         previous.rename(folder)
+
+
+def standing(path: Path) -> Path:
+    """Where a reader finds a folder, or a file in one, that a writer may be replacing; changes nothing."""
+    if path.exists():
+        return path
+    places = (_previous(path), _previous(path.parent) / path.name) if path.name and path.parent.name else ()
+    # Asked again at the end: the new one may have come while the earlier one was looked for.
+    return next((place for place in places if not path.exists() and place.exists()), path)
+
+
+def reading(read: Callable[[], _T], *folders: Path) -> _T:
+    """What `read` gives; read once more where it fails because one of the folders was replaced meanwhile."""
+    before = [_identity(folder) for folder in folders]
+    try:
+        return read()
+    except (CheckpointError, OSError):
+        if [_identity(folder) for folder in folders] == before:
+            raise
+    return read()
+
+
+def _identity(folder: Path) -> tuple[Path, int, int] | None:
+    place = standing(folder)
+    try:
+        found = place.stat()
+    except OSError:
+        return None
+    return place, found.st_ino, found.st_mtime_ns
 
 
 def to_disk(path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opendino.checkpoint import _fetch
 from opendino.checkpoint._architecture import assemble, infer
-from opendino.checkpoint._folders import settle
+from opendino.checkpoint._folders import reading, standing
 from opendino.checkpoint._reading import INDEX, is_weights, read, read_json
 from opendino.checkpoint.catalog import Entry, find, nearest
 from opendino.checkpoint.convert import FORMATS, _hf_config, _timm_config, format_of
@@ -108,15 +108,13 @@ def open_model(
     """As `load`, and say what the file was."""
     path, entry = Path(name_or_path), None
     known = {name: value for name, value in known.items() if value is not None}
-    settle(path)
-    if not path.exists():
+    if not standing(path).exists():
         entry = find(str(name_or_path))
     if layers is not None and (entry is None or layers not in entry.heads):
         raise ConfigError(f"{name_or_path}: layers={layers} is for official names that end in _lc, and 1 or 4")
-    if path.is_dir():
-        opened = _from_folder(_inside(path), known)
-    elif path.exists():
-        opened = _from_path(path, known)
+    if entry is None and standing(path).exists():
+        # A run that is under way replaces its weights now and then.
+        opened = reading(lambda: _from_path(standing(path), known), path, path / RUN_WEIGHTS, path.parent)
     elif entry is not None and entry.source == "official":
         opened = _from_official(entry, layers or max(entry.heads, default=0), known)
     else:
@@ -127,6 +125,8 @@ def open_model(
 
 
 def _from_path(path: Path, known: Mapping[str, Any]) -> Opened:
+    if path.is_dir():
+        return _from_folder(_inside(path), known)
     if not is_weights(path):
         raise CheckpointError(f"{path}: is not a weights file; give a folder, or a .pth or .safetensors file")
     if path.name in _IN_A_FOLDER and (path.parent / CONFIG).is_file():
@@ -227,8 +227,7 @@ def _with_head(where: str, backbone: VisionTransformer, head: Mapping[str, Tenso
 
 
 def _inside(folder: Path) -> Path:
-    settle(folder / RUN_WEIGHTS)
-    for place in (folder / RUN_WEIGHTS, folder):
+    for place in (standing(folder / RUN_WEIGHTS), folder):
         for name in _IN_A_FOLDER:
             if (place / name).is_file():
                 return place / name

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from opendino import __version__
 from opendino.checkpoint._architecture import arguments_of, assemble
-from opendino.checkpoint._folders import settle, sha256, whole
+from opendino.checkpoint._folders import reading, sha256, standing, whole
 from opendino.errors import CheckpointError
 from opendino.models.input_spec import InputSpec
 from opendino.models.vision_transformer import VisionTransformer
@@ -70,14 +70,17 @@ def save_weights(backbone: VisionTransformer, folder: Path | str, extra: Mapping
 
 
 def load_weights(folder: Path | str) -> VisionTransformer:
-    """Open a folder that `save_weights` wrote, in float32 and evaluation mode.
+    """Open a folder that `save_weights` wrote, in float32 and evaluation mode; a run may replace it meanwhile.
 
     Raises:
         CheckpointError: a file is missing, altered, of another kind, or of a layout this version does not know.
         ConversionError: the weights do not fit the configuration.
     """
     folder = Path(folder)
-    settle(folder)
+    return reading(lambda: _read(standing(folder)), folder)
+
+
+def _read(folder: Path) -> VisionTransformer:
     config = read_config(folder)
     path = folder / WEIGHTS
     if not path.is_file():

@@ -4,6 +4,7 @@ import hashlib
 import pytest
 
 from opendino.checkpoint import _folders
+from opendino.errors import CheckpointError
 
 
 def names(folder):
@@ -55,6 +56,34 @@ def test_a_kill_before_the_old_folder_is_removed_is_mended(tmp_path):
     _folders.settle(folder)
     assert (folder / "a.txt").read_text() == "new"
     assert names(tmp_path) == ["weights"]
+
+
+def test_a_reader_between_the_two_renames_finds_the_earlier_folder_and_moves_nothing(tmp_path):
+    folder, previous = tmp_path / "weights", tmp_path / ".weights.previous"
+    write(folder, "one")
+    folder.rename(previous)
+    assert _folders.standing(folder) == previous
+    assert _folders.standing(folder / "a.txt").read_text() == "one"
+    assert names(tmp_path) == [".weights.previous"]
+    assert _folders.standing(tmp_path / "none") == tmp_path / "none"
+
+
+def test_what_fails_is_read_again_only_if_the_folder_was_replaced(tmp_path):
+    folder, calls = tmp_path / "weights", []
+    write(folder, "one")
+
+    def read(replace):
+        calls.append(1)
+        if len(calls) == 1:
+            if replace:
+                write(folder, "two")
+            raise CheckpointError("its hash is another")
+        return (folder / "a.txt").read_text()
+
+    assert _folders.reading(lambda: read(replace=True), folder) == "two"
+    calls.clear()
+    with pytest.raises(CheckpointError):
+        _folders.reading(lambda: read(replace=False), folder)
 
 
 def test_hash_is_that_of_the_bytes(tmp_path):

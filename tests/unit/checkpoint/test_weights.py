@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opendino.checkpoint import weights
+from opendino.checkpoint import hub, weights
 from opendino.errors import CheckpointError
 from opendino.models.input_spec import InputSpec
 from opendino.models.vision_transformer import VisionTransformer
@@ -59,6 +59,46 @@ def test_altered_bytes_are_noticed(tmp_path, backbone):
     path.write_bytes(bytes(content))
     with pytest.raises(CheckpointError, match=r"its hash is .* was altered or copied in part"):
         weights.load_weights(folder)
+
+
+def test_readers_leave_a_writer_between_its_two_renames_alone(tmp_path, backbone):
+    run = tmp_path / "run"
+    folder = weights.save_weights(backbone, run / "weights")
+    folder.rename(run / ".weights.previous")
+    images = torch.randn(1, 4, 32, 32)
+    expected = backbone.eval()(images)
+    for opened in (
+        weights.load_weights(folder),
+        hub.load(run),
+        hub.load(folder),
+        hub.load(folder / "model.safetensors"),
+    ):
+        torch.testing.assert_close(opened(images), expected, rtol=0, atol=0)
+    assert [path.name for path in run.iterdir()] == [".weights.previous"]
+
+
+@pytest.mark.parametrize("read", [lambda run: weights.load_weights(run / "weights"), hub.load])
+def test_a_folder_replaced_while_it_is_read_is_read_again(tmp_path, backbone, monkeypatch, read):
+    """The hash of the old file is compared with that of the new one."""
+    run, calls = tmp_path / "run", []
+    weights.save_weights(backbone, run / "weights")
+    real = weights.sha256
+
+    def swap(path):
+        calls.append(path)
+        if len(calls) == 1:
+            found = real(path)
+            with torch.no_grad():
+                backbone.cls_token.add_(1)
+            monkeypatch.setattr(weights, "sha256", real)
+            weights.save_weights(backbone, run / "weights")
+            monkeypatch.setattr(weights, "sha256", swap)
+            return found[::-1]
+        return real(path)
+
+    monkeypatch.setattr(weights, "sha256", swap)
+    assert read(run).cls_token.equal(backbone.cls_token)
+    assert len(calls) == 2
 
 
 def test_a_missing_hash_is_a_warning(tmp_path, backbone, caplog):
