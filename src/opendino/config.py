@@ -8,6 +8,7 @@ is reported in one error that names the source, the dotted key, what came and wh
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -21,6 +22,9 @@ from opendino.errors import ConfigError
 
 C = TypeVar("C")
 _COMMAND_LINE = "command line"
+
+Limits = tuple[int | float, int | float]
+"""Smallest and largest number that will do."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,11 +74,34 @@ def load(
         if key not in known:
             problems.append(f"{source}: {key}: {_suggest(key, list(known))}")
     accepted = {key: value for key, value in settings.items() if key in known}
+    for key in [key for key, (value, _) in accepted.items() if _has_switch(value) and _is_number(known[key])]:
+        value, source = accepted.pop(key)  # Python takes True for 1, a reader does not
+        problems.append(f"{source}: {key} = {value!r}: is on or off, and a number was wanted")
     config, wrong_types = _validate(cls, accepted)
     problems += wrong_types
     if problems:
         raise ConfigError("\n".join(problems))
     return typing.cast("C", config)
+
+
+def check_numbers(group: str, values: Mapping[str, Any], limits: Mapping[str, Limits]) -> None:
+    """Check that numbers, and the members of lists of numbers, are finite and within their limits, ends included.
+
+    Args:
+        group: dotted name of what the values belong to, for the message.
+        values: names to numbers, lists of them or None, which passes.
+        limits: names to the smallest and largest that will do; `math.inf` where only finite is asked for.
+
+    Raises:
+        ConfigError: a value is out of its limits.
+    """
+    for name, (low, high) in limits.items():
+        value = values[name]
+        numbers = value if isinstance(value, tuple | list) else () if value is None else (value,)
+        if all(math.isfinite(number) and low <= number <= high for number in numbers):
+            continue
+        wanted = f"{low:.12g} or more" if high == math.inf else f"{low:.12g} to {high:.12g}"
+        raise ConfigError(f"{group}.{name} = {value} is out of its range; use {wanted}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -170,6 +197,15 @@ def _group_type(hint: Any) -> type | None:  # noqa: ANN401 (a type hint has no t
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return next((part for part in map(_group_type, typing.get_args(hint)) if part is not None), None)
     return None
+
+
+def _has_switch(value: Any) -> bool:  # noqa: ANN401 (any setting)
+    return isinstance(value, bool) or (isinstance(value, tuple | list) and any(map(_has_switch, value)))
+
+
+def _is_number(hint: Any) -> bool:  # noqa: ANN401 (a type hint has no type of its own)
+    """Whether a setting of this type is a number or a list of numbers."""
+    return hint in (int, float) or any(_is_number(part) for part in typing.get_args(hint))
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 (any setting)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -99,3 +100,23 @@ def test_yaml_round_trip(tmp_path):
 def test_difference_names_both_values():
     a, b = config.leaves(Root()), config.leaves(Root(seed=4))
     assert config.difference(a, b) == {"seed": (0, 4)}
+
+
+@pytest.mark.parametrize("word", ["seed=true", "optim.base_lr=false", "optim.betas=[true, 0.9]"])
+def test_on_and_off_are_no_numbers(word):
+    key = word.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"command line: {key} = .*: is on or off, and a number was wanted"):
+        config.load(Root, overrides=[word])
+
+
+@pytest.mark.parametrize("value", [-1, 11, math.nan, math.inf, (3, math.nan), [0, 3]])
+def test_numbers_out_of_their_limits(value):
+    with pytest.raises(ConfigError, match=r"^a\.b = .* is out of its range; use 1 to 10$"):
+        config.check_numbers("a", {"b": value}, {"b": (1, 10)})
+    with pytest.raises(ConfigError, match="use 0 or more"):
+        config.check_numbers("a", {"b": -math.inf}, {"b": (0, math.inf)})
+
+
+@pytest.mark.parametrize("value", [None, 1, 10, (1, 10), ()])
+def test_numbers_within_their_limits(value):
+    config.check_numbers("a", {"b": value}, {"b": (1, 10)})
