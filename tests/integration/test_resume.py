@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,14 @@ def assert_same_run(folder, reference):
         found = tensors(folder)[name]
         assert found.keys() == group.keys()
         assert all(found[key].equal(tensor) for key, tensor in group.items())
+    assert_same_weights(folder, reference)
+
+
+def assert_same_weights(folder, reference):
+    found, wanted = (load_file(home / "weights" / "model.safetensors") for home in (folder, reference))
+    assert found.keys() == wanted.keys()
+    assert all(found[key].equal(tensor) for key, tensor in wanted.items())
+    assert json.loads((folder / "weights" / "config.json").read_text())["provenance"]["step"] == STEPS
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +151,25 @@ def test_a_finished_run_stays_as_it_is(tiny_words, reference, capsys):
     assert main(words_for(tiny_words, reference)) == 0
     assert "done: 12 steps" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("left", ["old", "none", "previous"])
+def test_killed_between_the_last_checkpoint_and_the_weights(tiny_words, tmp_path, reference, left):
+    folder = tmp_path / "run"
+    shutil.copytree(reference, folder)
+    weights = folder / "weights"
+    if left == "none":
+        shutil.rmtree(weights)
+    else:
+        config = json.loads((weights / "config.json").read_text())
+        config["provenance"]["step"] = STEPS - 2
+        (weights / "config.json").write_text(json.dumps(config))
+        (weights / "model.safetensors").write_bytes(b"of an earlier step")
+    if left == "previous":
+        weights.rename(folder / ".weights.previous")
+    assert main(words_for(tiny_words, folder)) == 0
+    assert_same_run(folder, reference)
+    assert not (folder / ".weights.previous").exists()
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tiny_words, tmp_path, reference):

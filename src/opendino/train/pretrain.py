@@ -41,7 +41,7 @@ from opendino.train.progress import ProgressBar
 from opendino.train.run_folder import Claim, Stored
 from opendino.train.settings import look_at_machine
 from opendino.train.threads import choose_threads
-from opendino.train.upkeep import Upkeep
+from opendino.train.upkeep import Upkeep, mend_weights
 
 _log = logging.getLogger(__name__)
 
@@ -179,6 +179,8 @@ def pretrain(
         if stored is not None:
             claim.lock()  # before the folder is touched: another process may be writing the same run
         counted = _restore(run, folder)
+        if run.step:
+            mend_weights(run, folder, run.step * config.train.batch_size, dataset.name)
         if run.step == run.total:
             return _outcome(config, run, folder, begun)
         feed = build_feed(config, dataset, run.device, run.step)

@@ -9,9 +9,10 @@ from typing import cast
 from opendino.checkpoint import store
 from opendino.checkpoint.hub import RUN_WEIGHTS
 from opendino.checkpoint.store import CheckpointConfig
-from opendino.checkpoint.weights import save_weights
+from opendino.checkpoint.weights import read_config, save_weights
 from opendino.data.loaders import BadImages
 from opendino.distributed import is_main, world_size
+from opendino.errors import CheckpointError
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.train import state
 from opendino.train.loop import Run
@@ -20,6 +21,23 @@ from opendino.train.probe import Probe
 from opendino.train.run_folder import versions
 
 _log = logging.getLogger(__name__)
+
+
+def write_weights(run: Run, folder: Path, images_seen: int, images: str) -> None:
+    """Write the teacher's backbone into `weights/` of a run's folder."""
+    origin = {"step": run.step, "images_seen": images_seen, "images": images}
+    save_weights(cast("VisionTransformer", run.method.teacher["backbone"]), folder / RUN_WEIGHTS, origin)
+
+
+def mend_weights(run: Run, folder: Path, images_seen: int, images: str) -> None:
+    """Write `weights/` again if they are not of the run's step: it was killed between a checkpoint and them."""
+    try:
+        step = read_config(folder / RUN_WEIGHTS)["provenance"]["step"]
+    except (CheckpointError, KeyError, TypeError):
+        step = None
+    if step != run.step:
+        _log.info("writing %s/ again: they are not those of step %d", RUN_WEIGHTS, run.step)
+        write_weights(run, folder, images_seen, images)
 
 
 class Upkeep:
@@ -77,8 +95,7 @@ class Upkeep:
             "versions": versions(),
         }
         store.save(self.folder, run.step, state.collect(run.method, run.optimizer), meta, self._checkpoints)
-        origin = {"step": run.step, "images_seen": meta["images_seen"], "images": self.bad.name}
-        save_weights(cast("VisionTransformer", run.method.teacher["backbone"]), self.folder / RUN_WEIGHTS, origin)
+        write_weights(run, self.folder, self.images_seen(run), self.bad.name)
         _log.debug("checkpoint of step %d", run.step)
 
     def images_seen(self, run: Run) -> int:
