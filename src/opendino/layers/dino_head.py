@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from opendino.errors import ModelError
+from opendino.config import check_numbers
+from opendino.errors import ConfigError, ModelError
+
+HEAD_LIMITS = {
+    "prototypes": (1, 2**27),
+    "hidden_dim": (1, 2**20),
+    "bottleneck_dim": (1, 2**20),
+    "nlayers": (1, 100),
+}
+"""Smallest and largest sizes of a head; beyond them a setting is a slip of the pen."""
 
 
 class Prototypes(nn.Module):
@@ -49,6 +58,9 @@ class DINOHead(nn.Module):
         bottleneck_dim: width before the prototypes.
         nlayers: linear layers of the MLP; with 1 it is a single layer and its key is `mlp`.
 
+    Raises:
+        ModelError: a size that cannot be built.
+
     Source: official `layers/dino_head.py`; keys `mlp.0 mlp.2 mlp.4 last_layer`.
     Differs: no batch norm, which official training refuses.
     """
@@ -57,8 +69,11 @@ class DINOHead(nn.Module):
         self, in_dim: int, out_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256, nlayers: int = 3
     ) -> None:
         super().__init__()
-        if nlayers < 1:
-            raise ModelError(f"DINOHead: nlayers={nlayers} leaves no layer; use 1 or more (published: 3)")
+        sizes = {"prototypes": out_dim, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim, "nlayers": nlayers}
+        try:
+            check_numbers("DINOHead", sizes, HEAD_LIMITS)
+        except ConfigError as error:
+            raise ModelError(str(error)) from None
         self.in_dim, self.out_dim = in_dim, out_dim
         widths = [in_dim, *[hidden_dim] * (nlayers - 1), bottleneck_dim]
         layers: list[nn.Module] = []

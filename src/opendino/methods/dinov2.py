@@ -4,6 +4,7 @@
 `examples/minimal_dinov2.py` is the same method on one page, without options.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -11,9 +12,10 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+from opendino.config import check_numbers
 from opendino.data.collate import PretrainBatch
 from opendino.errors import ConfigError, ModelError
-from opendino.layers.dino_head import DINOHead
+from opendino.layers.dino_head import HEAD_LIMITS, DINOHead
 from opendino.losses.centering import Centering
 from opendino.losses.dino import dino_loss
 from opendino.losses.ibot import ibot_loss
@@ -46,6 +48,7 @@ class DINOConfig:
 
     def __post_init__(self) -> None:
         _check_weight("dino.loss_weight", self.loss_weight)
+        check_numbers("dino", vars(self), HEAD_LIMITS)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class IBOTConfig:
 
     def __post_init__(self) -> None:
         _check_weight("ibot.loss_weight", self.loss_weight)
+        check_numbers("ibot", vars(self), HEAD_LIMITS)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         if not all(0 <= momentum <= 1 for momentum in self.momentum):
             raise ConfigError(f"teacher.momentum = {self.momentum} are not shares; use two numbers of 0 to 1")
+        check_numbers("teacher", vars(self), {"temp": (0, math.inf), "temp_warmup": (0, math.inf)})
         if not all(temp > 0 for temp in self.temp):
             raise ConfigError(f"teacher.temp = {self.temp} cannot sharpen; use two numbers above 0, such as 0.04, 0.07")
 

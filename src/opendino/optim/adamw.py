@@ -7,8 +7,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from opendino.config import check_numbers
 from opendino.errors import ConfigError
 from opendino.optim.schedules import Schedule, cosine, steps_of
+
+_LIMITS = dict.fromkeys(("base_lr", "min_lr", "clip_grad", "layerwise_decay", "patch_embed_lr_mult"), (0, math.inf))
+_LIMITS |= {"weight_decay": (0, math.inf), "eps": (0, math.inf), "lr_reference_batch": (1, math.inf)}
+_LIMITS |= {"warmup": (0, math.inf), "freeze_last_layer": (0, math.inf)}
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,7 @@ class OptimConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        for name in ("base_lr", "min_lr", "clip_grad", "layerwise_decay", "patch_embed_lr_mult", "eps"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ConfigError(f"optim.{name} = {getattr(self, name)} is not a number of 0 or more; use one")
-        if self.lr_reference_batch < 1:
-            raise ConfigError(f"optim.lr_reference_batch = {self.lr_reference_batch} is no batch size; use 1 or more")
-        if min(self.weight_decay) < 0:
-            raise ConfigError(f"optim.weight_decay = {self.weight_decay} has a negative end; use 0 or more")
+        check_numbers("optim", vars(self), _LIMITS)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optim.betas = {self.betas} are not decay rates; use two numbers from 0 to below 1")
 

@@ -23,8 +23,10 @@ def steps_of(length: int | float, total: int, name: str) -> int:
         name: dotted key of the setting, for the error.
 
     Raises:
-        ConfigError: the length is negative, longer than the run, or a float above 1.
+        ConfigError: the length is negative, longer than the run, a float above 1, or no number.
     """
+    if not math.isfinite(length) or isinstance(length, bool):
+        raise ConfigError(f"{name} = {length} is no length; use a share of the run from 0.0 to 1.0, or whole steps")
     if isinstance(length, float):
         if not 0 <= length <= 1:
             raise ConfigError(
@@ -89,8 +91,3 @@ def linear(start: float, end: float, steps: int) -> Schedule:
         return start + (end - start) * step / max(steps - 1, 1)
 
     return value
-
-
-def constant(value: float) -> Schedule:
-    """The same value at every step."""
-    return lambda _step: value

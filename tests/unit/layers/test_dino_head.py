@@ -101,6 +101,9 @@ def test_a_vanishing_bottleneck_gives_finite_logits(dtype):
     assert head(torch.randn(2, 6, dtype=dtype)).isfinite().all()
 
 
-def test_no_layer_is_refused():
-    with pytest.raises(ModelError, match="nlayers=0 leaves no layer"):
-        DINOHead(6, 11, nlayers=0)
+@pytest.mark.parametrize("name", ["out_dim", "hidden_dim", "bottleneck_dim", "nlayers"])
+@pytest.mark.parametrize("size", [0, -2])
+def test_sizes_that_cannot_be_built(name, size):
+    shown = "prototypes" if name == "out_dim" else name
+    with pytest.raises(ModelError, match=rf"^DINOHead\.{shown} = {size} is out of its range; use 1 to "):
+        DINOHead(**{"in_dim": 6, "out_dim": 11, name: size})

@@ -300,6 +300,10 @@ def test_published_teacher_schedules():
         (lambda: KoLeoConfig(loss_weight=math.inf), r"koleo\.loss_weight = inf"),
         (lambda: TeacherConfig(momentum=(0.9, 1.1)), r"teacher\.momentum"),
         (lambda: TeacherConfig(temp=(0.0, 0.07)), r"teacher\.temp"),
+        (lambda: TeacherConfig(temp=(0.04, math.inf)), r"teacher\.temp"),
+        (lambda: TeacherConfig(temp_warmup=math.nan), r"teacher\.temp_warmup = nan"),
+        (lambda: DINOConfig(prototypes=0), r"dino\.prototypes = 0"),
+        (lambda: IBOTConfig(bottleneck_dim=-1), r"ibot\.bottleneck_dim = -1"),
         (lambda: DINOv2Config(DINOConfig(0.0), IBOTConfig(0.0), KoLeoConfig(0.0)), "leaves nothing to learn"),
     ],
 )

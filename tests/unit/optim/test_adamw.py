@@ -43,6 +43,10 @@ def test_a_warmup_longer_than_the_run_is_refused():
         {"clip_grad": math.nan},
         {"lr_reference_batch": 0},
         {"weight_decay": (-0.1, 0.4)},
+        {"weight_decay": (math.nan, 1.0)},
+        {"weight_decay": (0.1, math.inf)},
+        {"warmup": math.nan},
+        {"freeze_last_layer": -1},
         {"betas": (0.9, 1.0)},
     ],
 )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from opendino.errors import ConfigError
-from opendino.optim.schedules import constant, cosine, linear, steps_of
+from opendino.optim.schedules import cosine, linear, steps_of
 
 SHORT = 125_000
 LONG = 625_000
@@ -65,7 +65,6 @@ def test_linear_reaches_both_ends():
     assert [linear(1.0, 3.0, 5)(step) for step in range(7)] == [1.0, 1.5, 2.0, 2.5, 3.0, 3.0, 3.0]
     assert [linear(1.0, 3.0, 1)(step) for step in range(2)] == [1.0, 3.0]
     assert linear(1.0, 3.0, 0)(0) == 3.0
-    assert constant(0.5)(123) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -99,3 +98,9 @@ def test_lengths_that_make_no_sense_are_refused_with_a_way_out(length, message):
 def test_a_warmup_longer_than_its_schedule_is_refused():
     with pytest.raises(ConfigError, match="warm-up of 11 steps is longer than its schedule of 10"):
         cosine(1.0, 0.0, 10, warmup=11)
+
+
+@pytest.mark.parametrize("length", [math.nan, math.inf, -math.inf, True, False])
+def test_what_is_no_length(length):
+    with pytest.raises(ConfigError, match=rf"^optim\.warmup = {length} is no length"):
+        steps_of(length, 100, "optim.warmup")
