@@ -66,5 +66,5 @@ def _report(outcome: "Outcome") -> None:
 
     print(f"done: {outcome.steps} steps, {outcome.images_seen} images seen, {duration(outcome.seconds)} this time")
     for name, value in outcome.figures.items():
-        print(f"  {name.ljust(28)}  {value:.4g}")
+        print(f"  {name.ljust(28)}  {'not finite' if value is None else f'{value:.4g}'}")
     print(f"weights: {outcome.output_dir / 'weights'}   next: opendino eval knn {outcome.output_dir}")

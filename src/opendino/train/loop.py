@@ -103,7 +103,7 @@ class NotFinite(TrainingError):  # noqa: N818 (says what was found)
         shown = ", ".join(map(str, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         super().__init__(
             f"step {step}: not finite: {bad}; images {shown}; nothing was changed by this step and the last checkpoint "
-            "is good; look at these images, or lower optim.base_lr"
+            "is good; look at these images, or begin anew with a lower optim.base_lr in another output_dir"
         )
         self.step, self.record, self.ids = step, record, ids
 

@@ -135,14 +135,14 @@ class Outcome:
         steps: done in all.
         images_seen: in all.
         seconds: of this process.
-        figures: of the last look at the teacher.
+        figures: of the last look at the teacher; None for one that was not finite.
     """
 
     output_dir: Path
     steps: int
     images_seen: int
     seconds: float
-    figures: dict[str, float]
+    figures: dict[str, float | None]
 
 
 def pretrain(
@@ -358,7 +358,7 @@ def _go(config: PretrainConfig, dataset: ImageDataset, run: Run, feed: "_Feed", 
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"step {run.step}: out of memory on {run.device} with train.batch_size = {config.train.batch_size}; use "
-            "fewer images a step, fewer dino.prototypes or smaller crops"
+            f"fewer images a step or dino.prototypes, or smaller crops{', in another output_dir' if run.step else ''}"
         ) from error
     finally:
         metrics.close()

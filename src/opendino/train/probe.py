@@ -60,8 +60,8 @@ class ProbeConfig:
             )
 
 
-def last_look(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Figures of the last look at the teacher among the records of a run; empty where there was none."""
+def last_look(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Figures of the last look at the teacher among a run's records, None if not finite; empty where there was none."""
     for record in reversed(records):
         look = {key: value for key, value in record.items() if key.startswith(_FIGURES)}
         if look:

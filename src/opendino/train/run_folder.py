@@ -22,8 +22,13 @@ from opendino.config import difference, leaves, read_yaml, to_yaml
 from opendino.config import flatten as flatten_tree
 from opendino.errors import CheckpointError, ConfigError
 
-FREE_TO_CHANGE = ("output_dir", "loader.workers", "loader.prefetch", "checkpoint.", "log.", "knn.", "train.threads")
-"""Settings that a resumed run may change: none of them changes what is computed, threads but for rounding."""
+FREE_TO_CHANGE = (
+    *("output_dir", "checkpoint.", "log.", "knn.", "train.threads", "train.device"),
+    *("loader.workers", "loader.prefetch", "loader.max_bad_rate", "loader.min_bad_count"),
+)
+"""Settings that a resumed run may change: none changes what is computed, threads and device but for rounding."""
+
+_PATHS = ("data",)
 
 LOCK = "run.lock"
 """File inside a run that its one writing process holds locked; what stands in it means nothing."""
@@ -90,10 +95,17 @@ def check_same(folder: Path, stored: Stored, config: object, facts: Mapping[str,
     Raises:
         ConfigError: they differ in something that changes numbers; the message names all of it.
     """
-    # Settings that only one of the two versions of opendino knows are passed over.
-    now = {key: value for key, value in leaves(config).items() if key in stored.settings}
-    differing = difference({key: stored.settings[key] for key in now}, now)
-    differing = {key: pair for key, pair in differing.items() if not key.startswith(FREE_TO_CHANGE)}
+    # A setting that has come since the run began had its default then; one without a default follows from others, and
+    # one that has gone since is passed over.
+    defaults = {key: value for key, value in leaves(type(config)()).items() if value is not None}
+    before = defaults | stored.settings
+    now = {key: value for key, value in leaves(config).items() if key in before}
+    differing = difference({key: before[key] for key in now}, now)
+    differing = {
+        key: pair
+        for key, pair in differing.items()
+        if not key.startswith(FREE_TO_CHANGE) and not (key in _PATHS and _same_path(*pair))
+    }
     differing |= {
         key: (stored.facts[key], value) for key, value in facts.items() if stored.facts.get(key, value) != value
     }
@@ -103,6 +115,10 @@ def check_same(folder: Path, stored: Stored, config: object, facts: Mapping[str,
             f"output_dir = {folder} holds a run with other settings: {changes}; "
             "give the settings of that run to continue it, or name another output_dir"
         )
+
+
+def _same_path(one: str, other: str) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def write(folder: Path, config: object, stored: Stored) -> None:

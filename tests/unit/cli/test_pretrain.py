@@ -26,7 +26,7 @@ def test_what_was_chosen_is_printed_with_reasons(picture_folder, tmp_path, monke
 
 
 def outcome(folder):
-    return module.Outcome(folder, 20, 160, 61.0, {"knn/top1_k20": 33.333})
+    return module.Outcome(folder, 20, 160, 61.0, {"knn/top1_k20": 33.333, "health/effective_rank": None})
 
 
 def test_the_outcome(tiny_words, tmp_path, monkeypatch, capsys):
@@ -35,6 +35,7 @@ def test_the_outcome(tiny_words, tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "done: 20 steps, 160 images seen, 1:01 this time" in shown
     assert "33.33" in shown
+    assert "health/effective_rank         not finite\n" in shown
     assert f"opendino eval knn {tmp_path}" in shown
 
 

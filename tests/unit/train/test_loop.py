@@ -107,6 +107,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(parts):
     assert caught.value.ids == batch.ids.tolist()
     assert str(batch.ids[0].item()) in str(caught.value)
     assert "loss/ibot" in str(caught.value)
+    assert "begin anew with a lower optim.base_lr in another output_dir" in str(caught.value)
     assert run.step == 1
     for before, network in ((student, run.method.student), (teacher, run.method.teacher)):
         assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())

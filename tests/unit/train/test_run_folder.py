@@ -18,6 +18,13 @@ class Loader:
     workers: int = 0
     prefetch: int = 2
     max_bad_rate: float = 0.01
+    min_bad_count: int = 10
+    shuffle: bool = True
+
+
+@dataclass(frozen=True)
+class Train:
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,9 @@ class Config:
     data: str = "x"
     output_dir: str = "runs/a"
     scale: tuple[float, float] = (0.3, 1.0)
+    derived: int | None = None
     loader: Loader = field(default_factory=Loader)
+    train: Train = field(default_factory=Train)
 
 
 def stored_by(folder, config, chosen=None, facts=None):
@@ -120,12 +129,14 @@ def test_unreadable_run(tmp_path):
 def test_only_what_changes_no_number_may_change(tmp_path):
     stored = stored_by(tmp_path, Config())
     run_folder.check_same(tmp_path, stored, Config(output_dir="runs/moved", loader=Loader(workers=8, prefetch=9)), {})
+    advised = Config(loader=Loader(max_bad_rate=0.5, min_bad_count=99), train=Train("cpu"))
+    run_folder.check_same(tmp_path, stored, advised, {})
     with pytest.raises(ConfigError) as caught:
-        run_folder.check_same(tmp_path, stored, Config(data="y", loader=Loader(max_bad_rate=0.5)), {"images": 10})
+        run_folder.check_same(tmp_path, stored, Config(data="y", loader=Loader(shuffle=False)), {"images": 10})
     message = str(caught.value)
     for part in (
         "data was x and is now y",
-        "loader.max_bad_rate was 0.01 and is now 0.5",
+        "loader.shuffle was True and is now False",
         "images was 9 and is now 10",
     ):
         assert part in message
@@ -133,11 +144,23 @@ def test_only_what_changes_no_number_may_change(tmp_path):
 
 
 def test_a_run_of_an_older_version_continues(tmp_path):
-    """It may lack a setting that has come since, and have one that has gone."""
+    """It may lack a setting that has come since, which had its default then, and have one that has gone."""
     stored = stored_by(tmp_path, Config())
-    del stored.settings["loader.max_bad_rate"]
+    del stored.settings["loader.shuffle"]
+    del stored.settings["derived"]
     stored.settings["gone"] = 1
-    run_folder.check_same(tmp_path, stored, Config(loader=Loader(max_bad_rate=0.5)), {})
+    run_folder.check_same(tmp_path, stored, Config(derived=3), {})
+    with pytest.raises(ConfigError, match=r"loader\.shuffle was True and is now False"):
+        run_folder.check_same(tmp_path, stored, Config(loader=Loader(shuffle=False)), {})
+
+
+@pytest.mark.parametrize("spelled", ["x/", "./x", "y/../x", "absolute"])
+def test_the_same_images_may_be_spelled_otherwise(tmp_path, monkeypatch, spelled):
+    monkeypatch.chdir(tmp_path)
+    stored = stored_by(tmp_path, Config(data="x"))
+    run_folder.check_same(tmp_path, stored, Config(data=str(tmp_path / "x") if spelled == "absolute" else spelled), {})
+    with pytest.raises(ConfigError, match="data was x and is now x2"):
+        run_folder.check_same(tmp_path, stored, Config(data="x2"), {})
 
 
 def test_a_start_that_fails_takes_its_folders_back(tmp_path):
