@@ -4,7 +4,8 @@
 import contextlib
 import math
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +51,11 @@ class MetricLog:
         self._lines = JsonLines(folder / "metrics.jsonl")
         if self._lines.path.exists():
             self._lines.truncate("step", done or -1)  # at step 0 also what was measured before it
-        self._board = _event_files(folder / "tensorboard", done) if config.tensorboard else None
+        self._board = None
+        if config.tensorboard:
+            with writing(folder / "tensorboard"):
+                self._board = _event_files(folder / "tensorboard", done)
+            self._hook, threading.excepthook = threading.excepthook, _quietly(threading.excepthook)
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
         """Append one record; figures that are not finite become null, which is JSON.
@@ -74,7 +79,8 @@ class MetricLog:
             finally:
                 os.close(handle)
         if self._board is not None:
-            self._board.flush()
+            with writing(self._lines.path.parent / "tensorboard"):
+                self._board.flush()
 
     def close(self) -> None:
         """Finish the event files."""
@@ -82,10 +88,23 @@ class MetricLog:
             # A full disk has been reported by then, and this must not hide what is being reported.
             with contextlib.suppress(OSError):
                 self._board.close()
+            threading.excepthook = self._hook
 
 
 def _event_files(folder: Path, done: int) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter
 
-    # Events beyond the checkpoint, of a process that was killed, are hidden by the purge.
-    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+    # Events beyond the checkpoint, of a process that was killed, are hidden by the purge; at step 0 also what was
+    # measured before it.
+    return SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
+
+
+def _quietly(before: Callable[[threading.ExceptHookArgs], object]) -> Callable[[threading.ExceptHookArgs], None]:
+    """As `before`, but silent where TensorBoard's thread cannot write: the next record raises the very error."""
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        ours = type(args.thread).__module__.startswith("tensorboard.")
+        if not (ours and issubclass(args.exc_type, OSError)):
+            before(args)
+
+    return hook

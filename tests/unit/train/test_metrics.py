@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -61,6 +63,49 @@ def test_tensorboard_has_each_step_once_after_a_resume(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 30), (4, 40)]
+
+
+def test_tensorboard_of_a_run_that_begins_anew_has_no_doubles(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for value in (1.0, 2.0):  # killed before the first checkpoint, and started again
+        log = MetricLog(tmp_path, 0, LogConfig())
+        for step in (0, 1):
+            log.write(step, {"loss": value})
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(0, 2), (1, 2)]
+
+
+WRITE_WITH_LITTLE_ROOM = """
+import pathlib, resource, sys, threading, time
+from opendino.errors import CheckpointError
+from opendino.train.metrics import LogConfig, MetricLog
+hook = threading.excepthook
+log = MetricLog(pathlib.Path(sys.argv[1]), 0, LogConfig())
+log._board.file_writer.event_writer._async_writer._worker._flush_secs = 0  # the thread itself meets the full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+try:
+    for step in range(999):
+        log._board.add_scalar("loss", 1.0, step)
+        time.sleep(0.01)
+        log.to_disk()
+except CheckpointError as error:
+    print(error)
+log.close()
+print(threading.excepthook is hook)
+"""
+
+
+def test_a_full_disk_under_tensorboard_is_one_sentence(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE_WITH_LITTLE_ROOM, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    sentence, restored = done.stdout.splitlines()
+    assert sentence.startswith(f"{tmp_path / 'tensorboard'}: could not be written (File too large)")
+    assert restored == "True"
+    assert "Traceback" not in done.stderr
 
 
 def test_nothing_is_made_before_the_first_record(tmp_path):
