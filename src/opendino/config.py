@@ -253,9 +253,10 @@ def _explain(problem: Mapping[str, Any], settings: Mapping[str, tuple[Any, str]]
     key = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in settings), "")
     cause = problem.get("ctx", {}).get("error")
     if not key:
-        # A check of a whole group (its __post_init__): the group speaks for itself.
+        # A check of a whole group (its __post_init__); it may not know under which name it stands here.
         where = ".".join(parts)
-        return str(cause) if cause is not None else f"{where}: {problem['msg'].lower()}"
+        text = str(cause) if cause is not None else problem["msg"].lower()
+        return text if text.startswith(where) else f"{where}: {text}"
     value, source = settings[key]
     wanted = str(cause) if cause is not None else problem["msg"][0].lower() + problem["msg"][1:]
     return f"{source}: {key} = {value!r}: {wanted}"

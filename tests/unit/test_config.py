@@ -120,3 +120,26 @@ def test_numbers_out_of_their_limits(value):
 @pytest.mark.parametrize("value", [None, 1, 10, (1, 10), ()])
 def test_numbers_within_their_limits(value):
     config.check_numbers("a", {"b": value}, {"b": (1, 10)})
+
+
+@dataclass(frozen=True)
+class Shape:
+    width: int = 1
+
+    def __post_init__(self):
+        config.check_numbers("shape", vars(self), {"width": (1, 10)})
+
+
+@dataclass(frozen=True)
+class Pair:
+    left: Shape = field(default_factory=Shape)
+    shape: Shape = field(default_factory=Shape)
+
+
+def test_a_check_of_a_group_says_which_group():
+    with pytest.raises(ConfigError) as caught:
+        config.load(Pair, overrides=["left.width=0", "shape.width=11"])
+    assert str(caught.value).splitlines() == [
+        "left: shape.width = 0 is out of its range; use 1 to 10",
+        "shape.width = 11 is out of its range; use 1 to 10",
+    ]

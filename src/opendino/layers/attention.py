@@ -27,7 +27,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, proj_bias: bool = True) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
+        if dim < 1 or num_heads < 1 or dim % num_heads:
             raise ModelError(
                 f"Attention: width {dim} cannot be split into {num_heads} heads; "
                 "choose a number of heads that divides the width (published models: width / 64)"

@@ -54,6 +54,8 @@ class Block(nn.Module):
         super().__init__()
         if not 0 <= drop_path < 1:
             raise ModelError(f"Block: drop_path={drop_path} is not a share of the images; choose 0 or more, below 1")
+        if int(dim * mlp_ratio) < 1:
+            raise ModelError(f"Block: mlp_ratio={mlp_ratio} leaves no hidden width of {dim} channels; published is 4")
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)

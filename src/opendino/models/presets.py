@@ -14,9 +14,10 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+from opendino.config import check_numbers
 from opendino.errors import ConfigError
 from opendino.models.input_spec import InputSpec
-from opendino.models.vision_transformer import VisionTransformer
+from opendino.models.vision_transformer import LIMITS, VisionTransformer
 
 _SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
 _BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
@@ -77,6 +78,9 @@ class BackboneConfig:
     num_register_tokens: int | None = None
     interpolate_antialias: bool | None = None
     interpolate_offset: float | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers("backbone", vars(self), LIMITS)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `VisionTransformer`: the preset's, then the overrides.

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from opendino.axes import Images, PatchMasks
-from opendino.errors import ConversionError, ModelError
+from opendino.config import check_numbers
+from opendino.errors import ConfigError, ConversionError, ModelError
 from opendino.layers.block import NORM_EPS, Block
 from opendino.layers.layer_scale import LayerScale
 from opendino.layers.packing import pack, unpack
@@ -22,6 +23,21 @@ from opendino.layers.patch_embed import PatchEmbed
 from opendino.layers.pos_embed import resize_pos_embed
 from opendino.models.input_spec import InputSpec
 from opendino.models.outputs import FeatureDict
+
+LIMITS = {
+    "img_size": (1, 2**16),
+    "patch_size": (1, 2**16),
+    "in_chans": (1, 2**12),
+    "embed_dim": (1, 2**16),
+    "depth": (1, 1000),
+    "num_heads": (1, 2**16),
+    "mlp_ratio": (1e-3, 1000),
+    "drop_path_rate": (0, 1),
+    "init_values": (0, 1000),
+    "num_register_tokens": (0, 2**12),
+    "interpolate_offset": (0, 1),
+}
+"""Smallest and largest arguments; beyond them a setting is a slip of the pen."""
 
 
 class VisionTransformer(nn.Module):
@@ -75,6 +91,7 @@ class VisionTransformer(nn.Module):
         interpolate_offset: float = 0.1,
     ) -> None:
         super().__init__()
+        _check_arguments({name: value for name, value in locals().items() if name in LIMITS})
         size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
         _check_size(size, patch_size, "img_size")
         self.embed_dim = self.num_features = embed_dim
@@ -345,6 +362,13 @@ def _fold_on_load(_module: nn.Module, state: dict[str, Any], prefix: str, *_: ob
     if folded.keys() != state.keys():
         state.clear()
         state.update(folded)
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    try:
+        check_numbers("VisionTransformer", arguments, LIMITS)
+    except ConfigError as error:
+        raise ModelError(str(error)) from None
 
 
 def _check_size(size: tuple[int, int], patch_size: int, where: str) -> None:

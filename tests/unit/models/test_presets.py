@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
+
 import pytest
 import torch
 
 import opendino
 from opendino.errors import ConfigError, ModelError
 from opendino.models.presets import PRESETS, BackboneConfig, create
-from opendino.models.vision_transformer import VisionTransformer
+from opendino.models.vision_transformer import LIMITS, VisionTransformer
 
 PUBLISHED = {  # all parameters, without the position table
     "vits14": (22_056_576, 21_530_496),
@@ -122,3 +124,19 @@ def test_mistakes_are_named():
         create("vits14", patchsize=14)
     with pytest.raises(ModelError, match="img_size: 500x500 pixels are not a multiple of the patch size 14"):
         create("vits14", img_size=500)
+
+
+@pytest.mark.parametrize("name", sorted(LIMITS))
+def test_numbers_that_cannot_be(name):
+    """Of a config, and of the model itself."""
+    whole = name not in ("mlp_ratio", "drop_path_rate", "init_values", "interpolate_offset")
+    for value in (-1, 10**6) if whole else (-1.0, math.nan, math.inf, 1e6):
+        with pytest.raises(ConfigError, match=rf"^backbone\.{name} = .* is out of its range; use "):
+            create("vit_custom", **{name: value})
+        with pytest.raises(ModelError, match=rf"^VisionTransformer\.{name} = .* is out of its range; use "):
+            VisionTransformer(**{name: value})
+
+
+def test_a_feed_forward_layer_needs_a_width():
+    with pytest.raises(ModelError, match=r"mlp_ratio=0\.001 leaves no hidden width of 8 channels"):
+        VisionTransformer(embed_dim=8, num_heads=2, mlp_ratio=0.001)
