@@ -16,7 +16,8 @@ usage: opendino eval knn    MODEL data.train=DIR data.val=DIR [key=value ...]
 
 knn     the nearest training images vote, weighted by similarity; top-1 and top-5 for k = 10, 20, 100, 200
 logreg  L2 logistic regression in float64, its strength chosen on a tenth of the training images
-health  rank, spread and norms of the features; needs no labels
+health  rank, spread and norms of the features; needs no labels. Prototypes are not in weights: their use and entropies
+        are in the run's metrics.jsonl, under health/, where knn.every is not 0
 
 MODEL   a run folder, a weights folder, or a .pth or .safetensors file with official names
 DIR     a folder with one sub-folder a class, a manifest with a label column, or a Parquet file with image bytes;
@@ -25,6 +26,7 @@ DIR     a folder with one sub-folder a class, a manifest with a label column, or
 A table is printed, and a JSON file written to RUN/eval for a run, else where out=DIR says. Some settings:
   knn.k=[10,20] knn.temperature=0.07 knn.feature=both knn.n_per_class=[1,5] knn.tries=3
   logreg.values=12 logreg.standardize=true
+  data.value_range=[0,4095] (health: value_range=...; by default images are decoded as the run decoded its own)
   features.size=224 features.batch_size=128 features.precision=bf16 features.device=cpu
 A recipe (a YAML file) may stand behind MODEL.
 """
@@ -46,13 +48,15 @@ def main(argv: list[str]) -> int:
 
     from opendino import logs
     from opendino.checkpoint.hub import load_backbone
+    from opendino.cli._decoding import decoding_of
     from opendino.config import load as load_config
 
     logs.setup()
     place, config_class, _ = PROTOCOLS[protocol]
     module = import_module(place)
     settings = [word for word in words if not word.startswith("out=")]
-    config = load_config(getattr(module, config_class), find_recipe(recipe) if recipe else None, settings)
+    decoding = decoding_of(model, "" if protocol == "health" else "data.")
+    config = load_config(getattr(module, config_class), find_recipe(recipe) if recipe else None, settings, decoding)
     if not out and (Path(model) / "config.yaml").is_file():
         out = str(Path(model) / "eval")
     results = module.run(load_backbone(model), config, out=Path(out) if out else None, source={"source": model})

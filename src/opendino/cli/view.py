@@ -19,6 +19,7 @@ IMAGES  image files, folders, or other data sets (the first 12 pictures, spread 
 
 Some settings:
   size=448 (longer side the model sees) background=keep joint=false threshold=0.5 components=[1,2,3] smooth=true
+  value_range=[0,4095] (by default images are decoded as the run decoded its own)
 """
 
 
@@ -37,11 +38,12 @@ def main(argv: list[str]) -> int:
 
     from opendino import logs
     from opendino.checkpoint.hub import load_backbone
+    from opendino.cli._decoding import decoding_of
     from opendino.config import load as load_config
 
     logs.setup()
     place, config_class, _ = PICTURES[picture]
     module = import_module(place)
-    config = load_config(getattr(module, config_class), None, words)
+    config = load_config(getattr(module, config_class), None, words, decoding_of(names[1]))
     print(f"written: {module.run(load_backbone(names[1]), names[2:], config)}")
     return 0

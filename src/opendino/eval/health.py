@@ -36,6 +36,12 @@ from opendino.eval._features import FeatureConfig, extract, place
 from opendino.eval._results import Results, describe
 from opendino.models.vision_transformer import VisionTransformer
 
+NO_PROTOTYPES = (
+    "prototypes are not measured: weights hold the backbone without its heads; a run records their use and entropies "
+    "in metrics.jsonl, under health/, where knn.every is not 0"
+)
+"""What the results of a backbone alone say of prototypes."""
+
 
 @dataclass(frozen=True)
 class HealthConfig:
@@ -43,10 +49,18 @@ class HealthConfig:
 
     Attributes:
         data: images, labels not needed.
+        path_column: column of paths in a manifest; found by its name when empty.
+        image_column: column of image bytes in a Parquet file; found by its name when empty.
+        value_range: the two values that become 0 and 1 in images of more than 8 bits; None where the file says it.
+        orient: whether the EXIF orientation is applied.
         features: how images become features.
     """
 
     data: str = ""
+    path_column: str = ""
+    image_column: str = ""
+    value_range: tuple[float, float] | None = None
+    orient: bool = True
     features: FeatureConfig = field(default_factory=FeatureConfig)
 
 
@@ -99,14 +113,23 @@ def run(
     if not config.data:
         raise ConfigError("data is missing: health needs images, labelled or not; give data=FOLDER")
     place(backbone, config.features)
-    channels = backbone.input_spec.channels
-    features = extract(backbone, open_dataset(config.data, channels=channels), config.features, what="images")
+    dataset = open_dataset(
+        config.data,
+        channels=backbone.input_spec.channels,
+        value_range=config.value_range,
+        orient=config.orient,
+        path_column=config.path_column,
+        image_column=config.image_column,
+        label_column="none",
+    )
+    features = extract(backbone, dataset, config.features, what="images")
     if len(features) < 2:
         raise ConfigError(f"data = {config.data}: health compares images and found one; give two or more")
     figures = {f"cls_{name}": value for name, value in summary(features.cls).items()}
     figures |= {f"patch_mean_{name}": value for name, value in summary(features.patch_mean).items()}
     data = {"source": config.data, "images": len(features), "skipped": list(features.skipped)}
     notes = (f"{len(features.skipped)} images could not be read and were left out",) if features.skipped else ()
+    notes = (*notes, NO_PROTOTYPES)
     seconds = time.perf_counter() - start
     model = describe(backbone, source or {})
     results = Results("health", figures, data, model, settings.to_dict(config), seconds, notes)

@@ -52,6 +52,8 @@ class PcaConfig:
         percentiles: values at or beyond these have no and full colour.
         smooth: colours and outline run smoothly between the patches; else each patch is a square.
         side: longer side of each picture on the sheet, pixels.
+        value_range: the two values that become 0 and 1 in images of more than 8 bits; None where the file says it.
+        orient: whether the EXIF orientation is applied.
         device: "auto" takes a CUDA device where there is one.
     """
 
@@ -65,6 +67,8 @@ class PcaConfig:
     percentiles: tuple[float, float] = (1.0, 99.0)
     smooth: bool = False
     side: int = 336
+    value_range: tuple[float, float] | None = None
+    orient: bool = True
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -120,7 +124,7 @@ def run(backbone: VisionTransformer, sources: Sequence[str], config: PcaConfig) 
         ConfigError: there is no such device, or the file cannot be written.
     """
     _place(backbone, config.device)
-    images = [image for source in sources for image in read(source, backbone.in_chans, config.images)]
+    images = [image for source in sources for image in read(source, backbone.in_chans, config)]
     if not images:
         raise DataError("view pca: no image was named; give files, a folder or a data set")
     maps = colour_maps([patch_features(backbone, image, config.size) for image in images], config)
@@ -137,17 +141,17 @@ def run(backbone: VisionTransformer, sources: Sequence[str], config: PcaConfig) 
     return path
 
 
-def read(source: str, channels: int, most: int) -> list[Decoded]:
-    """One image file, or up to `most` images of a data set, evenly spread over it.
+def read(source: str, channels: int, config: PcaConfig = PcaConfig()) -> list[Decoded]:
+    """One image file, or up to `config.images` images of a data set, evenly spread over it.
 
     Raises:
         DataError: there is nothing there, or an image cannot be read.
     """
     path = Path(source)
     if path.is_file() and path.suffix.lower() not in _DATA_SETS:
-        return [decode(path, channels)]
-    dataset = open_dataset(source, channels=channels)
-    rows = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int)
+        return [decode(path, channels, orient=config.orient, value_range=config.value_range)]
+    dataset = open_dataset(source, channels=channels, value_range=config.value_range, orient=config.orient)
+    rows = np.linspace(0, len(dataset) - 1, min(config.images, len(dataset))).round().astype(int)
     return [dataset.image(int(row)) for row in rows]
 
 

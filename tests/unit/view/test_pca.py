@@ -198,9 +198,9 @@ def test_a_run_writes_the_sheet(tmp_path):
 def test_images_of_a_set_are_spread_over_it(tmp_path):
     for i in range(10):
         Image.new("RGB", (4, 4), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    reds = [image.getpixel((0, 0))[0] for image in pca.read(str(tmp_path), 3, 4)]
+    reds = [image.getpixel((0, 0))[0] for image in pca.read(str(tmp_path), 3, PcaConfig(images=4))]
     assert reds == [0, 60, 120, 180]
-    assert len(pca.read(str(tmp_path), 3, 99)) == 10
+    assert len(pca.read(str(tmp_path), 3, PcaConfig(images=99))) == 10
 
 
 @pytest.mark.parametrize(
