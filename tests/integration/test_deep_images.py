@@ -2,6 +2,7 @@
 """Images of 16 bits and of any number of channels: what a run learnt from can be measured and shown as it is."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def run(tmp_path, tiny_words):
 
 def test_a_run_on_deep_arrays_is_measured_and_shown_without_saying_their_range_again(run, tmp_path, capsys):
     val = arrays(tmp_path / "val", 4, 5, 1)
-    for place, name in ((run, "whole"), (run / "weights", "folder"), (run / "weights" / "model.safetensors", "file")):
+    copied = shutil.copytree(run / "weights", tmp_path / "elsewhere")
+    for place, name in ((run, "whole"), (copied, "folder"), (run / "weights" / "model.safetensors", "file")):
         out, device = f"out={tmp_path / name}", "features.device=cpu"
         data = [f"data.train={tmp_path / 'train'}", f"data.val={val}"]
         assert eval_verb.main(["knn", str(place), *data, "knn.k=[1]", out, device]) == 0

@@ -4,12 +4,13 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from opendino.checkpoint import store
 from opendino.checkpoint.hub import RUN_WEIGHTS
 from opendino.checkpoint.store import CheckpointConfig
 from opendino.checkpoint.weights import read_config, save_weights
+from opendino.config import read_yaml
 from opendino.data.loaders import BadImages
 from opendino.distributed import is_main, world_size
 from opendino.errors import CheckpointError
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 def write_weights(run: Run, folder: Path, images_seen: int, images: str) -> None:
     """Write the teacher's backbone into `weights/` of a run's folder."""
-    origin = {"step": run.step, "images_seen": images_seen, "images": images}
+    origin = {"step": run.step, "images_seen": images_seen, "images": images, "decoding": _decoding(folder)}
     save_weights(cast("VisionTransformer", run.method.teacher["backbone"]), folder / RUN_WEIGHTS, origin)
 
 
@@ -38,6 +39,13 @@ def mend_weights(run: Run, folder: Path, images_seen: int, images: str) -> None:
     if step != run.step:
         _log.info("writing %s/ again: they are not those of step %d", RUN_WEIGHTS, run.step)
         write_weights(run, folder, images_seen, images)
+
+
+def _decoding(folder: Path) -> dict[str, Any]:
+    """How the run decodes its images, so that its weights can be shown others alike, wherever they are copied to."""
+    settings = folder / "config.yaml"
+    reading = read_yaml(settings).get("images", {}) if settings.is_file() else {}
+    return {name: reading[name] for name in ("value_range", "orient") if name in reading}
 
 
 class Upkeep:
