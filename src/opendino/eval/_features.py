@@ -140,11 +140,17 @@ class _Pictures(torch.utils.data.Dataset):
             return row, None, str(error)
 
 
+def cores() -> int:
+    """CPU cores that this process may use: its share of those that the machine leaves to its group."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+
+
 def _batches(pictures: _Pictures, config: FeatureConfig, device: torch.device) -> Iterator[list]:
     workers = config.workers
     if workers is None:
         # On a CPU the model itself keeps the cores busy.
-        workers = min(8, (os.cpu_count() or 1) // world_size()) if device.type == "cuda" else 0
+        workers = min(8, cores()) if device.type == "cuda" else 0
     return iter(
         torch.utils.data.DataLoader(pictures, batch_size=config.batch_size, num_workers=workers, collate_fn=list)
     )
