@@ -12,6 +12,30 @@ OpendinoError
 A message is one sentence that says where, what came, what was wanted and what to do.
 """
 
+import errno
+
+_ROOM = "make room"
+_ELSEWHERE = "name another folder, or have this one opened for writing"
+_ADVICE = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path: a part of it is a file",
+    errno.EISDIR: "name a file, not a folder",
+    errno.EEXIST: "name another",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`), or use fewer loader.workers",
+}
+
+
+def advice(error: OSError) -> str:
+    """What a user can do about what the system said, as the end of a sentence."""
+    return _ADVICE.get(error.errno or 0, "see to this file and its disk")
+
 
 class OpendinoError(Exception):
     """Base of all errors that a user can cause and mend."""

@@ -13,7 +13,7 @@ from importlib import import_module
 
 from opendino import __version__
 from opendino.cli import VERBS
-from opendino.errors import OpendinoError
+from opendino.errors import OpendinoError, advice
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -42,11 +42,16 @@ def main(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if debug or error.errno not in _NO_SPACE:
+        # Without a file's name only a full disk is known to be none of our faults.
+        if debug or not (error.filename or error.errno in _NO_SPACE):
             raise
-        place = error.filename or "a file of the run"
-        print(f"error: {place}: could not be written ({error.strerror}); make room and try again", file=sys.stderr)
+        place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file of the run"
+        print(f"error: {place}: {_failed(error)} ({error.strerror}); {advice(error)}", file=sys.stderr)
         return 2
+
+
+def _failed(error: OSError) -> str:
+    return "could not be written" if error.errno in (*_NO_SPACE, errno.EROFS) else "could not be opened or written"
 
 
 def _dispatch(argv: list[str]) -> int:

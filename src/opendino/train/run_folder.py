@@ -20,7 +20,7 @@ from opendino import __version__
 from opendino.checkpoint._folders import to_disk
 from opendino.config import difference, leaves, read_yaml, to_yaml
 from opendino.config import flatten as flatten_tree
-from opendino.errors import CheckpointError, ConfigError
+from opendino.errors import CheckpointError, ConfigError, advice
 
 FREE_TO_CHANGE = (
     *("output_dir", "checkpoint.", "log.", "knn.", "train.threads", "train.device"),
@@ -158,7 +158,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{path}: could not be written ({error.strerror}); make room and give the same command again"
+            f"{path}: could not be written ({error.strerror}); {advice(error)} and give the same command again"
         ) from error
 
 

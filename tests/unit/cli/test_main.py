@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -91,6 +92,36 @@ def test_ctrl_c(monkeypatch, capsys):
 def test_a_full_disk(monkeypatch, capsys):
     assert run(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")) == 2
     assert capsys.readouterr().err.startswith("error: runs/x/metrics.jsonl: could not be written (No space left")
+
+
+@pytest.mark.parametrize(
+    ("number", "wanted"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EDQUOT, "make room"),
+        (errno.EROFS, "name another folder"),
+        (errno.EACCES, "name another folder"),
+        (errno.EPERM, "name another folder"),
+        (errno.ENAMETOOLONG, "give a shorter name"),
+        (errno.ENOENT, "check the path"),
+        (errno.EIO, "see to this file and its disk"),
+    ],
+)
+def test_what_the_system_says_of_a_file_is_a_sentence(monkeypatch, capsys, number, wanted):
+    assert run(monkeypatch, OSError(number, os.strerror(number), "runs/x/y")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: runs/x/y: could not be ")
+    assert f"({os.strerror(number)}); {wanted}" in said
+    assert said.count("\n") == 1
+    with pytest.raises(OSError, match=r"runs/x/y"):
+        run(monkeypatch, OSError(number, os.strerror(number), "runs/x/y"), "--debug")
+
+
+def test_a_name_that_is_too_long(capsys, tmp_path):
+    assert main.main(["pretrain", f"data={tmp_path}", f"output_dir={tmp_path / ('x' * 300)}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "give a shorter name" in said
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):
