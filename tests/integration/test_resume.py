@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from opendino.cli.main import main
+from opendino.train import run_folder
 
 TIMED = ("img_per_s", "data_wait")
 STEPS = 12
@@ -170,6 +171,23 @@ def test_killed_between_the_last_checkpoint_and_the_weights(tiny_words, tmp_path
     assert main(words_for(tiny_words, folder)) == 0
     assert_same_run(folder, reference)
     assert not (folder / ".weights.previous").exists()
+
+
+def test_a_run_on_a_read_only_disk(tiny_words, tmp_path, reference, monkeypatch, capsys):
+    """A finished one is reported, any other is refused before the first step; neither is touched."""
+    folder = tmp_path / "run"
+    shutil.copytree(reference, folder)
+    monkeypatch.setattr(run_folder, "writable", lambda folder: False)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(words_for(tiny_words, folder)) == 0
+    assert "done: 12 steps" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    shutil.rmtree(folder / "checkpoints" / "step_00000012")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(words_for(tiny_words, folder)) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert "cannot be written, and its run is at step 10 of 12" in line
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tiny_words, tmp_path, reference):

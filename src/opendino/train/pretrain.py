@@ -176,13 +176,19 @@ def pretrain(
     facts = {"images": len(dataset), "threads": _threads(config, run, stored)}
     torch.set_num_threads(facts["threads"])
     with Claim(folder, kept=stored is not None) as claim:
-        if stored is not None:
+        writable = stored is None or run_folder.writable(folder)
+        if stored is not None and writable:
             claim.lock()  # before the folder is touched: another process may be writing the same run
         counted = _restore(run, folder)
-        if run.step:
+        if run.step and writable:
             mend_weights(run, folder, run.step * config.train.batch_size, dataset.name)
         if run.step == run.total:
             return _outcome(config, run, folder, begun)
+        if not writable:
+            raise ConfigError(
+                f"output_dir = {folder} cannot be written, and its run is at step {run.step} of {run.total}; have the "
+                "folder opened for writing, or copy it and name the copy"
+            )
         feed = build_feed(config, dataset, run.device, run.step)
         feed.bad.read, feed.bad.failed = counted
         try:

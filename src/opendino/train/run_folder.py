@@ -162,6 +162,11 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def writable(folder: Path) -> bool:
+    """Whether files can be made in a folder; not on a disk that is mounted read-only, whoever asks."""
+    return os.access(folder, os.W_OK)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder as its only writer; the kernel lets go when the process ends, however it ends.
