@@ -11,8 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from opendino.checkpoint.hub import load_backbone
 from opendino.checkpoint.weights import save_weights
 from opendino.cli import eval as verb
+from opendino.data.datasets import open_dataset
+from opendino.eval._features import FeatureConfig, extract
+from opendino.eval.health import effective_rank
 from opendino.models.vision_transformer import VisionTransformer
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
@@ -77,7 +81,12 @@ def test_logreg_and_health(home, capsys):
     assert verb.main(["logreg", str(home / "run"), *data, *quick]) == 0
     assert figures(home, "logreg")["figures"]["top1"] == 100.0
     assert verb.main(["health", str(home / "run"), f"data={home / 'train'}", "features.device=cpu"]) == 0
-    assert figures(home, "health")["figures"]["cls_effective_rank"] >= 1
+    images = open_dataset(home / "train")
+    features = extract(load_backbone(home / "run"), images, FeatureConfig(device="cpu"))
+    found = figures(home, "health")["figures"]
+    assert found["cls_effective_rank"] == pytest.approx(effective_rank(features.cls), rel=1e-6)
+    assert found["patch_mean_effective_rank"] == pytest.approx(effective_rank(features.patch_mean), rel=1e-6)
+    assert found["cls_effective_rank"] != pytest.approx(found["patch_mean_effective_rank"], rel=1e-3)
 
 
 def test_mistakes_are_one_sentence_without_traceback(home):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from opendino.errors import ConfigError, DataError
 from opendino.eval._data import LabelledConfig, extract_pair, open_pair
-from opendino.eval._features import FeatureConfig
+from opendino.eval._features import FeatureConfig, extract
 from opendino.models.vision_transformer import VisionTransformer
 
 
@@ -112,4 +112,7 @@ def test_labels_follow_the_images_that_could_be_read(tmp_path):
     assert found.notes == ("2 images could not be read and were left out",)
     assert found.record["train_images"] == 5
     assert len(found.record["skipped"]) == 2
-    assert torch.isfinite(found.train.cls).all()
+    assert found.train.rows.tolist() == [0, 2, 3, 4, 5]
+    whole = extract(backbone, open_pair(LabelledConfig(train, val)).val, FeatureConfig())
+    torch.testing.assert_close(found.val.cls, whole.cls, rtol=0, atol=0)
+    assert len(found.val.cls.unique(dim=0)) == 2  # pictures 0 and 1 of "bee" differ, 1 of "ant" equals 1 of "bee"

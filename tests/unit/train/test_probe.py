@@ -8,7 +8,7 @@ import torch
 from opendino.config import load
 from opendino.data.datasets import open_dataset
 from opendino.errors import ConfigError, DataError
-from opendino.eval import knn
+from opendino.eval import health, knn
 from opendino.eval._features import FeatureConfig, extract
 from opendino.train.pretrain import PretrainConfig, build_run, settle
 from opendino.train.probe import Probe, ProbeConfig, Rows, last_look
@@ -107,7 +107,8 @@ def test_without_labels_there_is_health_alone(tmp_path, picture_folder, method):
     probe = Probe(ProbeConfig(), open_dataset(tmp_path), CPU, "fp32")
     record = probe(method.teacher, 0.05)
     assert not [key for key in record if key.startswith("knn/")]
-    assert record["health/effective_rank"] >= 1
+    looked_at = extract(method.teacher["backbone"], probe._val, FeatureConfig(progress=False)).cls
+    assert record["health/effective_rank"] == pytest.approx(health.effective_rank(looked_at), rel=1e-6)
     assert "no labels" in probe.note
     with pytest.raises(DataError, match="has no labels"):
         Probe(ProbeConfig(val=str(tmp_path)), open_dataset(picture_folder), CPU, "fp32")
