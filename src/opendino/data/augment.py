@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
+from opendino.config import check_numbers
 from opendino.data import photometric
 from opendino.data.crops import DRAWS, cut, flip, pixels_of, random_box, resize, size_of
 from opendino.data.decode import Decoded, match_channels
@@ -25,8 +26,10 @@ from opendino.errors import ConfigError
 
 _BLUR = {"effective": (0.0, 0.9, 0.5), "paper": (1.0, 0.1, 0.5)}
 _AMOUNTS = dict.fromkeys(("flip", "jitter", "gray", "solarize"), 1.0)
-_AMOUNTS |= {"brightness": math.inf, "contrast": math.inf, "saturation": math.inf, "hue": 0.5}
-_RANGES = {"global_scale": 1.0, "local_scale": 1.0, "aspect": math.inf, "blur_sigma": math.inf}
+_AMOUNTS |= {"brightness": 100.0, "contrast": 100.0, "saturation": 100.0, "hue": 0.5}
+_RANGES = {"global_scale": 1.0, "local_scale": 1.0, "aspect": 100.0, "blur_sigma": 100.0}
+_SIZES = {"global_size": (1, 2**16), "local_size": (1, 2**16), "local_number": (0, 1000)}
+_STATISTICS = {"mean": (-math.inf, math.inf), "std": (1e-12, math.inf)}
 _ORDERS = list(permutations(range(4)))
 _ROW = DRAWS + 11  # uniform numbers that one view takes
 
@@ -87,11 +90,7 @@ class CropsConfig:
                 raise ConfigError(
                     f"crops.{name} = {[low, high]} is no range; use two rising numbers above 0, at most {highest:g}"
                 )
-        if self.global_size < 1 or self.local_size < 1 or self.local_number < 0:
-            raise ConfigError(
-                f"crops: {self.local_number} local crops of {self.local_size} and global crops of {self.global_size} "
-                "pixels cannot be cut; use positive sizes and 0 or more local crops"
-            )
+        check_numbers("crops", vars(self), _SIZES | _STATISTICS)
 
 
 def check_crops(crops: CropsConfig, patch_size: int) -> None:

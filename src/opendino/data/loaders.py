@@ -7,6 +7,7 @@ batches are equal bit for bit whatever the number of workers, and a run resumes 
 
 import itertools
 import logging
+import math
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from opendino.config import check_numbers
 from opendino.data.augment import Crops, CropsConfig, MultiCrop, check_crops
 from opendino.data.collate import PretrainBatch, Skipped, collate
 from opendino.data.datasets import ImageDataset
@@ -57,11 +59,10 @@ class LoaderConfig:
     min_bad_count: int = 10
 
     def __post_init__(self) -> None:
-        if self.workers < -1 or self.prefetch < 1:
-            raise ConfigError(
-                f"loader.workers = {self.workers}, loader.prefetch = {self.prefetch}: use 0 or more workers (-1 to "
-                "have them chosen) and 1 or more batches ahead"
-            )
+        # -1 workers: to be chosen
+        check_numbers(
+            "loader", vars(self), {"workers": (-1, 1000), "prefetch": (1, 1000), "min_bad_count": (0, math.inf)}
+        )
         if not 0 <= self.max_bad_rate <= 1:
             raise ConfigError(f"loader.max_bad_rate = {self.max_bad_rate} is not a share of the images; use 0 to 1")
 

@@ -43,7 +43,7 @@ class MaskConfig:
             raise ConfigError(f"masks.ratio = {self.ratio} is not a range of shares; use two rising numbers of 0 to 1")
         if self.min_block < 1:
             raise ConfigError(f"masks.min_block = {self.min_block} is no area in patches; use 1 or more")
-        if not 0 < self.aspect[0] <= self.aspect[1]:
+        if not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
             raise ConfigError(f"masks.aspect = {self.aspect} is not a range of ratios; use two rising positive numbers")
 
 

@@ -19,6 +19,7 @@ import torch
 
 from opendino.checkpoint import store
 from opendino.checkpoint.store import CheckpointConfig
+from opendino.config import check_numbers
 from opendino.data.augment import CropsConfig, check_crops
 from opendino.data.collate import PretrainBatch
 from opendino.data.datasets import ImageDataset, open_dataset
@@ -44,6 +45,8 @@ from opendino.train.threads import choose_threads
 from opendino.train.upkeep import Upkeep, mend_weights
 
 _log = logging.getLogger(__name__)
+
+_MOST_THREADS = 1024  # torch takes any number, and the process then dies without a word
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,8 @@ class TrainConfig:
             raise ConfigError(
                 f"train.batch_size = {self.batch_size} is too small: the losses compare images; use 2 or more"
             )
-        if self.iterations < 1 or self.epochs < 0 or self.threads < 0:
-            raise ConfigError(
-                f"train.iterations = {self.iterations}, train.epochs = {self.epochs}, train.threads = {self.threads}: "
-                "use 1 or more steps, and 0 or more of the others"
-            )
+        limits = {"iterations": (1, math.inf), "epochs": (0, math.inf), "threads": (0, _MOST_THREADS)}
+        check_numbers("train", vars(self), limits)
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,13 @@ class ImagesConfig:
     path_column: str = ""
     image_column: str = ""
     label_column: str = ""
+
+    def __post_init__(self) -> None:
+        low, high = self.value_range or (0, 1)
+        if not -math.inf < low < high < math.inf:
+            raise ConfigError(
+                f"images.value_range = {[low, high]} is no range; use two rising numbers, such as [0, 4095]"
+            )
 
 
 @dataclass(frozen=True)

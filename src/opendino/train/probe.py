@@ -6,6 +6,7 @@ the probe's queries are a fifth of them (at most `max_val`), its bank the others
 without their labels; so the figure is for following a run, and `opendino eval knn` on a test set is for reporting.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,10 @@ class ProbeConfig:
                 f"knn.every = {self.every}, knn.max_train = {self.max_train}, knn.max_val = {self.max_val}: "
                 "use 0 or more steps, and 2 or more images"
             )
+        if not self.k or min(self.k) < 1:
+            raise ConfigError(f"knn.k = {list(self.k)}: give at least one number of neighbours, each 1 or more")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"knn.temperature = {self.temperature}: give a positive number, published is 0.07")
 
 
 def last_look(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -177,6 +178,10 @@ def test_published_sizes_fit_their_patches():
         {"blur_sigma": (0.0, 1.0)},
         {"local_number": -1},
         {"global_size": 0},
+        {"brightness": math.inf},
+        {"blur_sigma": (0.1, math.inf)},
+        {"mean": (math.nan,)},
+        {"std": (-1.0,)},
     ],
 )
 def test_settings_out_of_range(wrong):

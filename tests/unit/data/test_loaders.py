@@ -212,7 +212,7 @@ def test_settings_that_do_not_fit(image_folder, options, message):
         feed(image_folder, **options)
 
 
-@pytest.mark.parametrize("wrong", [{"workers": -2}, {"prefetch": 0}, {"max_bad_rate": 1.5}])
+@pytest.mark.parametrize("wrong", [{"workers": -2}, {"prefetch": 0}, {"max_bad_rate": 1.5}, {"min_bad_count": -1}])
 def test_loader_settings_out_of_range(wrong):
     with pytest.raises(ConfigError, match=f"loader.{next(iter(wrong))}"):
         LoaderConfig(**wrong)

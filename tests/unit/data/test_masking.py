@@ -128,7 +128,14 @@ def test_a_batch_may_have_no_masks(config):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"probability": 1.5}, {"ratio": (0.5, 0.1)}, {"min_block": 0}, {"aspect": (0.0, 1.0)}]
+    "wrong",
+    [
+        {"probability": 1.5},
+        {"ratio": (0.5, 0.1)},
+        {"min_block": 0},
+        {"aspect": (0.0, 1.0)},
+        {"aspect": (1.0, math.inf)},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=f"masks.{next(iter(wrong))} = "):

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import json
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 
 from opendino.config import fields_of, load, to_yaml
-from opendino.errors import ConfigError, TrainingError
+from opendino.errors import ConfigError, OpendinoError, TrainingError
 from opendino.train import pretrain as module
 from opendino.train.pretrain import PretrainConfig, TrainConfig, check, check_settings, open_images, pretrain, settle
 
@@ -135,3 +136,109 @@ def test_no_memory_is_said_plainly(config, monkeypatch):
     with pytest.raises(TrainingError, match=r"out of memory on cpu with train\.batch_size = 8; use fewer"):
         pretrain(config)
     assert not Path(config.output_dir).exists()
+
+
+SMALL = [
+    "student.preset=vit_nano4",
+    "crops.global_size=16",
+    "crops.local_size=8",
+    "ibot.separate_head=true",
+    "dino.prototypes=8",
+    "dino.hidden_dim=8",
+    "dino.bottleneck_dim=4",
+    "ibot.prototypes=8",
+    "ibot.hidden_dim=8",
+    "ibot.bottleneck_dim=4",
+]
+BELOW_ZERO = {"seed", "loader.workers", "images.value_range", "crops.mean"}
+"""Settings of which a negative number is one."""
+AT_ZERO = [
+    "student.img_size",
+    "student.patch_size",
+    "student.in_chans",
+    "student.embed_dim",
+    "student.depth",
+    "student.num_heads",
+    "student.mlp_ratio",
+    "dino.prototypes",
+    "dino.hidden_dim",
+    "dino.bottleneck_dim",
+    "dino.nlayers",
+    "ibot.prototypes",
+    "ibot.hidden_dim",
+    "ibot.bottleneck_dim",
+    "ibot.nlayers",
+    "teacher.temp",
+    "masks.min_block",
+    "masks.aspect",
+    "crops.global_size",
+    "crops.local_size",
+    "crops.global_scale",
+    "crops.aspect",
+    "crops.std",
+    "optim.lr_reference_batch",
+    "train.batch_size",
+    "train.iterations",
+    "loader.prefetch",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "knn.k",
+    "knn.temperature",
+    "knn.max_train",
+    "knn.max_val",
+    "log.every",
+]
+"""Settings of which 0 is none."""
+
+
+def takes(hint, kinds):
+    return hint in kinds or any(takes(part, kinds) for part in typing.get_args(hint))
+
+
+def numeric_settings(cls=PretrainConfig, prefix=""):
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from numeric_settings(hint, f"{prefix}{name}.")
+        elif takes(hint, (int, float)):
+            yield pytest.param(f"{prefix}{name}", hint, id=f"{prefix}{name}")
+
+
+def is_refused(key, value):
+    """Whether settings are refused, by the name of what is wrong; any other exception fails the test."""
+    try:
+        words = [word for word in SMALL if not word.startswith(f"{key}=")]
+        check_settings(load(PretrainConfig, None, [*words, f"{key}={value}"]))
+    except OpendinoError as error:
+        assert key.rpartition(".")[2] in str(error), f"{key}={value}: {error}"
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("key", "hint"), list(numeric_settings()))
+def test_impossible_numbers_are_refused_by_name(key, hint):
+    """No traceback and no silence, whatever number is given to whatever setting, alone or in a list."""
+    lists = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is tuple]
+    make = ("[{}]" if any(... in typing.get_args(part) for part in lists) else "[{}, 1]" if lists else "{}").format
+    assert is_refused(key, make(".nan"))
+    assert is_refused(key, make(".inf"))
+    assert is_refused(key, make("true"))
+    assert is_refused(key, make(-1)) or key in BELOW_ZERO
+    assert is_refused(key, make(0)) or key not in AT_ZERO
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("train.threads=100000", r"train\.threads = 100000 is out of its range; use 0 to 1024"),
+        ("train.epochs=.nan", r"train\.epochs = nan is out of its range"),
+        ("images.value_range=[1, 1]", r"images\.value_range = \[1\.0, 1\.0\] is no range"),
+        ("images.value_range=[4, 3]", r"images\.value_range = \[4\.0, 3\.0\] is no range"),
+        ("loader.min_bad_count=-1", r"loader\.min_bad_count = -1 is out of its range"),
+        ("knn.k=[]", r"knn\.k = \[\]: give at least one"),
+        ("student.patch_size=0", r"student: backbone\.patch_size = 0 is out of its range"),
+        ("student.mlp_ratio=0.001", r"mlp_ratio=0\.001 leaves no hidden width"),
+    ],
+)
+def test_settings_that_once_were_accepted(word, message):
+    with pytest.raises(ConfigError, match=message):
+        check_settings(load(PretrainConfig, None, [*SMALL, word]))
