@@ -147,6 +147,23 @@ def test_asked_to_stop(tiny_words, tmp_path, reference, number, code):
     assert_same_run(folder, reference)
 
 
+def test_a_second_start_is_refused_and_the_first_goes_on(tiny_words, tmp_path, reference, capsys):
+    folder = tmp_path / "run"
+    words = words_for(tiny_words, folder)
+    process = start(words)
+    wait_for_step(process, folder, 2)
+    os.kill(process.pid, signal.SIGSTOP)  # so that it cannot end before the second start
+    try:
+        assert main(words) == 2
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert "another process is writing this run" in line
+    assert process.communicate(timeout=120)[0]
+    assert process.returncode == 0
+    assert_same_run(folder, reference)
+
+
 def test_a_finished_run_stays_as_it_is(tiny_words, reference, capsys):
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()}
     assert main(words_for(tiny_words, reference)) == 0
