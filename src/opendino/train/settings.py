@@ -29,6 +29,9 @@ _PATCHES_GPU = ((160, 14), (48, 8), (20, 4), (0, 2))
 _PATCHES_CPU = ((128, 16), (80, 14), (48, 12), (20, 6), (0, 4))
 _GRID_GPU, _GRID_CPU = 16, 6
 _SHORT = 20_000  # steps; the published schedules are for 125,000 and more
+_BATCH = 2048  # what `TrainConfig` has, for a recipe that names none
+_DROP_PATH = {"vitl14": 0.3, "vitl16": 0.3, "vitg14": 0.4}
+_BLURRED = 64  # pixels; in smaller crops the blur takes what there is to see
 _GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -129,7 +132,7 @@ def choose(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts, has
     chosen = _of_the_data(given, data, machine) if not has_recipe else {}
     if data.channels != 3:
         chosen["student.in_chans"] = Choice(data.channels, f"the images have {data.channels}")
-    steps = _int({**{key: choice.value for key, choice in chosen.items()}, **given}, "train.iterations", 0)
+    steps = _steps({**{key: choice.value for key, choice in chosen.items()}, **given}, data, 0)
     chosen |= _of_the_machine(machine, steps)
     return {key: choice for key, choice in chosen.items() if key not in given}
 
@@ -162,7 +165,7 @@ def _of_the_data(given: Mapping[str, Any], data: DataFacts, machine: MachineFact
     chosen |= _length(known, data, machine)
     known |= {key: choice.value for key, choice in chosen.items() if key not in given}
     chosen |= _head(data, machine)
-    chosen |= _pace(_int(known, "train.iterations", _SHORT))
+    chosen |= _pace(_steps(known, data, _SHORT))
     chosen["dino.centering"] = Choice("sinkhorn_knopp", "keeps all prototypes in use, also on little data")
     return chosen
 
@@ -204,7 +207,9 @@ def _model(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> 
         if patch != PRESETS[preset]["patch_size"]:
             chosen["student.patch_size"] = Choice(patch, f"images of about {side} pixels")
     if gpu:
-        chosen["student.drop_path_rate"] = Choice(0.1, "a small model; large ones take 0.3 to 0.4")
+        rate = _DROP_PATH.get(preset.removesuffix("_reg4"), 0.1)
+        why = "as published for a model of this size" if rate > 0.1 else "a small model; large ones take 0.3 to 0.4"
+        chosen["student.drop_path_rate"] = Choice(rate, why)
     return chosen
 
 
@@ -222,6 +227,8 @@ def _crops(known: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> 
     if side < 96:
         chosen["crops.global_scale"] = Choice((0.4, 1.0), "smaller parts of such small images show too little")
         chosen["crops.local_scale"] = Choice((0.2, 0.6), "smaller parts of such small images show too little")
+    if size < _BLURRED:
+        chosen["crops.blur"] = Choice("none", f"crops of {size} pixels have no detail to lose")
     if not gpu:
         chosen["crops.local_number"] = Choice(4, "half of the published number, for a CPU")
     if size // patch < 8:
@@ -234,13 +241,21 @@ def _length(known: Mapping[str, Any], data: DataFacts, machine: MachineFacts) ->
     batch = _batch_size(known, data, machine)
     size = _int(known, "train.batch_size", batch) or batch
     chosen = {"train.batch_size": Choice(batch, "fits the GPU's memory" if gpu else "for a CPU")}
-    if "train.epochs" in known:
+    if known.get("train.epochs"):
         return chosen
     passes = 100 if data.images >= 500_000 else 400
     budget = data.images * passes if gpu else min(500_000, data.images * passes)
     why = f"{budget / data.images:.3g} passes over the {data.images} images" + ("" if gpu else "; more is better")
     chosen["train.iterations"] = Choice(max(round(budget / size), 100), why)
     return chosen
+
+
+def _steps(known: Mapping[str, Any], data: DataFacts, otherwise: int) -> int:
+    """Steps of the run, where its length is known in steps or in passes over the data."""
+    epochs, batch = known.get("train.epochs"), _int(known, "train.batch_size", _BATCH)
+    if isinstance(epochs, int | float) and not isinstance(epochs, bool) and 0 < epochs < math.inf:
+        return max(math.ceil(epochs * data.images / batch), 1)
+    return _int(known, "train.iterations", otherwise)
 
 
 def _batch_size(known: Mapping[str, Any], data: DataFacts, machine: MachineFacts) -> int:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 from opendino.config import load
 from opendino.data.datasets import open_dataset
 from opendino.errors import DataError
-from opendino.train.pretrain import PretrainConfig, check_settings
+from opendino.train.pretrain import PretrainConfig, TrainConfig, check_settings, settle
 from opendino.train.settings import DataFacts, MachineFacts, choose, look_at_data, look_at_machine
 
 LAPTOP = MachineFacts("cpu", cores=8)
@@ -72,6 +73,37 @@ def test_what_is_given_is_neither_overruled_nor_ignored():
 
 def test_epochs_leave_the_iterations_alone():
     assert "train.iterations" not in values({"train.epochs": 3}, DataFacts(), LAPTOP)
+    assert "train.iterations" in values({"train.epochs": 0}, DataFacts(), LAPTOP)
+
+
+@pytest.mark.parametrize("has_recipe", [False, True])
+@pytest.mark.parametrize(("epochs", "images", "batch"), [(20, 10_000, 50), (2.5, 1000, 64), (400, 1_000_000, 1024)])
+def test_epochs_choose_what_as_many_steps_choose(epochs, images, batch, has_recipe):
+    data, size = DataFacts(images), {"train.batch_size": batch}
+    steps = settle(PretrainConfig(train=TrainConfig(batch, epochs=float(epochs))), images).train.iterations
+    by_epochs = choose({"train.epochs": epochs, **size}, data, LAPTOP, has_recipe)
+    assert by_epochs == choose({"train.iterations": steps, **size}, data, LAPTOP, has_recipe)
+    assert {"knn.every", "checkpoint.every", "log.every"} <= by_epochs.keys()
+    assert ("teacher.momentum" in by_epochs) == (steps < 20_000 and not has_recipe)
+
+
+def test_epochs_of_a_recipe_that_names_no_batch_size():
+    chosen = values({"train.epochs": 100}, DataFacts(1_281_167), BIG, has_recipe=True)
+    assert chosen["knn.every"] == math.ceil(100 * 1_281_167 / TrainConfig().batch_size) // 10
+
+
+@pytest.mark.parametrize(
+    ("preset", "rate"), [("vits14", 0.1), ("vitb14", 0.1), ("vitl14", 0.3), ("vitl14_reg4", 0.3), ("vitg14", 0.4)]
+)
+def test_larger_models_leave_out_more(preset, rate):
+    assert values({"student.preset": preset}, DataFacts(), BIG)["student.drop_path_rate"] == rate
+
+
+def test_small_crops_are_not_blurred():
+    assert values({}, DataFacts(50_000, 32), LAPTOP)["crops.blur"] == "none"
+    assert values({"crops.global_size": 60}, DataFacts(50_000, 300), BIG)["crops.blur"] == "none"
+    assert "crops.blur" not in values({"crops.global_size": 64}, DataFacts(50_000, 300), BIG)
+    assert "crops.blur" not in values({"crops.blur": "paper"}, DataFacts(50_000, 32), LAPTOP)
 
 
 @pytest.mark.parametrize("bad", ["many", None, -3, True, [1]])
