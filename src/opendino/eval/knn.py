@@ -9,10 +9,9 @@ so no choice of it changes a prediction.
 Read next: `_features.py`, `_data.py`.
 """
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from opendino.eval._data import LabelledConfig, extract_pair
 from opendino.eval._features import FeatureConfig, FeatureKind, place
 from opendino.eval._results import Results, describe
 from opendino.models.vision_transformer import VisionTransformer
+from opendino.precision import full_float32
 
 _log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ def nearest(
     """
     values = queries.new_empty(len(queries), 0, dtype=torch.float32)
     positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    with _full_float32():
+    with full_float32():
         for start in range(0, len(bank), block):
             part = bank[start : start + block].to(queries.device, torch.float32)
             similarities = queries.float() @ part.T
@@ -276,14 +276,3 @@ def _ranking(votes: Float[Tensor, "ks q classes"]) -> Int[Tensor, "ks q top"]:
     order = votes.argsort(dim=-1, descending=True, stable=True)[..., :_TOP]
     order = order.masked_fill(votes.gather(-1, order) == 0, -1)
     return F.pad(order, (0, _TOP - order.shape[-1]), value=-1)
-
-
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """Switch off TensorFloat-32: its ten bits of mantissa reorder near neighbours."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -6,6 +6,8 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from opendino.precision import full_float32
+
 EPS = 1e-8
 """Guard of the norms and the logarithm; it is lost in half precision, so the term is computed in float32."""
 
@@ -38,5 +40,6 @@ def koleo_loss(cls: Float[Tensor, "B D"]) -> Float32[Tensor, ""]:
 @torch.no_grad()
 def nearest(unit: Float32[Tensor, "B D"]) -> Int64[Tensor, " B"]:
     """Row number of each unit vector's nearest other, by the largest dot product."""
-    dots = unit @ unit.T
+    with full_float32():  # near neighbours differ in the last bits
+        dots = unit @ unit.T
     return dots.fill_diagonal_(-1).argmax(dim=1)

@@ -99,3 +99,22 @@ def test_autocast_changes_nothing():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = koleo_loss(cls)
     assert torch.equal(under, koleo_loss(cls))
+
+
+def test_neighbours_are_found_in_full_float32(monkeypatch):
+    """Where the caller lets products be rounded to TensorFloat-32, as a run in bfloat16 does."""
+    before, seen = torch.get_float32_matmul_precision(), []
+    product = torch.Tensor.__matmul__
+
+    def spy(self, other):
+        seen.append(torch.get_float32_matmul_precision())
+        return product(self, other)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
+    torch.set_float32_matmul_precision("high")
+    try:
+        koleo_loss(torch.randn(4, 3))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["highest"]
