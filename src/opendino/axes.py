@@ -15,20 +15,11 @@ Crops are crop-major: rows 0..B-1 are crop 1 of every image, rows B..2B-1 crop 2
 are folded into one, the annotation writes them together: "GB" rows are crop-major.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Images = Float[Tensor, "B C H W"]
 """Normalised images, float32 or the model's dtype."""
 
-Logits = Float[Tensor, "rows K"]
-"""Prototype logits: cosines with the prototypes, times the prototypes' magnitudes."""
-
-Probabilities = Float[Tensor, "rows K"]
-"""Float32 rows that sum to one over the prototypes."""
-
 PatchMasks = Bool[Tensor, "B N"]
 """True where a patch is masked, rows and columns of the grid in row-major order."""
-
-MaskIndices = Int[Tensor, " M"]
-"""Flat positions into [B * N] of the masked patches, increasing."""
