@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared fixtures; jaxtyping's shapes are checked by beartype in every test of the package."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -35,6 +37,16 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logger() -> Iterator[None]:
+    """Undo `opendino.logs.setup` after a test that ran a verb, or `caplog` sees each record of the next one twice."""
+    yield
+    logger = logging.getLogger("opendino")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
