@@ -46,7 +46,7 @@ from opendino.train.upkeep import Upkeep, mend_weights
 
 _log = logging.getLogger(__name__)
 
-_MOST_THREADS = 1024  # torch takes any number, and the process then dies without a word
+_MOST_THREADS = 1024  # more than the cores of any machine: a slip of the pen
 
 
 @dataclass(frozen=True)
