@@ -100,16 +100,29 @@ def test_margins():
     assert not Margin("more", 0.0, 0).met
 
 
-def test_a_run_of_its_own_is_not_overwritten(tmp_path):
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ConfigError, match="another folder"):
+def test_what_is_not_of_a_demonstration_is_not_touched(tmp_path):
+    (tmp_path / "seed_0").mkdir()
+    mine = [tmp_path / "report.html", tmp_path / "seed_0" / "result.json"]
+    for path in mine:
+        path.write_text("mine")
+    with pytest.raises(ConfigError, match=r"such as report\.html; name another folder"):
         verb.main([f"output_dir={tmp_path}", *SMALL])
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "seed_0"]
+
+
+def test_a_mistake_after_a_finished_one_loses_nothing(done):
+    folder, _ = done
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"train\.iterations"):
+        demonstrate(folder, "train.iteration=3")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_unknown_setting(tmp_path):
     with pytest.raises(ConfigError, match=r"train\.iterations"):
         verb.main([f"output_dir={tmp_path / 'demo'}", *SMALL, "train.iteration=3"])
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_neighbours_of_the_table_are_nearest_by_cosine(done):

@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from opendino import __version__
 from opendino.checkpoint import store
+from opendino.config import load
 from opendino.data import garments
 from opendino.data.datasets import ImageDataset
 from opendino.errors import ConfigError, TrainingError
@@ -33,17 +35,17 @@ from opendino.models.vision_transformer import VisionTransformer
 from opendino.train import state
 from opendino.train.loop import Run
 from opendino.train.plan import Plan, plan
-from opendino.train.pretrain import Outcome, PretrainConfig, build_run, pretrain, settle
+from opendino.train.pretrain import Outcome, PretrainConfig, build_run, check_settings, pretrain, settle
 
 _log = logging.getLogger(__name__)
 
-RESULT, REPORT = "result.json", "report.html"
+RESULT, REPORT, MARK = "result.json", "report.html", "demo.json"
 NEIGHBOURS = 20
 ROWS = ("pixels", "random", "trained")
 
 # Standardised features need few strengths; the published 45 are for features of any scale.
 _REGRESSION = logreg.RegressionConfig(
-    feature="both", standardize=True, values=5, exponents=(-3.0, 1.0), tolerance=1e-4, max_iterations=200
+    feature="both", standardize=True, values=5, exponents=(-4.0, 0.0), tolerance=1e-3, max_iterations=200
 )
 _FEATURES = FeatureConfig(batch_size=256, workers=0)
 _VOTES = knn.VoteConfig(k=(NEIGHBOURS,), feature="both")
@@ -55,7 +57,7 @@ class DemoConfig:
 
     Attributes:
         seed: of the run.
-        output_dir: gets `data/`, the run `seed_N/`, `result.json` and `report.html`.
+        output_dir: gets `demo.json` (its mark), `data/`, the run `seed_N/`, `result.json` and `report.html`.
         images: most images of each part, for a quick look; 0 takes all.
     """
 
@@ -192,16 +194,38 @@ def prepare(recipe: Path, config: DemoConfig, words: Sequence[str] = ()) -> Plan
         ConfigError: a setting is unknown or wrong, or the folder holds something else.
     """
     home, run = Path(config.output_dir), Path(config.output_dir) / f"seed_{config.seed}"
-    if (home / "run.json").exists():
-        raise ConfigError(f"output_dir = {home} holds a run of its own; name another folder for the demonstration")
+    files = {part: home / "data" / f"{part}.parquet" for part in garments.PARTS}
+    images = [f"data={files['train']}", f"knn.train={files['train']}", f"knn.val={files['test']}"]
+    given = [*images, f"output_dir={run}", f"seed={config.seed}", *words]
+    check_settings(load(PretrainConfig, recipe, given))  # a mistake shows before anything is touched
+    _claim(home)
     if (run / RESULT).exists():
         _log.info("the demonstration in %s was finished; starting anew", run)
         shutil.rmtree(run)
     for name in (RESULT, REPORT):  # what lies there shall never be of another run than the newest
         (home / name).unlink(missing_ok=True)
-    files = garments.write(home / "data", limit=config.images or None)
-    images = [f"data={files['train']}", f"knn.train={files['train']}", f"knn.val={files['test']}"]
-    return plan(recipe, [*images, f"output_dir={run}", f"seed={config.seed}", *words])
+    garments.write(home / "data", limit=config.images or None)
+    return plan(recipe, given)
+
+
+def _claim(home: Path) -> None:
+    """Mark a new or empty folder as a demonstration's; what is in a marked one may be replaced.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    if home.exists() and not home.is_dir():
+        raise ConfigError(f"output_dir = {home} is a file; name a folder for the demonstration")
+    if (home / MARK).is_file():
+        return
+    strangers = sorted(path.name for path in home.iterdir()) if home.exists() else []
+    if strangers:
+        raise ConfigError(
+            f"output_dir = {home} holds files that are not of a demonstration, such as {strangers[0]}; "
+            "name another folder for it"
+        )
+    home.mkdir(parents=True, exist_ok=True)
+    _replace(home / MARK, json.dumps({"opendino": __version__}) + "\n")
 
 
 def measure(config: PretrainConfig) -> Measured:
