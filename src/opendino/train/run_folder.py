@@ -30,6 +30,8 @@ FREE_TO_CHANGE = (
 
 _PATHS = ("data",)
 
+_LOCK_TRIES, _LOCK_PAUSE = 10, 0.1  # seconds
+
 LOCK = "run.lock"
 """File inside a run that its one writing process holds locked; what stands in it means nothing."""
 
@@ -189,18 +191,30 @@ def locked(folder: Path) -> Iterator[None]:
         raise ConfigError(f"output_dir = {folder} cannot be written ({error.strerror}); name another") from None
     _held.add(handle)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise ConfigError(
-                    f"output_dir = {folder}: another process is writing this run; wait for it or stop it, or name "
-                    "another output_dir"
-                ) from None
+        if not _taken(fcntl, handle):
+            raise ConfigError(
+                f"output_dir = {folder}: another process is writing this run; wait for it or stop it, or name another "
+                "output_dir"
+            )
         yield
     finally:
         _held.discard(handle)
         os.close(handle)
+
+
+def _taken(fcntl: ModuleType, handle: int) -> bool:
+    """Take a lock, waiting a moment: the workers of a process that was killed just now may still be letting go."""
+    for attempt in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return True
+            if attempt + 1 < _LOCK_TRIES:
+                time.sleep(_LOCK_PAUSE)
+        else:
+            return True
+    return False
 
 
 def _fcntl() -> ModuleType | None:
