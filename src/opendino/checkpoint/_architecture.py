@@ -63,6 +63,23 @@ def infer(where: str, state: Mapping[str, Tensor], known: Mapping[str, Any] | No
     }
 
 
+def check_claims(where: str, backbone: VisionTransformer, claims: Mapping[str, Any]) -> None:
+    """Compare what a file beside the weights states with the backbone that the weights made.
+
+    A shape is read from the tensors that are there, so weights that lack their last blocks would make a smaller model.
+
+    Raises:
+        ConversionError: naming each difference.
+    """
+    found = arguments_of(backbone)
+    differing = [f"{name} {value}, the weights {found[name]}" for name, value in claims.items() if found[name] != value]
+    if differing:
+        raise ConversionError(
+            f"{where}: its config.json says {'; '.join(differing)}; weights are missing, or the two files do not "
+            "belong together"
+        )
+
+
 def arguments_of(backbone: VisionTransformer) -> dict[str, Any]:
     """Arguments that build a backbone of the same shape and the same resizing; stochastic depth is left out."""
     height, width = (side * backbone.patch_size for side in backbone.grid)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from opendino.checkpoint import _fetch
-from opendino.checkpoint._architecture import assemble, infer
+from opendino.checkpoint._architecture import assemble, check_claims, infer
 from opendino.checkpoint._folders import reading, standing
 from opendino.checkpoint._reading import INDEX, is_weights, read, read_json
 from opendino.checkpoint.catalog import Entry, find, nearest
@@ -150,11 +150,13 @@ def _from_folder(weights: Path, known: Mapping[str, Any]) -> Opened:
         preprocessor = read_json(beside) if beside.is_file() else {}
         given = _hf_config.read(config, where) | dict(known)
         opened = _assemble(str(weights), read(weights), given, "hf")
+        check_claims(where, opened.backbone, _hf_config.claims(config))
         spec = _hf_config.read_spec(preprocessor, opened.backbone.in_chans)
         if isinstance(opened.model, LinearClassifier):
             opened.model.labels = _hf_config.labels_of(config, opened.model.linear_head.out_features)
     elif "architecture" in config:
         opened = _assemble(str(weights), read(weights), _timm_config.read(config) | dict(known), "timm")
+        check_claims(where, opened.backbone, _timm_config.claims(config))
         spec = _timm_config.read_spec(config, opened.backbone.in_chans)
     else:
         raise CheckpointError(

@@ -289,6 +289,17 @@ def test_a_folder_of_several_parts_and_an_old_one(tmp_path, backbone):
     assert_same(hub.load(folder), backbone)
 
 
+@pytest.mark.parametrize("to", ["hf", "timm"])
+def test_weights_that_lack_their_last_block_do_not_make_a_smaller_model(tmp_path, backbone, to):
+    folder = convert(save_weights(backbone, tmp_path / "ours"), tmp_path / to, ConvertConfig(to)).target
+    assert_same(hub.load(folder), backbone)
+    last = {"hf": f"encoder.layer.{backbone.depth - 1}.", "timm": f"blocks.{backbone.depth - 1}."}[to]
+    kept = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if last not in name}
+    save_file(kept, folder / "model.safetensors")
+    with pytest.raises(ConversionError, match=f"says depth {backbone.depth}, the weights {backbone.depth - 1}"):
+        hub.load(folder)
+
+
 def test_a_mask_token_that_the_file_lacks_is_said(tmp_path, backbone):
     folder = hf_folder(tmp_path, backbone)
     state = load_file(folder / "model.safetensors")

@@ -39,6 +39,19 @@ def read(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return known
 
 
+_CLAIMS = {
+    "num_hidden_layers": "depth",
+    "hidden_size": "embed_dim",
+    "num_channels": "in_chans",
+    "num_register_tokens": "num_register_tokens",
+}
+
+
+def claims(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `VisionTransformer` that the file states and the weights must show too."""
+    return {argument: config[name] for name, argument in _CLAIMS.items() if name in config}
+
+
 def write(arguments: Mapping[str, Any], where: str, labels: Sequence[str] | None = None) -> dict[str, Any]:
     """`config.json` of a backbone, or of a classifier where there are labels.
 

@@ -32,6 +32,17 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
+def claims(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `VisionTransformer` that the file states and the weights must show too.
+
+    The name of a DINOv2 architecture states them, `model_args` what differs from it.
+    """
+    given, name = config.get("model_args") or {}, str(config.get("architecture", ""))
+    size = next((size for size in _SHAPES if f"_{size}_" in name and "dinov2" in name), None)
+    stated = {**(_SHAPES[size] if size else {}), **given}
+    return {argument: stated[argument] for argument in ("depth", "embed_dim", "in_chans") if argument in stated}
+
+
 def read_spec(config: Mapping[str, Any], channels: int) -> InputSpec | None:
     """What images a model expects; None where the file does not say it for this number of channels."""
     given = config.get("pretrained_cfg") or {}
