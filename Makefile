@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEED   ?= 0
 
-.PHONY: demo test check format clean-venv
+.PHONY: demo test check format
 
 demo: $(STAMP)   ## pretrain a small model without labels, measure it, write runs/demo/report.html
 	$(BIN)/opendino demo seed=$(SEED)
