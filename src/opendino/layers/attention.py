@@ -58,4 +58,15 @@ class Attention(nn.Module):
         B, T, D3 = qkv.shape
         # [B, T, 3 D] -> 3 x [B, A, T, D/A]
         q, k, v = qkv.view(B, T, 3, self.num_heads, D3 // (3 * self.num_heads)).permute(2, 0, 3, 1, 4).unbind(0)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, T, D3 // 3)
+        return _mix_values(q, k, v).transpose(1, 2).reshape(B, T, D3 // 3)
+
+
+def _mix_values(
+    q: Float[Tensor, "B A T d"], k: Float[Tensor, "B A T d"], v: Float[Tensor, "B A T d"]
+) -> Float[Tensor, "B A T d"]:
+    """softmax(q k^T / sqrt(d)) v, by whichever of PyTorch's ways is the faster one for this device and dtype."""
+    # The fused kernel in bfloat16 on a CPU takes 1.0 to 1.7 times as long forward, 1.7 to 4.7 with its backward pass.
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)

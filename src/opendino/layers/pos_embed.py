@@ -53,7 +53,7 @@ def resize_pos_embed(
     if all(type(n) is int for n in grid) and tuple(grid) == source:
         return pos_embed
     symbolic = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    shift = _offset_unless_same(grid, source, offset, pos_embed.device) if symbolic else offset
+    shift = _offset_unless_same(grid, source, offset) if symbolic else offset
     build = _build_matrix if symbolic or type(pos_embed) not in (Tensor, nn.Parameter) else _cached_matrix
     rows, columns = (
         build(n_in, n_out, n_in / (n_out + shift), antialias, pos_embed.device)
@@ -94,7 +94,11 @@ def _build_matrix(
     n_in: int, n_out: int, step: float | Tensor, antialias: bool, device: torch.device
 ) -> Float[Tensor, "n_out n_in"]:
     """Weights of one axis: row i says how output i is made of the inputs; computed in PyTorch's own order."""
-    step = torch.as_tensor(step, dtype=torch.float32, device=device)
+    step = (
+        step.to(device, torch.float32)
+        if isinstance(step, Tensor)
+        else torch.tensor(step, dtype=torch.float32, device=device)
+    )
     centre = step * (torch.arange(n_out, dtype=torch.float32, device=device) + 0.5)[:, None]
     if antialias:
         taps = torch.arange(n_in, dtype=torch.float32, device=device)
@@ -125,8 +129,8 @@ def _cubic(distance: Tensor, a: float) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def _offset_unless_same(grid: Grid, source: Grid, offset: float, device: torch.device) -> Tensor:
+def _offset_unless_same(grid: Grid, source: Grid, offset: float) -> Tensor:
     """The no-resize shortcut for sizes unknown while tracing: without offset the same grid resizes to itself."""
-    h, w = (torch.as_tensor(n, device=device) if isinstance(n, Tensor) else torch.scalar_tensor(n) for n in grid)
-    same = (h == source[0]) & (w == source[1])
-    return torch.where(same, 0.0, offset).to(device)
+    # Sizes are tensors to the tracer, which would take a tensor made of one anew for a constant.
+    h, w = (n if isinstance(n, Tensor) else torch.scalar_tensor(n) for n in grid)
+    return torch.where((h == source[0]) & (w == source[1]), 0.0, offset)
