@@ -65,7 +65,7 @@ def test_bfloat16_on_a_cpu_is_as_near_to_float32_as_the_fused_kernel():
     def run(dtype, fused):
         exact = Attention(128, num_heads=2).to(dtype)
         exact.load_state_dict(attention.state_dict())
-        inputs = x.to(dtype).requires_grad_()
+        inputs = x.clone().to(dtype).requires_grad_()
         if fused:
             q, k, v = exact.qkv(inputs).view(4, 17, 3, 2, 64).permute(2, 0, 3, 1, 4).unbind(0)
             mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
