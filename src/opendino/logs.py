@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from opendino.distributed import is_main
+from opendino.files import write_whole
 
 
 def setup(level: int = logging.INFO) -> None:
@@ -53,8 +54,10 @@ class JsonLines:
         return records
 
     def truncate(self, key: str, beyond: int) -> None:
-        """Drop the records whose `key` is greater than `beyond` (a resumed run writes them again)."""
+        """Drop the records whose `key` is greater than `beyond` (a resumed run writes them again).
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
         kept = [record for record in self.read() if record.get(key, 0) <= beyond]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -3,13 +3,13 @@
 
 import contextlib
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from opendino.errors import CheckpointError
+from opendino.files import to_disk
 
 _T = TypeVar("_T")
 
@@ -82,15 +82,6 @@ def _identity(folder: Path) -> tuple[Path, int, int] | None:
     except OSError:
         return None
     return place, found.st_ino, found.st_mtime_ns
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sha256(path: Path) -> str:

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from opendino.axes import Images
 from opendino.checkpoint._architecture import arguments_of
-from opendino.checkpoint._folders import to_disk, whole
+from opendino.checkpoint._folders import whole
 from opendino.checkpoint.convert import FORMATS, _hf_config, _timm_config
 from opendino.checkpoint.convert._table import Converted
 from opendino.checkpoint.hub import Model, Opened, open_model
 from opendino.checkpoint.weights import WEIGHTS, save_weights
 from opendino.errors import CheckpointError, ConfigError, ConversionError
+from opendino.files import to_disk
 from opendino.models.classifier import LinearClassifier
 from opendino.models.vision_transformer import VisionTransformer
 

@@ -7,7 +7,6 @@ pixels, and features have to be learned. Placement is a pure function of the par
 images. Read next: `assets/garments/README.md` for the origin, `train/demo.py` for the use.
 """
 
-import os
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +19,8 @@ from PIL import Image
 
 from opendino.data.datasets import DecodeOptions
 from opendino.data.datasets.parquet import ParquetDataset
-from opendino.errors import ConfigError
+from opendino.errors import ConfigError, DataError
+from opendino.files import write_whole
 
 HOME = Path(__file__).parents[1] / "assets" / "garments"
 """Folder of the shipped files: `train.parquet`, `test.parquet`, `LICENSE`, `README.md`."""
@@ -86,8 +86,10 @@ def write(folder: Path, config: PlacementConfig = PlacementConfig(), limit: int 
 
     Returns:
         Part to file. Columns: id, image, label, label_name.
+
+    Raises:
+        DataError: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     return {part: _write(folder / f"{part}.parquet", part, config, limit) for part in PARTS}
 
 
@@ -97,13 +99,7 @@ def _write(path: Path, part: str, config: PlacementConfig, limit: int | None) ->
     table = pq.read_table(source).slice(0, limit)
     images = [_png(place(np.asarray(shipped.image(row)), part, row, config)) for row in range(len(table))]
     table = table.set_column(table.schema.get_field_index("image"), "image", pa.array(images, pa.binary()))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(table, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_whole(path, lambda partial: pq.write_table(table, partial), error=DataError)
 
 
 def _png(pixels: UInt8[np.ndarray, "h w"]) -> bytes:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a protocol hands back: figures, and everything needed to read and repeat them."""
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +13,7 @@ import torch
 
 from opendino import __version__
 from opendino.errors import ConfigError
+from opendino.files import write_whole
 from opendino.models.vision_transformer import VisionTransformer
 
 
@@ -55,16 +54,7 @@ class Results:
             ConfigError: the folder cannot be written.
         """
         path = Path(folder) / self.file_name()
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise ConfigError(f"{path}: the results cannot be written ({error.strerror}); give another out=") from None
-        return path
+        return write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n", error=ConfigError)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""

@@ -8,7 +8,6 @@ that training began with), the trained teacher. Read next: `demo_report.py`, the
 import copy
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from opendino.errors import ConfigError, TrainingError
 from opendino.eval import health, knn, logreg
 from opendino.eval._data import LabelledConfig, LabelledPair, open_pair
 from opendino.eval._features import FeatureConfig, Features, extract
+from opendino.files import is_leftover, write_whole
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.train import state
 from opendino.train.loop import Run
@@ -182,8 +182,8 @@ def demo(recipe: Path, config: DemoConfig, words: Sequence[str] = ()) -> Demonst
     write_report(home / REPORT, found)
     found = replace(found, seconds=time.perf_counter() - begun)
     text = json.dumps(found.result(), indent=1) + "\n"
-    _replace(home / RESULT, text)
-    _replace(outcome.output_dir / RESULT, text)  # marks the run as finished and measured
+    write_whole(home / RESULT, text)
+    write_whole(outcome.output_dir / RESULT, text)  # marks the run as finished and measured
     return found
 
 
@@ -218,14 +218,15 @@ def _claim(home: Path) -> None:
         raise ConfigError(f"output_dir = {home} is a file; name a folder for the demonstration")
     if (home / MARK).is_file():
         return
-    strangers = sorted(path.name for path in home.iterdir()) if home.exists() else []
+    names = sorted(path.name for path in home.iterdir()) if home.exists() else []
+    strangers = [name for name in names if not is_leftover(name, MARK)]
     if strangers:
         raise ConfigError(
             f"output_dir = {home} holds files that are not of a demonstration, such as {strangers[0]}; "
             "name another folder for it"
         )
     home.mkdir(parents=True, exist_ok=True)
-    _replace(home / MARK, json.dumps({"opendino": __version__}) + "\n")
+    write_whole(home / MARK, json.dumps({"opendino": __version__}) + "\n")
 
 
 def measure(config: PretrainConfig) -> Measured:
@@ -303,9 +304,3 @@ def _prototypes(run: Run, cls: Float[Tensor, "n D"]) -> Float[Tensor, "n K"]:
     """The teacher's probabilities over the prototypes, at the temperature of the run's end."""
     temp = run.schedules.teacher_temp(run.total)
     return (run.method.teacher["dino_head"](cls.to(run.device)).float() / temp).softmax(dim=-1).cpu()
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -3,7 +3,6 @@
 
 import contextlib
 import math
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opendino.errors import ConfigError
+from opendino.files import to_disk, writing
 from opendino.logs import JsonLines
-from opendino.train.run_folder import writing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -73,11 +72,7 @@ class MetricLog:
     def to_disk(self) -> None:
         """Bring all records to the disk; called before a checkpoint that relies on them."""
         if self._lines.path.exists():
-            handle = os.open(self._lines.path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            to_disk(self._lines.path)
         if self._board is not None:
             with writing(self._lines.path.parent / "tensorboard"):
                 self._board.flush()

@@ -4,6 +4,7 @@
 `pretrain(config)` trains or continues; `plan.py` turns a recipe and words into the config; the steps are in `loop.py`.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -28,7 +29,8 @@ from opendino.data.masking import MaskConfig
 from opendino.data.normalization import normalization
 from opendino.data.preview import preview
 from opendino.distributed import is_main, rank, world_size
-from opendino.errors import ConfigError, ModelError, TrainingError
+from opendino.errors import CheckpointError, ConfigError, ModelError, TrainingError
+from opendino.files import write_whole
 from opendino.logs import JsonLines
 from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig, TeacherConfig
 from opendino.models.presets import BackboneConfig
@@ -205,8 +207,8 @@ def pretrain(
                 run_folder.write(folder, config, Stored({}, dict(chosen or {}), facts, run_folder.command_line()))
             if run.step == 0 and config.log.picture:
                 mean, std = normalization(dataset.options.channels, config.crops.mean, config.crops.std)
-                with run_folder.writing(folder / "first_batch.png"):
-                    preview(first, mean, std).save(folder / "first_batch.png")
+                picture = preview(first, mean, std)
+                write_whole(folder / "first_batch.png", lambda partial: picture.save(partial, "PNG"))
             _go(config, dataset, run, _Feed(first, feed), claim)
         finally:
             feed.close()
@@ -427,4 +429,6 @@ def _write_down(error: NotFinite, dataset: ImageDataset, folder: Path) -> None:
         "record": {key: repr(value) for key, value in error.record.items()},
         "images": {index: dataset.identify(index) for index in error.ids},
     }
-    (folder / f"not_finite_step_{error.step}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    # The disk may be full as well; what is being reported weighs more.
+    with contextlib.suppress(CheckpointError):
+        write_whole(folder / f"not_finite_step_{error.step}.json", json.dumps(record, indent=1) + "\n")

@@ -17,10 +17,10 @@ from types import ModuleType
 from typing import Any
 
 from opendino import __version__
-from opendino.checkpoint._folders import to_disk
 from opendino.config import difference, leaves, read_yaml, to_yaml
 from opendino.config import flatten as flatten_tree
-from opendino.errors import CheckpointError, ConfigError, advice
+from opendino.errors import CheckpointError, ConfigError
+from opendino.files import is_leftover, write_whole
 
 FREE_TO_CHANGE = (
     *("output_dir", "checkpoint.", "log.", "knn.", "train.threads", "train.device"),
@@ -35,7 +35,7 @@ _LOCK_TRIES, _LOCK_PAUSE = 10, 0.1  # seconds
 LOCK = "run.lock"
 """File inside a run that its one writing process holds locked; what stands in it means nothing."""
 
-_OURS = ("config.yaml", "run.json", ".config.yaml.partial", ".run.json.partial", LOCK)
+_OURS = ("config.yaml", "run.json", LOCK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[int] = set()
 
@@ -70,7 +70,8 @@ def read(folder: Path) -> Stored | None:
         raise ConfigError(f"output_dir = {folder} is a file; name a folder")
     if not (folder / "run.json").is_file():
         # A process was killed before run.json stood: `write` replaces what it left.
-        strangers = [path.name for path in folder.iterdir() if path.name not in _OURS]
+        names = [path.name for path in folder.iterdir()]
+        strangers = [name for name in names if name not in _OURS and not is_leftover(name, *_OURS)]
         if strangers:
             raise ConfigError(
                 f"output_dir = {folder} holds files that are not of a run, such as {min(strangers)}; "
@@ -125,7 +126,7 @@ def _same_path(one: str, other: str) -> bool:
 
 def write(folder: Path, config: object, stored: Stored) -> None:
     """Write `config.yaml` and `run.json`; a killed process leaves both, or a folder that counts as new."""
-    _replace(folder / "config.yaml", to_yaml(config))
+    write_whole(folder / "config.yaml", to_yaml(config), durable=True)
     run = {
         "opendino": __version__,
         "command": list(stored.command),
@@ -137,7 +138,7 @@ def write(folder: Path, config: object, stored: Stored) -> None:
         "machine": platform.platform(),
         "commit": commit(),
     }
-    _replace(folder / "run.json", json.dumps(run, indent=1) + "\n")
+    write_whole(folder / "run.json", json.dumps(run, indent=1) + "\n", durable=True)
 
 
 def versions() -> dict[str, str]:
@@ -147,21 +148,6 @@ def versions() -> dict[str, str]:
     import torch
 
     return {"opendino": __version__, "torch": torch.__version__, "numpy": numpy.__version__, "pillow": PIL.__version__}
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk says while a file is written into a sentence.
-
-    Raises:
-        CheckpointError: the file could not be written, for example for want of space.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: could not be written ({error.strerror}); {advice(error)} and give the same command again"
-        ) from error
 
 
 def writable(folder: Path) -> bool:
@@ -306,15 +292,6 @@ class Claim:
         elif self.folder.is_dir():
             for path in set(self.folder.iterdir()) - self._before:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        temporary.write_text(text, encoding="utf-8")
-        to_disk(temporary)
-        temporary.replace(path)
-        to_disk(path.parent)
 
 
 def commit() -> str | None:

@@ -28,6 +28,7 @@ from opendino.data.datasets import open_dataset
 from opendino.data.decode import Decoded, decode
 from opendino.data.transforms import EvalTransform
 from opendino.errors import ConfigError, DataError
+from opendino.files import write_whole
 from opendino.models.vision_transformer import VisionTransformer
 
 _DATA_SETS = (".txt", ".csv", ".tsv", ".parquet", ".pq")
@@ -132,13 +133,7 @@ def run(backbone: VisionTransformer, sources: Sequence[str], config: PcaConfig) 
         [(shown(image), paint(image, colours, config)) for image, colours in zip(images, maps, strict=True)],
         config.side,
     )
-    path = Path(config.out)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, "PNG")
-    except OSError as error:
-        raise ConfigError(f"out = {path}: cannot be written ({error.strerror}); give another file") from None
-    return path
+    return write_whole(Path(config.out), lambda partial: picture.save(partial, "PNG"), error=ConfigError)
 
 
 def read(source: str, channels: int, config: PcaConfig = PcaConfig()) -> list[Decoded]:

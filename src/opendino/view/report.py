@@ -7,7 +7,6 @@ comes in is escaped. Read next: `_chart.py` for the curves.
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from opendino.errors import DataError
+from opendino.files import write_whole
 from opendino.view._chart import COLOURS_DARK, Number, Points, line_chart, swatch
 
 Html = NewType("Html", str)
@@ -213,16 +213,12 @@ def image_grid(
 
 
 def write(path: Path | str, html: Html) -> Path:
-    """Put a page on the disk; a reader never sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    """Put a page on the disk; a reader never sees half of it.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    return write_whole(Path(path), html, error=DataError)
 
 
 def _figure(inner: str, title: str, caption: str) -> Html:

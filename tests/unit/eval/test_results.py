@@ -51,7 +51,7 @@ def test_two_models_share_a_folder_without_overwriting_each_other(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="could not be written"):
         example().write(tmp_path / "file")
 
 

@@ -194,7 +194,7 @@ def test_a_run_writes_the_sheet(tmp_path):
         pca.run(backbone, [str(tmp_path / "nothing")], config)
     with pytest.raises(ConfigError, match="device = nonsense: cannot be used here"):
         pca.run(backbone, [str(tmp_path / "4.png")], PcaConfig(device="nonsense"))
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="could not be written"):
         pca.run(backbone, [str(tmp_path / "4.png")], PcaConfig(out=str(tmp_path / "4.png" / "x.png"), device="cpu"))
 
 

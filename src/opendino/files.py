@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that exist whole or not at all; folders are in `checkpoint/_folders.py`."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from opendino.errors import CheckpointError, OpendinoError, advice
+
+_PARTIAL = ".partial"
+
+
+def write_whole(
+    path: Path,
+    content: str | Callable[[Path], object],
+    *,
+    durable: bool = False,
+    error: type[OpendinoError] = CheckpointError,
+) -> Path:
+    """Write a file under another name and put it in its place: a reader never sees half of it.
+
+    Args:
+        path: a file of that name is replaced; its folder is made.
+        content: text, written as UTF-8, or a function that writes a file to the path it is given.
+        durable: wait until the bytes and the name are on the disk.
+        error: raised where the disk says no.
+
+    Returns:
+        The path.
+
+    Raises:
+        OpendinoError: as `error` says; the earlier file is as it was, and nothing half-written is left.
+    """
+    # The number of the process keeps two writers of one file apart.
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    try:
+        with writing(path, error):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, str):
+                partial.write_text(content, encoding="utf-8")
+            else:
+                content(partial)
+            if durable:
+                to_disk(partial)
+            partial.replace(path)
+            if durable:
+                to_disk(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def is_leftover(name: str, *of: str) -> bool:
+    """Whether a file's name is one that `write_whole`, killed in the middle, leaves of a file named in `of`."""
+    return name.endswith(_PARTIAL) and name.startswith(tuple(f".{file}." for file in of))
+
+
+@contextlib.contextmanager
+def writing(path: Path, error: type[OpendinoError] = CheckpointError) -> Iterator[None]:
+    """Turn what the disk says while a file is written into a sentence.
+
+    Args:
+        path: of the file, for the sentence.
+        error: raised.
+
+    Raises:
+        OpendinoError: as `error` says; the file could not be written, for example for want of space.
+    """
+    try:
+        yield
+    except OSError as fault:
+        raise error(
+            f"{path}: could not be written ({fault.strerror or fault}); {advice(fault)} and give the same command again"
+        ) from fault
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
