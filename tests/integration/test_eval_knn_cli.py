@@ -71,7 +71,7 @@ def test_a_class_that_is_missing_from_the_held_out_part_shifts_nothing(home, tmp
     part = make(tmp_path / "part", 3, 2, names=("green", "red"))
     words = ["knn", str(home / "run"), f"data.train={home / 'train'}", f"data.val={part}", "knn.k=[5]"]
     assert verb.main([*words, f"out={tmp_path / 'out'}", "features.device=cpu"]) == 0
-    (path,) = (tmp_path / "out").iterdir()
+    (path,) = (tmp_path / "out").glob("*.json")
     assert json.loads(path.read_text())["figures"]["top1_k5"] == 100.0
 
 
@@ -112,5 +112,5 @@ def test_natural_images_by_their_colours(real_data, tmp_path):
     pq.write_table(pq.read_table(real_data / "cifar10-train.parquet").take(list(range(0, 50_000, 50))), val)
     words = ["knn", str(tmp_path / "w"), f"data.train={train}", f"data.val={val}", f"out={tmp_path / 'out'}"]
     assert verb.main([*words, "knn.feature=patch_mean", "features.batch_size=256"]) == 0
-    (path,) = (tmp_path / "out").iterdir()
+    (path,) = (tmp_path / "out").glob("*.json")
     assert 15 < json.loads(path.read_text())["figures"]["top1_k20"] < 45

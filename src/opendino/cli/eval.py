@@ -13,17 +13,22 @@ USAGE = """
 usage: opendino eval knn    MODEL data.train=DIR data.val=DIR [key=value ...]
        opendino eval logreg MODEL data.train=DIR data.val=DIR [key=value ...]
        opendino eval health MODEL data=DIR [key=value ...]
+       opendino eval table  FILE_OR_RUN [...] [out=FILE.md]
 
 knn     the nearest training images vote, weighted by similarity; top-1 and top-5 for k = 10, 20, 100, 200
 logreg  L2 logistic regression in float64, its strength chosen on a tenth of the training images
 health  rank, spread and norms of the features; needs no labels. Prototypes are not in weights: their use and entropies
         are in the run's metrics.jsonl, under health/, where knn.every is not 0
 
-MODEL   a run folder, a weights folder, or a .pth or .safetensors file with official names
+table   results files side by side, as Markdown; out=FILE.md appends
+
+MODEL   a run folder, a weights folder, a .pth or .safetensors file with official names, a published name; or a model of
+        another library: timm:NAME, hf:NAME_OR_FOLDER, open_clip:ARCHITECTURE/PRETRAINED
 DIR     a folder with one sub-folder a class, a manifest with a label column, or a Parquet file with image bytes;
         health takes any images
 
-A table is printed, and a JSON file written to RUN/eval for a run, else where out=DIR says. Some settings:
+A table is printed, and a JSON file written to RUN/eval for a run, else where out=DIR says. Features are kept beside it
+for the next protocol (features.cache=off keeps none, features.cache=DIR keeps them elsewhere). Some settings:
   knn.k=[10,20] knn.temperature=0.07 knn.feature=both knn.n_per_class=[1,5] knn.tries=3
   logreg.values=12 logreg.standardize=true
   data.value_range=[0,4095] (health: value_range=...; by default images are decoded as the run decoded its own)
@@ -34,6 +39,10 @@ A recipe (a YAML file) may stand behind MODEL.
 
 def main(argv: list[str]) -> int:
     """Measure, print the table, keep the file."""
+    if argv[:1] == ["table"]:
+        from opendino.cli.eval_table import main as table
+
+        return table(argv[1:])
     names, words = split(argv, most=3)
     out = next((word.partition("=")[2] for word in reversed(words) if word.startswith("out=")), "")
     protocol, model, recipe = [*names, "", "", ""][:3]
@@ -41,25 +50,26 @@ def main(argv: list[str]) -> int:
 
     if protocol not in PROTOCOLS:
         close = difflib.get_close_matches(protocol, PROTOCOLS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the protocols are {', '.join(PROTOCOLS)}"
+        hint = f"did you mean {close[0]}?" if close else f"the protocols are {', '.join(PROTOCOLS)}, and table"
         raise ConfigError(f"opendino eval {protocol}: no such protocol; {hint}")
     if not model:
         raise ConfigError(f"opendino eval {protocol}: name a model: a run folder, a weights folder or a weights file")
 
     from opendino import logs
-    from opendino.checkpoint.hub import load_backbone
     from opendino.cli._decoding import decoding_of
     from opendino.config import load as load_config
+    from opendino.eval.adapters import open_backbone
 
     logs.setup()
     place, config_class, _ = PROTOCOLS[protocol]
     module = import_module(place)
     settings = [word for word in words if not word.startswith("out=")]
     decoding = decoding_of(model, "" if protocol == "health" else "data.")
-    config = load_config(getattr(module, config_class), find_recipe(recipe) if recipe else None, settings, decoding)
     if not out and (Path(model) / "config.yaml").is_file():
         out = str(Path(model) / "eval")
-    results = module.run(load_backbone(model), config, out=Path(out) if out else None, source={"source": model})
+    defaults = decoding | ({"features.cache": str(Path(out) / "features")} if out else {})
+    config = load_config(getattr(module, config_class), find_recipe(recipe) if recipe else None, settings, defaults)
+    results = module.run(open_backbone(model), config, out=Path(out) if out else None, source={"source": model})
     print(f"{protocol} of {model}, {results.seconds:.1f} s")
     print(results.table())
     print(f"written: {Path(out) / results.file_name()}" if out else "not written; give out=DIR to keep these figures")

@@ -16,7 +16,7 @@ from torch import Tensor
 from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.errors import ConfigError, DataError
 from opendino.eval._features import FeatureConfig, Features, extract
-from opendino.models.vision_transformer import VisionTransformer
+from opendino.eval.adapters import Backbone
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class LabelledFeatures:
     notes: tuple[str, ...]
 
 
-def extract_pair(backbone: VisionTransformer, data: LabelledConfig, features: FeatureConfig) -> LabelledFeatures:
+def extract_pair(backbone: Backbone, data: LabelledConfig, features: FeatureConfig) -> LabelledFeatures:
     """Open both parts and run them through a backbone; every process of a group calls it.
 
     Raises:

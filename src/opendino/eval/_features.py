@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,8 +20,9 @@ from opendino.data.datasets import ImageDataset
 from opendino.data.transforms import EvalTransform
 from opendino.distributed import all_reduce_sum, is_main, rank, world_size
 from opendino.errors import ConfigError, DataError
+from opendino.eval import _cache
+from opendino.eval.adapters import Backbone
 from opendino.models.input_spec import InputSpec
-from opendino.models.vision_transformer import VisionTransformer
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class FeatureConfig:
         precision: of the backbone's arithmetic; features are float32 either way.
         device: "auto" takes a CUDA device where there is one.
         progress: show a bar on a terminal.
+        cache: folder where features are kept for the next protocol; empty or "off" for none. See `_cache.py`.
     """
 
     size: int | None = None
@@ -53,6 +55,7 @@ class FeatureConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     progress: bool = True
+    cache: str = ""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -66,6 +69,7 @@ class Features:
     Attributes:
         cls: final, layer-normalised CLS token, float32, on the CPU.
         patch_mean: mean of the final, layer-normalised patch tokens, float32, on the CPU.
+        blocks: CLS after each of the last blocks, normalised too, the last one equal to `cls`; where asked for.
         rows: position of each image in its data set.
         skipped: names of the images that could not be read.
     """
@@ -74,6 +78,7 @@ class Features:
     patch_mean: Float[Tensor, "n D"]
     rows: Int[Tensor, " n"]
     skipped: tuple[str, ...] = ()
+    blocks: Float[Tensor, "n L D"] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,7 +112,7 @@ def framing(spec: InputSpec, patch_size: int, config: FeatureConfig) -> tuple[in
     return size, resize
 
 
-def place(backbone: VisionTransformer, config: FeatureConfig) -> VisionTransformer:
+def place(backbone: Backbone, config: FeatureConfig) -> Backbone:
     """Move the backbone to the device that the settings name.
 
     Raises:
@@ -157,11 +162,12 @@ def _batches(pictures: _Pictures, config: FeatureConfig, device: torch.device) -
 
 
 def extract(
-    backbone: VisionTransformer,
+    backbone: Backbone,
     dataset: ImageDataset,
     config: FeatureConfig = FeatureConfig(),
     *,
     what: str = "features",
+    blocks: int = 1,
 ) -> Features:
     """Run every image of a data set through a backbone, in evaluation mode and without gradient.
 
@@ -170,19 +176,39 @@ def extract(
 
     Args:
         backbone: stays where it is, and its mode is restored.
-        dataset: an image that cannot be read is skipped, counted and logged.
-        config: framing, batch size, precision.
+        dataset: images.
+        config: how images become features, and where features are kept.
         what: name on the progress bar.
+        blocks: of how many of the last blocks CLS is wanted; 1 gives only that of the last.
 
     Raises:
         DataError: not one image could be read.
+        ConfigError: a size that the model does not take.
     """
-    spec = backbone.input_spec
-    size, resize = framing(spec, backbone.patch_size, config)
-    transform = EvalTransform(size=size, resize=resize, mean=spec.mean, std=spec.std, channels=spec.channels)
+    size, resize = framing_of(backbone, config)
+    key = _cache.key(backbone, dataset, size, resize, config.precision, blocks) if _cache.wanted(config.cache) else ""
+    kept = _cache.read(config.cache, key) if key else None
+    if kept is not None:
+        _log.info("%s: %d features from %s", what, len(kept.tensors["rows"]), config.cache)
+        return Features(**kept.tensors, skipped=kept.skipped)
+    features = _run(backbone, dataset, config, what, blocks)
+    if key and is_main():
+        tensors = {"cls": features.cls, "patch_mean": features.patch_mean, "rows": features.rows}
+        _cache.write(
+            config.cache,
+            key,
+            tensors | ({} if features.blocks is None else {"blocks": features.blocks}),
+            features.skipped,
+        )
+    return features
+
+
+def _run(backbone: Backbone, dataset: ImageDataset, config: FeatureConfig, what: str, blocks: int) -> Features:
+    transform = transform_of(backbone, config)
     device = next(backbone.parameters()).device
     n, dim = len(dataset), backbone.embed_dim
-    cls, patch_mean = torch.zeros(n, dim), torch.zeros(n, dim)
+    # CLS of the blocks, first to last, and behind them the mean patch of the last.
+    found = torch.zeros(n, blocks + 1, dim)
     readable = torch.zeros(n, dtype=torch.int64)
     pictures = _Pictures(dataset, transform, range(rank(), n, world_size()))
     training = backbone.training
@@ -195,24 +221,52 @@ def extract(
             _report_unreadable(dataset, batch)
             if rows:
                 images = torch.stack([picture for _, picture, _ in batch if picture is not None])
-                cls[rows], patch_mean[rows] = _forward(backbone, images.to(device), config)
+                found[rows] = tokens_of(backbone, images.to(device), blocks, config.precision).cpu()
                 readable[rows] = 1
     finally:
         backbone.train(training)
-    cls, patch_mean, readable = (_gather(part, device) for part in (cls, patch_mean, readable))
+    found, readable = (_gather(part, device) for part in (found, readable))
     kept = readable.nonzero().flatten()
     if len(kept) == 0:
         raise DataError(f"{what}: none of the {n} images could be read; see the lines above for the reason of each")
     skipped = tuple(dataset.identify(int(row)) for row in (readable == 0).nonzero().flatten())
-    return Features(cls[kept], patch_mean[kept], kept, skipped)
+    found = found[kept]
+    cls = found[:, -2].clone()
+    return Features(cls, found[:, -1].clone(), kept, skipped, found[:, :-1].clone() if blocks > 1 else None)
+
+
+def framing_of(backbone: Backbone, config: FeatureConfig) -> tuple[int, int]:
+    """`framing` of a backbone, which may take images of one size only.
+
+    Raises:
+        ConfigError: as `framing`, or another size than the one that the model takes.
+    """
+    if getattr(backbone, "fixed_size", False):
+        size = max(backbone.input_spec.size)
+        if config.size not in (None, size):
+            raise ConfigError(f"features.size = {config.size}: this model takes images of {size} pixels only")
+        config = replace(config, size=size)
+    return framing(backbone.input_spec, backbone.patch_size, config)
+
+
+def transform_of(backbone: Backbone, config: FeatureConfig) -> EvalTransform:
+    """The way of an image into a backbone."""
+    spec, (size, resize) = backbone.input_spec, framing_of(backbone, config)
+    return EvalTransform(size=size, resize=resize, mean=spec.mean, std=spec.std, channels=spec.channels)
 
 
 @torch.no_grad()
-def _forward(backbone: VisionTransformer, images: Tensor, config: FeatureConfig) -> tuple[Tensor, Tensor]:
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        tokens = backbone.forward_features(images)
+def tokens_of(backbone: Backbone, images: Tensor, blocks: int, precision: str) -> Float[Tensor, "B LP D"]:
+    """CLS of each of the last blocks, and behind them the mean patch of the last, in float32."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        if blocks == 1:
+            tokens = backbone.forward_features(images)
+            classes, patches = [tokens["x_norm_clstoken"]], tokens["x_norm_patchtokens"]
+        else:
+            layers = backbone.get_intermediate_layers(images, n=blocks, return_class_token=True)
+            classes, patches = [cls for _, cls in layers], layers[-1][0]
     # In float32 also after bfloat16: a mean over a thousand patches needs the digits.
-    return tokens["x_norm_clstoken"].float().cpu(), tokens["x_norm_patchtokens"].float().mean(dim=1).cpu()
+    return torch.stack([*(cls.float() for cls in classes), patches.float().mean(dim=1)], dim=1)
 
 
 def _gather(part: Tensor, device: torch.device) -> Tensor:

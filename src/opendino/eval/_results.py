@@ -13,8 +13,8 @@ import torch
 
 from opendino import __version__
 from opendino.errors import ConfigError
+from opendino.eval.adapters import Backbone
 from opendino.files import write_whole
-from opendino.models.vision_transformer import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Results:
 
     def table(self) -> str:
         """Markdown table of the figures, followed by the notes."""
-        lines = markdown_table(["figure", "value"], [[name, _number(value)] for name, value in self.figures.items()])
+        lines = markdown_table(["figure", "value"], [[name, number(value)] for name, value in self.figures.items()])
         return "\n".join([lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -83,7 +83,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + [_line(row, widths) for row in cells[1:]])
 
 
-def describe(backbone: VisionTransformer, source: Mapping[str, Any]) -> dict[str, Any]:
+def describe(backbone: Backbone, source: Mapping[str, Any]) -> dict[str, Any]:
     """What a results file says of a model: where it came from, its shape, and the hash of its weights."""
     names = ("embed_dim", "depth", "num_heads", "patch_size", "num_register_tokens")
     shape = {name: getattr(backbone, name) for name in names if hasattr(backbone, name)}
@@ -91,7 +91,7 @@ def describe(backbone: VisionTransformer, source: Mapping[str, Any]) -> dict[str
     return {**source, **shape, "parameters": parameters, "sha256": model_hash(backbone)}
 
 
-def model_hash(backbone: VisionTransformer) -> str:
+def model_hash(backbone: Backbone) -> str:
     """SHA-256 of the names, types, shapes and bytes of a model's weights: the same from whatever file they came."""
     whole = hashlib.sha256()
     for name, tensor in sorted(backbone.state_dict().items()):
@@ -107,5 +107,6 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {' | '.join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))])} |"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A figure as people read it."""
     return f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else f"{value:.4g}"

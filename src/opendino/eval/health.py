@@ -34,7 +34,7 @@ from opendino.distributed import is_main
 from opendino.errors import ConfigError
 from opendino.eval._features import FeatureConfig, extract, place
 from opendino.eval._results import Results, describe
-from opendino.models.vision_transformer import VisionTransformer
+from opendino.eval.adapters import Backbone
 
 NO_PROTOTYPES = (
     "prototypes are not measured: weights hold the backbone without its heads; a run records their use and entropies "
@@ -91,7 +91,7 @@ class EntropyRatio(NamedTuple):
 
 
 def run(
-    backbone: VisionTransformer,
+    backbone: Backbone,
     config: HealthConfig,
     *,
     out: Path | None = None,

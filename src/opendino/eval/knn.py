@@ -27,7 +27,7 @@ from opendino.errors import ConfigError
 from opendino.eval._data import LabelledConfig, extract_pair
 from opendino.eval._features import FeatureConfig, FeatureKind, place
 from opendino.eval._results import Results, describe
-from opendino.models.vision_transformer import VisionTransformer
+from opendino.eval.adapters import Backbone
 from opendino.precision import full_float32
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class KnnConfig:
 
 
 def run(
-    backbone: VisionTransformer,
+    backbone: Backbone,
     config: KnnConfig,
     *,
     out: Path | None = None,

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,45 @@ def test_says_when_it_did_not_converge_or_the_grid_was_too_narrow():
     assert any("edge of the grid" in note for note in notes)
 
 
+def test_the_last_fit_is_among_those_that_did_not_converge():
+    x, y = blobs(200, 0, noise=0.3)
+    config = RegressionConfig(values=1, exponents=(3.0, 3.0), max_iterations=1, tolerance=1e-12)
+    _, notes = logreg.evaluate(x, y, x, y, config)
+    assert notes[0].startswith("2 fits")  # on nine tenths to choose C, and on all
+
+
+def test_patience_leaves_out_only_what_is_weaker_than_the_choice():
+    (x, y), (x_val, y_val) = blobs(300, 0, noise=3.0), blobs(200, 1, noise=3.0)
+    config = RegressionConfig(values=9, exponents=(-4.0, 4.0), tolerance=1e-8)
+    whole, _ = logreg.evaluate(x, y, x_val, y_val, config)
+    assert logreg.evaluate(x, y, x_val, y_val, dataclasses.replace(config, patience=4)) == (whole, [])
+    fitted, held_out = logreg.split(300, 0.1, 0)
+    path, grid = logreg._Path(dataclasses.replace(config, patience=2)), logreg.strengths(config)
+    parts = [(x.double().numpy()[rows], y.numpy()[rows]) for rows in (fitted, held_out)]
+    best, scores = path.walk(grid, *parts)
+    assert len(scores) == best + 3 < len(grid)
+    assert max(scores[best + 1 :]) <= scores[best]
+
+
+def test_single_precision_measures_the_same():
+    (x, y), (x_val, y_val) = blobs(2000, 0, dim=40), blobs(1000, 1, dim=40)
+    config = RegressionConfig(values=5, exponents=(-4.0, 0.0), standardize=True, tolerance=1e-3)
+    double, _ = logreg.evaluate(x, y, x_val, y_val, config)
+    single, _ = logreg.evaluate(x, y, x_val, y_val, dataclasses.replace(config, precision="float32"))
+    assert single["C"] == double["C"]
+    assert single["top1"] == pytest.approx(double["top1"], abs=0.1001)
+
+
+def test_a_class_that_the_choice_of_C_did_not_see_is_fitted_all_the_same():
+    x, y = blobs(100, 0, classes=2)
+    _, held_out = logreg.split(101, 0.1, 0)
+    alone = int(held_out[0])
+    x = torch.cat([x[:alone], torch.full((1, 6), 50.0), x[alone:]])
+    y = torch.cat([y[:alone], torch.tensor([2]), y[alone:]])
+    figures, _ = logreg.evaluate(x, y, x[alone : alone + 1], y[alone : alone + 1], RegressionConfig(values=3))
+    assert figures["top1"] == 100
+
+
 def test_one_class_is_an_error():
     x = torch.randn(20, 3)
     y = torch.zeros(20, dtype=torch.int64)
@@ -122,7 +163,10 @@ def test_one_class_is_an_error():
         logreg.evaluate(x, y, x, y)
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"values": 0}, "1 or more"), ({"holdout": 1.0}, "between 0 and 1")])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"values": 0}, "1 or more"), ({"patience": -1}, "try all"), ({"holdout": 1.0}, "between 0 and 1")],
+)
 def test_settings_that_make_no_sense(wrong, message):
     with pytest.raises(ConfigError, match=message):
         RegressionConfig(**wrong)

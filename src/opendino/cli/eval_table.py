@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`opendino eval table`: results files side by side, as Markdown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from opendino.cli._words import split
+from opendino.errors import ConfigError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the tables of files and folders; with out=FILE append them there too."""
+    places, words = split(argv, most=1000)
+    out = ""
+    for word in words:
+        name, _, value = word.partition("=")
+        if name != "out":
+            raise ConfigError(f"opendino eval table: {word}: no such setting; the only one is out=FILE.md")
+        out = value
+    if not places:
+        raise ConfigError("opendino eval table: name results files, runs, or folders of results")
+    from opendino.eval._table import gather, tables
+
+    text = tables(gather(places))
+    print(text)
+    if out:
+        with Path(out).open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n\n")
+    return 0

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several results side by side: one Markdown table for each protocol and data, one row a model."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from opendino.errors import ConfigError
+from opendino.eval._results import Results, markdown_table, number, read
+
+
+def gather(places: Sequence[str]) -> list[Results]:
+    """Results of files, and of folders of them (a run's are in RUN/eval), in the order given.
+
+    Raises:
+        ConfigError: there is no such place, or no results in it.
+    """
+    found: list[Results] = []
+    for place in places:
+        path = Path(place)
+        path = path / "eval" if (path / "eval").is_dir() else path
+        if not path.exists():
+            raise ConfigError(f"{place}: there is no such file or folder; give results files, or folders of them")
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not files:
+            raise ConfigError(f"{place}: holds no results; `opendino eval PROTOCOL MODEL ... out={place}` writes them")
+        found += [_read(file) for file in files]
+    return found
+
+
+def tables(results: Iterable[Results]) -> str:
+    """One table for each protocol and data, headed by both; models in rows, figures in columns.
+
+    A figure that a model lacks is left empty. Models are told apart by their source.
+    """
+    groups: dict[tuple[str, str], list[Results]] = {}
+    for one in results:
+        groups.setdefault((one.protocol, data_name(one)), []).append(one)
+    parts = []
+    for (protocol, data), members in sorted(groups.items(), key=lambda item: item[0]):
+        figures = list(dict.fromkeys(name for one in members for name in one.figures))
+        rows = [[str(one.model.get("source", "?")), *(_cell(one, name) for name in figures)] for one in members]
+        parts.append(f"**{protocol}**, {data}\n\n{markdown_table(['model', *figures], rows)}")
+    return "\n\n".join(parts)
+
+
+def data_name(results: Results) -> str:
+    """What a protocol was measured on."""
+    data = results.data
+    return str(data.get("val") or data.get("source") or data.get("data") or "unnamed data")
+
+
+def _cell(results: Results, name: str) -> str:
+    return number(results.figures[name]) if name in results.figures else ""
+
+
+def _read(file: Path) -> Results:
+    try:
+        return read(file)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{file}: holds no results that this version can read ({error}); leave it out") from None
