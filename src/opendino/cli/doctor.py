@@ -18,7 +18,7 @@ usage: opendino doctor
 Prints what opendino finds on this machine. It changes nothing.
 """
 
-_CORE = ("torch", "numpy", "pillow", "safetensors", "huggingface-hub", "pydantic", "pyarrow", "scikit-learn")
+_CORE = ("torch", "numpy", "pillow", "safetensors", "huggingface-hub", "pydantic", "pyarrow", "scipy")
 _OPTIONAL = {
     "transformers": "the Hugging Face face (pip install 'opendino[hf]')",
     "timm": "an oracle in the tests",

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from opendino.errors import ConfigError, DataError
@@ -36,33 +33,6 @@ def test_agrees_with_fresh_fits_at_each_strength():
     assert figures["top1_split"] == pytest.approx(100 * max(scores))
     assert figures["top1"] == pytest.approx(100 * final.score(x_val.double(), y_val), abs=1e-9)
     assert notes == []
-
-
-def test_a_warm_start_ends_at_the_same_optimum():
-    x, y = blobs(300, 0)
-    path = logreg._Path(RegressionConfig(tolerance=1e-9))
-    for C in (1e-3, 1e-1, 10.0):
-        path.fit(x.double().numpy(), y.numpy(), C)
-    cold = logreg._Path(RegressionConfig(tolerance=1e-9)).fit(x.double().numpy(), y.numpy(), 10.0)
-    np.testing.assert_allclose(path.model.coef_, cold.model.coef_, atol=1e-4)
-
-
-def test_objective_is_the_published_one():
-    # C times the summed cross-entropy plus half the squared weights, intercept free: minimised independently.
-    x, y = (part.numpy() for part in blobs(120, 0, classes=3, dim=3))
-    x = x.astype(np.float64)
-    C, n_classes, dim = 0.3, 3, 3
-
-    def objective(flat):
-        w, b = flat[: n_classes * dim].reshape(n_classes, dim), flat[n_classes * dim :]
-        logits = x @ w.T + b
-        top = logits.max(axis=1)
-        log_norm = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
-        return C * (log_norm - logits[np.arange(len(y)), y]).sum() + 0.5 * (w**2).sum()
-
-    best = minimize(objective, np.zeros(n_classes * (dim + 1)), method="BFGS", options={"gtol": 1e-7})
-    fitted = logreg._Path(RegressionConfig(tolerance=1e-10)).fit(x, y, C).model
-    np.testing.assert_allclose(fitted.coef_.ravel(), best.x[: n_classes * dim], atol=1e-4)
 
 
 def test_the_grid_is_the_published_one():
@@ -124,35 +94,14 @@ def test_the_last_fit_is_among_those_that_did_not_converge():
     assert notes[0].startswith("2 fits")  # on nine tenths to choose C, and on all
 
 
-def test_patience_leaves_out_only_what_is_weaker_than_the_choice():
-    (x, y), (x_val, y_val) = blobs(300, 0, noise=3.0), blobs(200, 1, noise=3.0)
-    config = RegressionConfig(values=9, exponents=(-4.0, 4.0), tolerance=1e-8)
-    whole, _ = logreg.evaluate(x, y, x_val, y_val, config)
-    assert logreg.evaluate(x, y, x_val, y_val, dataclasses.replace(config, patience=4)) == (whole, [])
-    fitted, held_out = logreg.split(300, 0.1, 0)
-    path, grid = logreg._Path(dataclasses.replace(config, patience=2)), logreg.strengths(config)
-    parts = [(x.double().numpy()[rows], y.numpy()[rows]) for rows in (fitted, held_out)]
-    best, scores = path.walk(grid, *parts)
-    assert len(scores) == best + 3 < len(grid)
-    assert max(scores[best + 1 :]) <= scores[best]
-
-
-def test_single_precision_measures_the_same():
-    (x, y), (x_val, y_val) = blobs(2000, 0, dim=40), blobs(1000, 1, dim=40)
-    config = RegressionConfig(values=5, exponents=(-4.0, 0.0), standardize=True, tolerance=1e-3)
-    double, _ = logreg.evaluate(x, y, x_val, y_val, config)
-    single, _ = logreg.evaluate(x, y, x_val, y_val, dataclasses.replace(config, precision="float32"))
-    assert single["C"] == double["C"]
-    assert single["top1"] == pytest.approx(double["top1"], abs=0.1001)
-
-
 def test_a_class_that_the_choice_of_C_did_not_see_is_fitted_all_the_same():
     x, y = blobs(100, 0, classes=2)
     _, held_out = logreg.split(101, 0.1, 0)
     alone = int(held_out[0])
     x = torch.cat([x[:alone], torch.full((1, 6), 50.0), x[alone:]])
     y = torch.cat([y[:alone], torch.tensor([2]), y[alone:]])
-    figures, _ = logreg.evaluate(x, y, x[alone : alone + 1], y[alone : alone + 1], RegressionConfig(values=3))
+    config = RegressionConfig(values=1, exponents=(0.0, 0.0))
+    figures, _ = logreg.evaluate(x, y, x[alone : alone + 1], y[alone : alone + 1], config)
     assert figures["top1"] == 100
 
 
@@ -165,7 +114,7 @@ def test_one_class_is_an_error():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"values": 0}, "1 or more"), ({"patience": -1}, "try all"), ({"holdout": 1.0}, "between 0 and 1")],
+    [({"values": 0}, "1 or more"), ({"holdout": 1.0}, "between 0 and 1")],
 )
 def test_settings_that_make_no_sense(wrong, message):
     with pytest.raises(ConfigError, match=message):
