@@ -11,11 +11,14 @@ from opendino.errors import ConfigError
 SUMMARY = "measure a backbone: k-NN, logistic regression, health"
 USAGE = """
 usage: opendino eval knn    MODEL data.train=DIR data.val=DIR [key=value ...]
+       opendino eval linear MODEL data.train=DIR data.val=DIR [tests.sources=[DIR,...]] [key=value ...]
        opendino eval logreg MODEL data.train=DIR data.val=DIR [key=value ...]
        opendino eval health MODEL data=DIR [key=value ...]
        opendino eval table  FILE_OR_RUN [...] [out=FILE.md]
 
 knn     the nearest training images vote, weighted by similarity; top-1 and top-5 for k = 10, 20, 100, 200
+linear  52 linear classifiers on one pass of the backbone, 13 learning rates x {1, 4} blocks x {CLS, CLS + mean patch};
+        the best on data.val is reported and measured on tests.sources; linear.augment=false is the quick way
 logreg  L2 logistic regression in float64, its strength chosen on a tenth of the training images
 health  rank, spread and norms of the features; needs no labels. Prototypes are not in weights: their use and entropies
         are in the run's metrics.jsonl, under health/, where knn.every is not 0
@@ -29,6 +32,7 @@ DIR     a folder with one sub-folder a class, a manifest with a label column, or
 
 A table is printed, and a JSON file written to RUN/eval for a run, else where out=DIR says. Features are kept beside it
 for the next protocol (features.cache=off keeps none, features.cache=DIR keeps them elsewhere). Some settings:
+  linear.iterations=2000 linear.batch_size=256 tests.class_mappings=[map.npy] tests.real=real.json
   knn.k=[10,20] knn.temperature=0.07 knn.feature=both knn.n_per_class=[1,5] knn.tries=3
   logreg.values=12 logreg.standardize=true
   data.value_range=[0,4095] (health: value_range=...; by default images are decoded as the run decoded its own)
