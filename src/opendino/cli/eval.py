@@ -44,7 +44,7 @@ A recipe (a YAML file) may stand behind MODEL.
 def main(argv: list[str]) -> int:
     """Measure, print the table, keep the file."""
     if argv[:1] == ["table"]:
-        from opendino.cli.eval_table import main as table
+        from opendino.cli._eval_table import main as table
 
         return table(argv[1:])
     names, words = split(argv, most=3)

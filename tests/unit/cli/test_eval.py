@@ -8,7 +8,7 @@ from opendino.errors import CheckpointError, ConfigError
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no such protocol; the protocols are knn, logreg, health"),
+        ([], "no such protocol; the protocols are knn, linear, logreg"),
         (["kn"], "did you mean knn"),
         (["knn"], "name a model"),
         (["knn", "m", "knn.kk=3"], r"knn.kk: no such setting; did you mean knn.k\?"),
