@@ -29,8 +29,9 @@ from opendino.data.samplers import keyed_rng
 from opendino.optim.clipping import clip_gradients
 from opendino.optim.param_groups import set_schedule
 from opendino.train import run_folder
+from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.loop import Run
-from opendino.train.pretrain import PretrainConfig, build_feed, build_run, open_images, settle
+from opendino.train.pretrain import build_feed, build_run, open_images
 from opendino.train.settings import look_at_machine
 from opendino.train.state import seed_step
 
@@ -105,11 +106,11 @@ def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
         torch.set_num_threads(config.train.threads)
     if config.data:
         dataset = open_images(config)
-        config = settle(config, len(dataset))
+        config = fill_in(config, len(dataset))
         run = build_run(config)
         batches = build_feed(config, dataset, run.device, 0)
     else:
-        config = settle(config, 10**9)
+        config = fill_in(config, 10**9)
         run = build_run(config)
         batches = noise(config, run.device)
     for _ in range(warmup):

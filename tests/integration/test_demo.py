@@ -127,8 +127,8 @@ def test_unknown_setting(tmp_path):
 
 def test_the_neighbours_of_the_table_are_nearest_by_cosine(done):
     from opendino.config import load
+    from opendino.train.config import PretrainConfig
     from opendino.train.demo import measure
-    from opendino.train.pretrain import PretrainConfig
 
     folder, _ = done
     measured = measure(load(PretrainConfig, folder / "seed_1" / "config.yaml"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from opendino.config import load
-from opendino.train.pretrain import PretrainConfig, check_settings
+from opendino.train.config import PretrainConfig, check_settings
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -79,7 +79,7 @@ def test_settings_handed_on_by_name_are_arguments():
     from opendino.data.datasets import open_dataset
     from opendino.models.presets import BackboneConfig
     from opendino.models.vision_transformer import VisionTransformer
-    from opendino.train.pretrain import ImagesConfig
+    from opendino.train.config import ImagesConfig
 
     taken = inspect.signature(VisionTransformer).parameters
     assert {field.name for field in dataclasses.fields(BackboneConfig)} - {"preset"} == set(taken)

@@ -59,3 +59,11 @@ def test_nothing_is_unpickled(path):
             assert keywords.get("weights_only") == "True", f"line {call.lineno}: torch.load without weights_only=True"
         if called.endswith("np.load"):
             assert "allow_pickle" not in {word.arg for word in call.keywords}
+
+
+@pytest.mark.parametrize("room", ["train"])
+def test_the_table_of_a_room_names_every_file(room):
+    home = SOURCE / room
+    table = ast.get_docstring(ast.parse((home / "__init__.py").read_text(encoding="utf-8"))) or ""
+    named = {line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")} - {"file"}
+    assert named == {path.stem for path in home.glob("*.py")} - {"__init__"}

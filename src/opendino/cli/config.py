@@ -8,7 +8,7 @@ from opendino.cli._words import find_recipe, recipes, split
 from opendino.errors import ConfigError
 
 if TYPE_CHECKING:
-    from opendino.train.pretrain import PretrainConfig
+    from opendino.train.config import PretrainConfig
 
 SUMMARY = "list, show, check and compare recipes"
 USAGE = """
@@ -48,7 +48,7 @@ def _show(argv: list[str]) -> int:
 
 
 def _check(argv: list[str]) -> int:
-    from opendino.train.pretrain import check_settings
+    from opendino.train.config import check_settings
 
     names, overrides = split(argv, most=len(argv))
     if not names:
@@ -81,7 +81,7 @@ def _diff(argv: list[str]) -> int:
 
 def _read(name: str | None, overrides: list[str]) -> "PretrainConfig":
     from opendino.config import load
-    from opendino.train.pretrain import PretrainConfig
+    from opendino.train.config import PretrainConfig
 
     if name is None:
         return load(PretrainConfig, None, overrides)

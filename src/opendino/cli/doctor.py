@@ -10,6 +10,7 @@ from pathlib import Path
 from opendino import __version__
 from opendino.cli._words import split
 from opendino.errors import ConfigError
+from opendino.machine import usable_cores
 
 SUMMARY = "versions, devices, threads and optional packages"
 USAGE = """
@@ -69,10 +70,9 @@ def _devices() -> list[tuple[str, str]]:
 def _threads() -> list[tuple[str, str]]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wish = os.environ.get("OMP_NUM_THREADS")
     return [
-        ("cores", f"{cores} usable of {os.cpu_count()}"),
+        ("cores", f"{usable_cores()} usable of {os.cpu_count()}"),
         ("threads", f"torch would use {torch.get_num_threads()}; OMP_NUM_THREADS is {wish or 'not set'}"),
     ]
 

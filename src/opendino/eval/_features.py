@@ -6,7 +6,6 @@ Read next: `_data.py` (which images, which labels), then a protocol such as `knn
 
 import logging
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,6 +21,7 @@ from opendino.distributed import all_reduce_sum, is_main, rank, world_size
 from opendino.errors import ConfigError, DataError
 from opendino.eval import _cache
 from opendino.eval.adapters import Backbone
+from opendino.machine import cores
 from opendino.models.input_spec import InputSpec
 
 _log = logging.getLogger(__name__)
@@ -143,12 +143,6 @@ class _Pictures(torch.utils.data.Dataset):
             return row, self.transform(self.dataset.image(row)), ""
         except (DataError, OSError) as error:
             return row, None, str(error)
-
-
-def cores() -> int:
-    """CPU cores that this process may use: its share of those that the machine leaves to its group."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
 def _batches(pictures: _Pictures, config: FeatureConfig, device: torch.device) -> Iterator[list]:

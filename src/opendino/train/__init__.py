@@ -4,11 +4,18 @@
 | file          | what it knows                                                       |
 |---------------|---------------------------------------------------------------------|
 | loop          | one step after the other: schedules, backward, clip, step, EMA, log |
-| pretrain      | the settings of a run, and how its parts are put together           |
+| config        | every setting of a run, and what of them does not go together       |
 | settings      | what fits the data and the machine when nothing is said             |
+| plan          | from a recipe and words to the settings of a run                    |
+| parts         | from settings to networks, optimizer and schedules                  |
+| pretrain      | how the parts of a run are put together                             |
+| threads       | how many CPU threads a run computes with                            |
+| upkeep        | what happens between the steps: records, looks, checkpoints         |
 | state         | what a checkpoint holds, out of the run and back into it            |
 | run_folder    | config.yaml and run.json: whose folder this is                      |
 | probe         | k-NN and health of the teacher while it trains                      |
 | metrics       | metrics.jsonl and TensorBoard                                       |
 | progress      | the bar, or plain lines where there is no terminal                  |
+| demo          | the demonstration: pretrain, measure, compare                       |
+| demo_report   | the page that it writes                                             |
 """

@@ -33,9 +33,10 @@ from opendino.eval._features import FeatureConfig, Features, extract
 from opendino.files import is_leftover, write_whole
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.train import state
+from opendino.train.config import PretrainConfig, check_settings, fill_in
 from opendino.train.loop import Run
 from opendino.train.plan import Plan, plan
-from opendino.train.pretrain import Outcome, PretrainConfig, build_run, check_settings, pretrain, settle
+from opendino.train.pretrain import Outcome, build_run, pretrain
 
 _log = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ def measure(config: PretrainConfig) -> Measured:
         TrainingError: the run is not finished.
     """
     pair = open_pair(LabelledConfig(train=config.knn.train, val=config.knn.val), channels=1)
-    run, spaces, checks, backbones = build_run(settle(config, len(pair.train))), {"pixels": _pixels(pair)}, {}, {}
+    run, spaces, checks, backbones = build_run(fill_in(config, len(pair.train))), {"pixels": _pixels(pair)}, {}, {}
     for row in ("random", "trained"):
         if row == "trained":
             _restore(run, Path(config.output_dir))

@@ -14,7 +14,8 @@ from opendino import config as settings
 from opendino.data.datasets import ImageDataset
 from opendino.errors import ConfigError
 from opendino.train import run_folder
-from opendino.train.pretrain import PretrainConfig, open_images
+from opendino.train.config import PretrainConfig
+from opendino.train.pretrain import open_images
 from opendino.train.settings import Choice, DataFacts, choose, look_at_data, look_at_machine
 
 

@@ -20,6 +20,7 @@ from opendino.data.datasets import ImageDataset
 from opendino.data.decode import NPY_MAGIC
 from opendino.data.tiff import is_tiff, read_tiff, samples_of
 from opendino.errors import DataError
+from opendino.machine import cores
 from opendino.models.presets import PRESETS
 
 _SAMPLED = 64
@@ -109,15 +110,13 @@ def look_at_machine(device: str = "auto") -> MachineFacts:
     """
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if device == "cpu" or not torch.cuda.is_available():
         # The instructions for it; without them bfloat16 is emulated and slow.
         bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return MachineFacts("cpu", max(cores // local, 1), 0, bf16, processes)
+        return MachineFacts("cpu", cores(), 0, bf16, processes)
     memory = torch.cuda.get_device_properties(0).total_memory
-    return MachineFacts("cuda", max(cores // local, 1), memory, torch.cuda.is_bf16_supported(), processes)
+    return MachineFacts("cuda", cores(), memory, torch.cuda.is_bf16_supported(), processes)
 
 
 def choose(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts, has_recipe: bool) -> dict[str, Choice]:

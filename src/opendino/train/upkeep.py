@@ -2,7 +2,7 @@
 """What happens between the steps of a run: records, looks at the teacher, checkpoints; called by `loop.py`."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,6 +58,7 @@ class Upkeep:
         checkpoints: when they are written.
         batch_size: images of a step over all processes.
         bad: counts the images that could not be read.
+        seconds: of the run so far, those of earlier processes included.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class Upkeep:
         checkpoints: CheckpointConfig,
         batch_size: int,
         bad: BadImages,
+        seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.folder, self.metrics, self.probe, self.bad = folder, metrics, probe, bad
-        self._checkpoints, self._batch_size = checkpoints, batch_size
+        self._checkpoints, self._batch_size, self._seconds = checkpoints, batch_size, seconds
 
     def begin(self, run: Run) -> None:
         """Look at the untrained teacher, which everything later is compared with."""
@@ -99,6 +101,7 @@ class Upkeep:
             "images_seen": self.images_seen(run),
             "images_read": self.bad.read,
             "images_bad": self.bad.failed,
+            "seconds": round(self._seconds(), 3),
             "world_size": world_size(),
             "versions": versions(),
         }

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -118,14 +117,6 @@ def test_placing(backbone):
     assert next(_features.place(backbone, FeatureConfig(device="cpu")).parameters()).device.type == "cpu"
     with pytest.raises(ConfigError, match=r"features.device = nonsense: cannot be used here"):
         _features.place(backbone, FeatureConfig(device="nonsense"))
-
-
-@pytest.mark.parametrize(("usable", "local", "expected"), [(6, "1", 6), (6, "2", 3), (1, "4", 1)])
-def test_cores_are_those_that_the_process_may_use(monkeypatch, usable, local, expected):
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable)), raising=False)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
-    assert _features.cores() == expected
 
 
 def test_workers_give_the_same(folder, backbone):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from opendino.config import load
+from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.loop import NotFinite, Schedules, Stopped, train, train_step
-from opendino.train.pretrain import PretrainConfig, build_feed, build_run, open_images, settle
+from opendino.train.pretrain import build_feed, build_run, open_images
 from opendino.train.progress import ProgressBar
 from opendino.train.state import seed_step
 
@@ -20,7 +21,7 @@ WORDS = ["optim.warmup=0", "optim.freeze_last_layer=1", "dino.centering=sinkhorn
 def parts(tiny_words):
     config = load(PretrainConfig, None, [*tiny_words, *WORDS])
     dataset = open_images(config)
-    config = settle(config, len(dataset))
+    config = fill_in(config, len(dataset))
     run = build_run(config)
     return config, run, build_feed(config, dataset, run.device, 0)
 

@@ -10,7 +10,8 @@ from opendino.data.datasets import open_dataset
 from opendino.errors import ConfigError, DataError
 from opendino.eval import health, knn
 from opendino.eval._features import FeatureConfig, extract
-from opendino.train.pretrain import PretrainConfig, build_run, settle
+from opendino.train.config import PretrainConfig, fill_in
+from opendino.train.pretrain import build_run
 from opendino.train.probe import Probe, ProbeConfig, Rows, last_look
 
 CPU = torch.device("cpu")
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def method(tiny_words):
-    return build_run(settle(load(PretrainConfig, None, tiny_words), 40)).method
+    return build_run(fill_in(load(PretrainConfig, None, tiny_words), 40)).method
 
 
 def test_figures_are_those_of_the_protocol_on_the_same_images(method, picture_folder):

@@ -8,7 +8,7 @@ from PIL import Image
 from opendino.config import load
 from opendino.data.datasets import open_dataset
 from opendino.errors import DataError
-from opendino.train.pretrain import PretrainConfig, TrainConfig, check_settings, settle
+from opendino.train.config import PretrainConfig, TrainConfig, check_settings, fill_in
 from opendino.train.settings import DataFacts, MachineFacts, choose, look_at_data, look_at_machine
 
 LAPTOP = MachineFacts("cpu", cores=8)
@@ -80,7 +80,7 @@ def test_epochs_leave_the_iterations_alone():
 @pytest.mark.parametrize(("epochs", "images", "batch"), [(20, 10_000, 50), (2.5, 1000, 64), (400, 1_000_000, 1024)])
 def test_epochs_choose_what_as_many_steps_choose(epochs, images, batch, has_recipe):
     data, size = DataFacts(images), {"train.batch_size": batch}
-    steps = settle(PretrainConfig(train=TrainConfig(batch, epochs=float(epochs))), images).train.iterations
+    steps = fill_in(PretrainConfig(train=TrainConfig(batch, epochs=float(epochs))), images).train.iterations
     by_epochs = choose({"train.epochs": epochs, **size}, data, LAPTOP, has_recipe)
     assert by_epochs == choose({"train.iterations": steps, **size}, data, LAPTOP, has_recipe)
     assert {"knn.every", "checkpoint.every", "log.every"} <= by_epochs.keys()

@@ -8,8 +8,9 @@ from opendino.checkpoint import store
 from opendino.config import load
 from opendino.errors import CheckpointError
 from opendino.train import state
+from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.loop import train_step
-from opendino.train.pretrain import PretrainConfig, build_feed, build_run, open_images, settle
+from opendino.train.pretrain import build_feed, build_run, open_images
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def make(tiny_words):
     def build(*more):
         config = load(PretrainConfig, None, [*tiny_words, *more])
         dataset = open_images(config)
-        config = settle(config, len(dataset))
+        config = fill_in(config, len(dataset))
         run = build_run(config)
         return run, build_feed(config, dataset, run.device, 0)
 

@@ -8,8 +8,9 @@ from opendino.checkpoint.hub import load_backbone
 from opendino.checkpoint.store import CheckpointConfig
 from opendino.config import load
 from opendino.data.loaders import BadImages
+from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.metrics import LogConfig, MetricLog
-from opendino.train.pretrain import PretrainConfig, build_run, open_images, settle
+from opendino.train.pretrain import build_run, open_images
 from opendino.train.probe import Probe, ProbeConfig
 from opendino.train.upkeep import Upkeep
 
@@ -21,7 +22,7 @@ def make(tiny_words, tmp_path):
     def build(**cadence):
         config = load(PretrainConfig, None, tiny_words)
         dataset = open_images(config)
-        run = build_run(settle(config, 40))
+        run = build_run(fill_in(config, 40))
         metrics = MetricLog(tmp_path, 0, LogConfig(every=cadence.get("log", 1), tensorboard=False))
         probe = Probe(ProbeConfig(every=cadence.get("knn", 0)), dataset, torch.device("cpu"), "fp32")
         bad = BadImages("pictures", 1.0, 0)
