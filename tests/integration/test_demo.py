@@ -41,8 +41,9 @@ def test_figures(done):
     assert result["health"]["prototypes_share"] <= 1
     assert result["health"]["effective_rank"] > result["health"]["prototypes_share"]
     assert result["margins_met"] == all(margin["met"] for margin in result["margins"])
+    assert result["margins"][4]["found"] == pytest.approx(result["health"]["entropy_of_mean"], abs=0.0006)
     trained_over_pixels = result["knn_trained"] - result["knn_pixels"]
-    assert result["margins"][3]["points"] == pytest.approx(trained_over_pixels, abs=0.002)
+    assert result["margins"][3]["found"] == pytest.approx(trained_over_pixels, abs=0.002)
 
 
 def test_page_needs_nothing_but_itself(done):
@@ -54,6 +55,7 @@ def test_page_needs_nothing_but_itself(done):
     assert sources
     assert all(source.startswith(("data:image/", "#")) for source in sources)
     assert f"{result['knn_trained']:.1f}" in page
+    assert all(note["text"].split(";")[0] in page for note in result["notes"])
     for words in ("raw pixels", "untrained backbone", "Loss and its terms", "k-NN on test images", "PCA", "neighbours"):
         assert words in page
 
@@ -74,6 +76,8 @@ def test_an_interrupted_one_continues_and_a_finished_one_starts_anew(done, caplo
     second = demonstrate(folder, "train.iterations=4")
     assert marker.exists()
     # The reference rows do not depend on training, and training does not depend on when it was measured.
+    assert second["seconds_pretraining"] >= first["seconds_pretraining"]
+    assert second["seconds"] > first["seconds_pretraining"]
     timeless = [key for key in first if not key.startswith("seconds")]
     assert {key: first[key] for key in timeless} == {key: second[key] for key in timeless}
     third = demonstrate(folder, "train.iterations=2")
@@ -97,7 +101,7 @@ def test_margins():
     assert Margin("at least twelve", 12.0, 12).met
     assert not Margin("at least twelve", 11.99, 12).met
     assert Margin("more", 0.05, 0).met
-    assert not Margin("more", 0.0, 0).met
+    assert not Margin("more", 0.0, 0, strict=True).met
 
 
 def test_what_is_not_of_a_demonstration_is_not_touched(tmp_path):

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 
 def _report(found: "Demonstration") -> None:
-    from opendino.train.demo_report import HEALTH, table_rows
+    from opendino.train.demo_report import HEALTH, met, note_lines, table_rows
 
     measured = found.measured
     print(
@@ -58,10 +58,12 @@ def _report(found: "Demonstration") -> None:
     print(f"{'top-1, %':<38}  {'k-NN':>9}  {'logistic regression':>20}")
     for name, knn, logreg in table_rows(measured):
         print(f"{name:<38}  {knn:>9.1f}  {logreg:>20.1f}")
+    for line in note_lines(measured):
+        print(line)
     print(f"\n{'health':<38}  {'untrained':>9}  {'trained':>20}")
     for name, (what, _) in HEALTH.items():
         print(f"{what:<38}  {measured.health_random[name]:>9.3f}  {measured.health[name]:>20.3f}")
     print()
     for one in measured.margins():
-        wanted = f"at least +{one.wanted:.0f}" if one.wanted else "more than 0"
-        print(f"{'met' if one.met else 'NOT MET':<7}  {one.what}: {one.points:+.1f} points, wanted {wanted}")
+        unit = f" {one.unit}" if one.unit else ""
+        print(f"{met(one.met):<7}  {one.what}: {one.shown()}{unit}, wanted {one.wish()}")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -76,18 +76,45 @@ class Margin(NamedTuple):
 
     Attributes:
         what: in words.
-        points: found.
-        wanted: at least so many; 0 means more than 0.
+        found: a difference in points, or a figure as it is.
+        wanted: the least that will do.
+        strict: whether more than that is wanted.
+        unit: "points" of a difference, "" of a figure.
     """
 
     what: str
-    points: float
+    found: float
     wanted: float
+    strict: bool = False
+    unit: Literal["points", ""] = "points"
 
     @property
     def met(self) -> bool:
         """Whether it holds."""
-        return self.points >= self.wanted if self.wanted else self.points > 0
+        return self.found > self.wanted if self.strict else self.found >= self.wanted
+
+    def shown(self) -> str:
+        """What was found, to read."""
+        return f"{self.found:+.1f}" if self.unit else f"{self.found:.3f}"
+
+    def wish(self) -> str:
+        """What was wanted, to read."""
+        sign = "+" if self.unit and self.wanted else ""
+        return f"{'more than' if self.strict else 'at least'} {sign}{self.wanted:g}"
+
+
+class Note(NamedTuple):
+    """What a reader of a figure should know.
+
+    Attributes:
+        row: of the table, one of `ROWS`.
+        protocol: "knn" or "logreg".
+        text: a sentence.
+    """
+
+    row: str
+    protocol: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -102,6 +129,7 @@ class Measured:
         nearest: for each space of `ROWS`, rows of the nearest training images of each test image.
         pair: the images and labels.
         backbones: "random" and "trained".
+        notes: on single figures, such as a fit that did not converge.
     """
 
     knn: dict[str, float]
@@ -111,6 +139,7 @@ class Measured:
     nearest: dict[str, Tensor]
     pair: LabelledPair
     backbones: dict[str, VisionTransformer]
+    notes: tuple[Note, ...] = ()
 
     def margins(self) -> list[Margin]:
         """What the demonstration promises, and whether it was kept."""
@@ -118,7 +147,8 @@ class Measured:
             Margin("k-NN, trained over untrained", self.knn["trained"] - self.knn["random"], 12),
             Margin("logistic regression, trained over untrained", self.logreg["trained"] - self.logreg["random"], 9),
             Margin("logistic regression, trained over pixels", self.logreg["trained"] - self.logreg["pixels"], 10),
-            Margin("k-NN, trained over pixels", self.knn["trained"] - self.knn["pixels"], 0),
+            Margin("k-NN, trained over pixels", self.knn["trained"] - self.knn["pixels"], 0, strict=True),
+            Margin("entropy of the mean prediction / ln K", self.health["entropy_of_mean"], 0.9, strict=True, unit=""),
         ]
 
 
@@ -130,7 +160,7 @@ class Demonstration:
         config: of the pretraining.
         outcome: of the pretraining.
         measured: the figures.
-        seconds: of everything, in this process.
+        seconds: of everything; after an interruption also those of the earlier processes, see `Outcome`.
     """
 
     config: PretrainConfig
@@ -149,14 +179,16 @@ class Demonstration:
             "images_seen": self.outcome.images_seen,
             "seed": self.config.seed,
             "iterations": self.outcome.steps,
-            "seconds_pretraining": round(self.outcome.seconds, 1),
+            "seconds_pretraining": round(self.outcome.seconds_before + self.outcome.seconds, 1),
             "precision": self.config.train.precision,
             "health": {name: round(value, 5) for name, value in measured.health.items()},
             "health_random": {name: round(value, 5) for name, value in measured.health_random.items()},
             "margins": [
-                {**one._asdict(), "points": round(one.points, 3), "met": one.met} for one in measured.margins()
+                {"what": one.what, "found": round(one.found, 3), "wanted": one.wanted, "met": one.met}
+                for one in measured.margins()
             ],
             "margins_met": all(one.met for one in measured.margins()),
+            "notes": [one._asdict() for one in measured.notes],
         }
 
 
@@ -174,14 +206,15 @@ def demo(recipe: Path, config: DemoConfig, words: Sequence[str] = ()) -> Demonst
     """
     from opendino.train.demo_report import write_report
 
-    begun = time.perf_counter()
+    begun, threads = time.perf_counter(), torch.get_num_threads()
     home = Path(config.output_dir)
     planned = prepare(recipe, config, words)
     outcome = pretrain(planned.config, {key: choice.value for key, choice in planned.choices.items()})
+    torch.set_num_threads(threads)  # a small model may train fastest with fewer; to be measured it gets all again
     measured = measure(planned.config)
-    found = Demonstration(planned.config, outcome, measured, time.perf_counter() - begun)
+    found = Demonstration(planned.config, outcome, measured, outcome.seconds_before + time.perf_counter() - begun)
     write_report(home / REPORT, found)
-    found = replace(found, seconds=time.perf_counter() - begun)
+    found = replace(found, seconds=outcome.seconds_before + time.perf_counter() - begun)
     text = json.dumps(found.result(), indent=1) + "\n"
     write_whole(home / RESULT, text)
     write_whole(outcome.output_dir / RESULT, text)  # marks the run as finished and measured
@@ -246,14 +279,23 @@ def measure(config: PretrainConfig) -> Measured:
         train, test = (extract(backbones[row], part, _FEATURES, what=row) for part in (pair.train, pair.val))
         spaces[row] = _space(train, test)
         checks[row] = health.summary(test.cls, _prototypes(run, test.cls))
+    votes = {row: _knn(space, pair) for row, space in spaces.items()}
+    fits = {row: _logreg(space, pair) for row, space in spaces.items()}
+    protocols = {"knn": votes, "logreg": fits}
     return Measured(
-        knn={row: _knn(space, pair) for row, space in spaces.items()},
-        logreg={row: _logreg(space, pair) for row, space in spaces.items()},
+        knn={row: accuracy for row, (accuracy, _) in votes.items()},
+        logreg={row: accuracy for row, (accuracy, _) in fits.items()},
         health=checks["trained"],
         health_random=checks["random"],
         nearest={row: knn.nearest(space.test_unit, space.train_unit, NEIGHBOURS)[1] for row, space in spaces.items()},
         pair=pair,
         backbones=backbones,
+        notes=tuple(
+            Note(row, protocol, text)
+            for protocol, found in protocols.items()
+            for row, (_, texts) in found.items()
+            for text in texts
+        ),
     )
 
 
@@ -281,15 +323,15 @@ def _grey(dataset: ImageDataset) -> Float[Tensor, "n P"]:
     return torch.from_numpy(rows).float() / 255
 
 
-def _knn(space: _Space, pair: LabelledPair) -> float:
+def _knn(space: _Space, pair: LabelledPair) -> tuple[float, list[str]]:
     votes = replace(_VOTES, k=(min(NEIGHBOURS, len(pair.train)),))
-    figures, _ = knn.evaluate(space.train_unit, pair.train_labels, space.test_unit, pair.val_labels, votes)
-    return figures[f"top1_k{votes.k[0]}"]
+    figures, notes = knn.evaluate(space.train_unit, pair.train_labels, space.test_unit, pair.val_labels, votes)
+    return figures[f"top1_k{votes.k[0]}"], notes
 
 
-def _logreg(space: _Space, pair: LabelledPair) -> float:
-    figures, _ = logreg.evaluate(space.train, pair.train_labels, space.test, pair.val_labels, _REGRESSION)
-    return figures["top1"]
+def _logreg(space: _Space, pair: LabelledPair) -> tuple[float, list[str]]:
+    figures, notes = logreg.evaluate(space.train, pair.train_labels, space.test, pair.val_labels, _REGRESSION)
+    return figures["top1"], notes
 
 
 def _restore(run: Run, folder: Path) -> None:

@@ -24,6 +24,8 @@ HEALTH = {
 }
 """Figures of `eval/health.py` that are shown: what they are, and what is healthy."""
 
+PROTOCOLS = {"knn": "k-NN", "logreg": "logistic regression"}
+
 _IMAGES, _SHOWN_NEIGHBOURS = 8, 8
 
 
@@ -52,28 +54,32 @@ def table_rows(measured: "Measured") -> list[tuple[str, float, float]]:
     return [(label, measured.knn[row], measured.logreg[row]) for row, label in LABELS.items()]
 
 
+def note_lines(measured: "Measured") -> list[str]:
+    """What a reader of the table should know, a line each."""
+    return [f"note: {LABELS[one.row]}, {PROTOCOLS[one.protocol]}: {one.text}" for one in measured.notes]
+
+
 def _figures(demo: "Demonstration") -> Html:
     measured = demo.measured
     header = ("features", "k-NN, top-1 %", "logistic regression, top-1 %")
-    margins = [
-        (one.what, f"{one.points:+.1f}", f"{one.wanted:+.0f}" if one.wanted else "more than 0", _met(one.met))
-        for one in measured.margins()
-    ]
+    margins = [(one.what, one.shown(), one.wish(), met(one.met)) for one in measured.margins()]
     healthy = [
         (what, measured.health_random[name], measured.health[name], good) for name, (what, good) in HEALTH.items()
     ]
     return report.section(
         "What was learned",
         report.table(header, table_rows(measured), strong_rows=(2,)),
-        report.table(("margin, points", "found", "wanted", ""), margins),
+        *(report.paragraph(line) for line in note_lines(measured)),
+        report.table(("margin", "found", "wanted", ""), margins),
         report.table(("health", "untrained", "trained", "healthy"), healthy, digits=3),
         text="k-NN: 20 neighbours, cosine, temperature 0.07. Logistic regression: standardised features, strength "
         "chosen on a tenth of the training images. Features: CLS token and mean patch token side by side.",
     )
 
 
-def _met(met: bool) -> str:
-    return "met" if met else "NOT met"
+def met(kept: bool) -> str:
+    """Whether a margin was kept, to read."""
+    return "met" if kept else "NOT MET"
 
 
 def _curves(demo: "Demonstration") -> Html:

@@ -66,31 +66,6 @@ def paragraph(text: str) -> Html:
     return Html(f"<p>{escape(text)}</p>")
 
 
-def details(summary: str, *parts: Html) -> Html:
-    """Pieces that open on a click."""
-    return Html(f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>")
-
-
-def beside(*parts: Html) -> Html:
-    """Pieces side by side where the screen is wide enough, else below each other."""
-    return Html(f'<div class="beside">{"".join(parts)}</div>')
-
-
-def code(text: str) -> Html:
-    """Commands or settings, letter for letter."""
-    return Html(f"<pre><code>{escape(text)}</code></pre>")
-
-
-def tiles(figures: Sequence[tuple[str, str, str]]) -> Html:
-    """Key figures side by side: what it is, the figure, and what to think of it."""
-    cells = (
-        f'<div class="tile"><div class="what">{escape(what)}</div><div class="figure">{escape(figure)}</div>'
-        f'<div class="note">{escape(note)}</div></div>'
-        for what, figure, note in figures
-    )
-    return Html(f'<div class="tiles">{"".join(cells)}</div>')
-
-
 def table(
     header: Sequence[str],
     rows: Sequence[Sequence[Cell]],

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from opendino.cli.main import main
 from opendino.train import demo as module
-from opendino.train.demo import Margin
+from opendino.train.demo import Margin, Note
 from opendino.train.demo_report import HEALTH
 from opendino.train.loop import Stopped
 
@@ -16,7 +16,12 @@ def found(config):
         health=dict.fromkeys(HEALTH, 0.5),
         health_random=dict.fromkeys(HEALTH, 0.25),
         pair=SimpleNamespace(val=range(2000)),
-        margins=lambda: [Margin("trained over untrained", 16.0, 12), Margin("trained over pixels", -1.21, 0)],
+        margins=lambda: [
+            Margin("trained over untrained", 16.0, 12),
+            Margin("trained over pixels", -1.21, 0, strict=True),
+            Margin("entropy", 0.5, 0.9, strict=True, unit=""),
+        ],
+        notes=(Note("trained", "logreg", "the best C lies at the edge"),),
     )
     outcome = SimpleNamespace(images_seen=102_400)
     return SimpleNamespace(config=config, measured=measured, outcome=outcome, seconds=421.4)
@@ -35,6 +40,8 @@ def test_words_are_parted_and_the_table_says_what_was_not_met(monkeypatch, capsy
     assert ["raw", "pixels", "63.2", "39.0"] in [line.split() for line in shown.splitlines()]
     assert "met      trained over untrained: +16.0 points, wanted at least +12" in shown
     assert "NOT MET  trained over pixels: -1.2 points, wanted more than 0" in shown
+    assert "NOT MET  entropy: 0.500, wanted more than 0.9" in shown
+    assert "note: trained teacher, logistic regression: the best C lies at the edge" in shown.splitlines()
 
 
 def test_stopped(monkeypatch, capsys, tmp_path):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 
 from opendino.train import demo_report
+from opendino.train.demo import Note
 
 
 def test_rows_of_the_table_stand_in_the_order_of_what_was_learned():
@@ -16,6 +17,14 @@ def test_rows_of_the_table_stand_in_the_order_of_what_was_learned():
         ("raw pixels", 1.0, 10.0),
         ("untrained backbone", 2.0, 20.0),
         ("trained teacher", 3.0, 30.0),
+    ]
+
+
+def test_notes_name_their_row_and_protocol():
+    figures = SimpleNamespace(notes=(Note("pixels", "knn", "left out k = 20"), Note("trained", "logreg", "wider")))
+    assert demo_report.note_lines(figures) == [
+        "note: raw pixels, k-NN: left out k = 20",
+        "note: trained teacher, logistic regression: wider",
     ]
 
 

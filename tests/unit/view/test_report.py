@@ -3,13 +3,14 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from opendino.errors import DataError
-from opendino.view import report
+from opendino.view import _chart, report
 from opendino.view._chart import COLOURS_DARK, COLOURS_LIGHT
 
 VOID = {"meta", "img", "br"}
@@ -54,19 +55,15 @@ def whole_page():
         [
             report.section(
                 "Figures",
-                report.tiles([("k-NN", "63.1 %", "+16 over untrained")]),
                 report.table(["row", "k-NN"], [["pixels", 63.2], ["trained", 63.1]], strong_rows=[1]),
-                report.beside(
-                    report.figure_curves({"loss": ([0, 1], [5, 4]), "k-NN": ([0, 1], [1, 2])}, title="Curves"),
-                    report.paragraph("Beside it."),
-                ),
+                report.figure_curves({"loss": ([0, 1], [5, 4]), "k-NN": ([0, 1], [1, 2])}, title="Curves"),
+                report.paragraph("Below it."),
                 text="What came of it.",
             ),
             report.section(
                 "Pictures",
                 report.image_grid([picture(), picture(200)], alts=["a", "b"], marks=["right", "wrong"], lossy=True),
                 report.image(np.zeros((4, 4), np.uint8), alt="black"),
-                report.details("Settings", report.code("seed: 0 # <nothing>")),
             ),
         ],
         lead="In short.",
@@ -141,8 +138,7 @@ def test_text_is_escaped():
         report.table([evil], [[evil]], caption=evil),
         report.image_grid([picture()], alts=[evil], captions=[evil], title=evil, caption=evil),
         report.figure_curves({evil: ([0, 1], [0, 1]), "b": ([0], [0])}, title=evil, x_label=evil, levels={evil: 1.0}),
-        report.tiles([(evil, evil, evil)]),
-        report.code(evil),
+        report.paragraph(evil),
         text=evil,
     )
     read = Reader(report.page(evil, [pieces], lead=evil, footer=evil))
@@ -169,3 +165,15 @@ def test_writing_leaves_only_the_page(tmp_path):
     report.write(path, report.page("y", []))
     assert "<h1>y</h1>" in path.read_text()
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_nothing_of_the_page_is_unused():
+    """A piece that no page uses, or a rule of the style sheet that no piece uses, is one too many to keep."""
+    home = Path(report.__file__).parents[1]
+    code = "".join(path.read_text() for path in home.rglob("*.py"))
+    made = Path(report.__file__).read_text() + Path(_chart.__file__).read_text()
+    for name in re.findall(r"^def ([a-z]\w*)\(", Path(report.__file__).read_text(), re.MULTILINE):
+        assert re.search(rf"\breport\.{name}\(", code), name
+    style = re.sub(r"/\*.*?\*/", "", Path(report.__file__).with_name("report.css").read_text(), flags=re.DOTALL)
+    for name in set(re.findall(r"\.([a-z][a-z-]+)\b", re.sub(r"\{[^{}]*\}", "", style))):
+        assert re.search(rf"[\"' ]{name}[\"' {{]", made), name
