@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning through transformers' Trainer and PEFT; each skips where its package is not installed."""
+"""Fine-tuning through transformers' Trainer and PEFT; the extra `dev` brings what both need."""
 
 import pytest
 import torch
 
 pytest.importorskip("transformers")
 
+import accelerate  # noqa: F401  Trainer asks for it
+import peft
 import transformers
 
 from opendino import hf
@@ -27,7 +29,6 @@ class Stripes(torch.utils.data.Dataset):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 def test_trainer_learns_saves_and_evaluates(tmp_path):
-    pytest.importorskip("accelerate")
     model = hf.Dinov2ForImageClassification(hf.Dinov2Config(**TINY, layerscale_value=0.1))
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path),
@@ -56,7 +57,6 @@ def test_trainer_learns_saves_and_evaluates(tmp_path):
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("family", ["Dinov2", "Dinov2WithRegisters"])
 def test_lora_on_query_and_value(family, tmp_path):
-    peft = pytest.importorskip("peft")
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     config = getattr(hf, f"{family}Config")(**TINY, patch_size=14)
     getattr(hf, f"{family}ForImageClassification")(config).save_pretrained(base)
