@@ -141,6 +141,11 @@ def parse_override(word: str) -> tuple[str, Any]:
         return key, text
 
 
+def expand_home(text: str) -> str:
+    """A path as it is meant: shells leave the ~ of `data=~/images` alone."""
+    return str(Path(text).expanduser()) if text == "~" or text.startswith("~/") else text
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mapping to dotted keys; empty mappings vanish."""
     flat: dict[str, Any] = {}

@@ -143,3 +143,10 @@ def test_a_check_of_a_group_says_which_group():
         "left: shape.width = 0 is out of its range; use 1 to 10",
         "shape.width = 11 is out of its range; use 1 to 10",
     ]
+
+
+def test_a_home_is_opened(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    words = ["~/x", "~", "~/x/*.parquet", "a/~/x", "x~", "~other/x", ""]
+    opened = ["/home/ada/x", "/home/ada", "/home/ada/x/*.parquet", "a/~/x", "x~", "~other/x", ""]
+    assert list(map(config.expand_home, words)) == opened

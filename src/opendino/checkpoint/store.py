@@ -116,13 +116,28 @@ def prune(output_dir: Path, config: CheckpointConfig, written: int | None = None
         folder.rename(aside)
         _log.warning("%s is damaged and was set aside as %s; remove it when you like", folder, aside.name)
     steps = sorted(folders.keys() - damaged.keys())
-    for step in steps[: -config.keep]:
+    for step in _spare(steps, folders, config.keep, written):
         if step != written and (config.milestone_every == 0 or step % config.milestone_every):
             # Renamed first: a kill in the middle of removing must not leave a folder that looks whole.
             doomed = output_dir / "checkpoints" / f".step_{step:08d}.partial"
             shutil.rmtree(doomed, ignore_errors=True)
             folders[step].rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _spare(steps: list[int], folders: Mapping[int, Path], keep: int, written: int | None) -> list[int]:
+    """Steps older than the newest `keep` that are whole to the last byte; those are read only if something is older."""
+    whole = 0
+    for position in range(len(steps) - 1, 0, -1):
+        step = steps[position]
+        altered = None if step == written else _altered(folders[step])
+        if altered is not None:
+            _log.warning("%s is damaged, so an older one is kept: %s", folders[step], altered)
+            continue
+        whole += 1
+        if whole == keep:
+            return steps[:position]
+    return []
 
 
 def clean(output_dir: Path) -> None:
@@ -159,16 +174,13 @@ def load(folder: Path) -> Checkpoint:
             f"{folder}: is of layout {state['format']}, this version reads {FORMAT}; use the version that wrote it"
         )
     tensors: dict[str, dict[str, Tensor]] = {}
+    altered = _altered(folder)
+    if altered is not None:
+        raise CheckpointError(f"{folder}/{altered}; remove {folder} and the run continues from an earlier checkpoint")
     for part, files in state["parts"].items():
         tensors[part] = {}
         for entry in files:
-            path = folder / entry["name"]
-            if sha256(path) != entry["sha256"]:
-                raise CheckpointError(
-                    f"{path}: its bytes are not those that were written; "
-                    f"remove {folder} and the run continues from an earlier checkpoint"
-                )
-            tensors[part] |= load_file(path)
+            tensors[part] |= load_file(folder / entry["name"])
     return Checkpoint(folder, state["step"], tensors, state["meta"])
 
 
@@ -217,6 +229,15 @@ def _fault(folder: Path) -> str | None:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"state.json cannot be read ({error})"
+    return None
+
+
+def _altered(folder: Path) -> str | None:
+    """The first file whose bytes are not those that were written; None where all are. Reads everything."""
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    for entry in (entry for files in state["parts"].values() for entry in files):
+        if sha256(folder / entry["name"]) != entry["sha256"]:
+            return f"{entry['name']}: its bytes are not those that were written"
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from opendino.checkpoint.store import CheckpointConfig
-from opendino.config import check_numbers
+from opendino.config import check_numbers, expand_home
 from opendino.data.augment import CropsConfig, check_crops
 from opendino.data.loaders import LoaderConfig
 from opendino.data.masking import MaskConfig
@@ -114,6 +114,10 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     knn: ProbeConfig = field(default_factory=ProbeConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("data", "output_dir"):
+            object.__setattr__(self, name, expand_home(getattr(self, name)))
 
 
 def check(config: PretrainConfig) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from opendino import __version__
 from opendino.checkpoint import store
-from opendino.config import load
+from opendino.config import expand_home, load
 from opendino.data import garments
 from opendino.data.datasets import ImageDataset
 from opendino.errors import ConfigError, TrainingError
@@ -67,6 +67,7 @@ class DemoConfig:
     images: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output_dir", expand_home(self.output_dir))
         if self.images < 0:
             raise ConfigError(f"images = {self.images}: give 0 for all images, or how many of each part")
 

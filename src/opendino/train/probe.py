@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opendino.config import expand_home
 from opendino.data.datasets import ImageDataset
 from opendino.data.samplers import permute
 from opendino.errors import ConfigError, DataError
@@ -54,6 +55,8 @@ class ProbeConfig:
     max_val: int = 2_000
 
     def __post_init__(self) -> None:
+        for name in ("train", "val"):
+            object.__setattr__(self, name, expand_home(getattr(self, name)))
         if self.every < 0 or self.max_train < 1 or self.max_val < 2:
             raise ConfigError(
                 f"knn.every = {self.every}, knn.max_train = {self.max_train}, knn.max_val = {self.max_val}: "
@@ -167,7 +170,9 @@ class Probe:
 def _parts(config: ProbeConfig, dataset: ImageDataset) -> tuple[ImageDataset | None, ImageDataset]:
     """Images that vote (None without labels) and images that are looked at, labels in one numbering."""
     named = _named(config, dataset)
-    whole = open_part(config.train, named, dataset.options.channels) if config.train else dataset
+    # Opened again only where the run looks away from the labels of its own images.
+    ours = not config.train or (dataset.targets is not None and same_place(config.train, dataset.name))
+    whole = dataset if ours else open_part(config.train, named, dataset.options.channels)
     if config.train and whole.targets is None:
         raise ConfigError(f"knn.train = {config.train} has no labels; name labelled images")
     if config.val:

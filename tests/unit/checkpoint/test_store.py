@@ -91,6 +91,22 @@ def test_damaged_newer_checkpoints_never_push_out_the_last_whole_one(tmp_path):
     ]  # fmt: skip
 
 
+def test_an_altered_checkpoint_of_the_right_size_does_not_count_as_a_whole_one(tmp_path):
+    """Keeping two, of which one has been altered on the disk: the third is kept, for it is the second whole one."""
+    for step in (1, 2):
+        store.save(tmp_path, step, tensors(), {}, CheckpointConfig(keep=2))
+    path = tmp_path / "checkpoints" / "step_00000002" / "student.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    store.save(tmp_path, 3, tensors(), {}, CheckpointConfig(keep=2))
+    assert steps(tmp_path) == [1, 2, 3]
+    assert store.load(tmp_path / "checkpoints" / "step_00000001").step == 1
+    store.save(tmp_path, 4, tensors(), {}, CheckpointConfig(keep=2))
+    assert steps(tmp_path)[-2:] == [3, 4]
+    assert 1 not in steps(tmp_path)
+
+
 def test_what_was_just_written_stays_though_newer_ones_are_whole(tmp_path):
     store.save(tmp_path, 12, tensors(), {})
     store.save(tmp_path, 11, tensors(), {}, CheckpointConfig(keep=1))

@@ -30,6 +30,13 @@ def test_groups_of_the_settings():
     )
 
 
+def test_places_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    words = ["data=~/a", "output_dir=~/b", "knn.train=~/c", "knn.val=~/d"]
+    found = load(PretrainConfig, None, words)
+    assert [found.data, found.output_dir, found.knn.train, found.knn.val] == [f"/home/ada/{name}" for name in "abcd"]
+
+
 def test_epochs_set_the_iterations(config):
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=2.5))
     assert fill_in(config, 40).train.iterations == 13  # 100 images in batches of 8

@@ -10,6 +10,7 @@ from opendino.data.datasets import open_dataset
 from opendino.errors import ConfigError, DataError
 from opendino.eval import health, knn
 from opendino.eval._features import FeatureConfig, extract
+from opendino.train import probe as module
 from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.pretrain import build_run
 from opendino.train.probe import Probe, ProbeConfig, Rows, last_look
@@ -150,3 +151,19 @@ def test_last_look():
 def test_cadences():
     with pytest.raises(ConfigError, match=r"knn\.every = -1"):
         ProbeConfig(every=-1)
+
+
+def test_images_that_are_open_already_are_not_opened_again(picture_folder, monkeypatch):
+    dataset = open_dataset(picture_folder)
+    monkeypatch.setattr(module, "open_part", lambda *_: pytest.fail("opened again"))
+    train, val = module._parts(ProbeConfig(train=f"{picture_folder}/../{picture_folder.name}"), dataset)
+    assert (len(train), len(val)) == (32, 8)
+
+
+def test_images_whose_labels_the_run_leaves_alone_are_opened_for_them(tmp_path, picture_folder):
+    source = tmp_path / "table.csv"
+    rows = [f"{path},{path.parent.name}" for path in sorted(picture_folder.rglob("*.png"))]
+    source.write_text("\n".join(["path,label", *rows]))
+    dataset = open_dataset(source, label_column="none")
+    train, _ = module._parts(ProbeConfig(train=str(source)), dataset)
+    assert sorted(set(train.targets.tolist())) == [0, 1, 2, 3]

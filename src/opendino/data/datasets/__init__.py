@@ -15,6 +15,7 @@ A new kind: one file here, a subclass of `ImageDataset`, one line in `_MEMBERS` 
 from importlib import import_module
 from pathlib import Path
 
+from opendino.config import expand_home
 from opendino.data.datasets._base import DecodeOptions, ImageDataset
 from opendino.errors import DataError
 
@@ -54,6 +55,7 @@ def open_dataset(
     """
     if channels < 1:
         raise DataError(f"{source}: {channels} channels were asked for; give 1 or more")
+    source = expand_home(str(source))
     options = DecodeOptions(channels, orient, value_range)
     kind = _kind(source, path_column)
     module, name = _MEMBERS[kind]

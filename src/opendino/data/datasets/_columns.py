@@ -32,28 +32,50 @@ def find(columns: Sequence[str], wanted: str, candidates: Sequence[str]) -> str:
 
 def read_labels(
     column: pa.ChunkedArray, names: pa.ChunkedArray | None = None, known: Sequence[str] = ()
-) -> tuple[Int64[np.ndarray, " n"], list[str]]:
+) -> tuple[Int64[np.ndarray, " n"] | None, list[str]]:
     """Labels and class names of a column.
 
     Whole numbers are kept; their names come from `known`, else from the column `names`, else they are the numbers as
-    text. Text is numbered in alphabetical order.
+    text. Text is numbered in alphabetical order. A cell without text is a missing label; a column of nothing else
+    holds no labels: None.
 
     Raises:
-        DataError: a label is missing or negative, or the column holds neither whole numbers nor text.
+        DataError: some labels are missing and others not, a label is negative, or the column holds neither whole
+            numbers nor text.
     """
-    if column.null_count:
-        raise DataError(f"{column.null_count} of {len(column)} labels are missing; fill them or name label_column=none")
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        classes = sorted(column.unique().to_pylist())
-        return _places(column, classes), classes
+        return _read_text(column)
+    if _nothing_there(column.null_count, len(column)):
+        return None, []
     if not pa.types.is_integer(column.type):
         raise DataError(f"labels of type {column.type}; whole numbers or text were wanted")
     labels = column.to_numpy().astype(np.int64)
     if len(labels) and labels.min() < 0:
         raise DataError(f"label {labels.min()} is negative; labels count from 0")
     return labels, list(known) or _names_of(labels, names)
+
+
+def _read_text(column: pa.ChunkedArray) -> tuple[Int64[np.ndarray, " n"] | None, list[str]]:
+    column = column.fill_null("")
+    classes = sorted(column.unique().to_pylist())
+    labels = _places(column, classes)
+    blank = [place for place, name in enumerate(classes) if not name.strip()]
+    if _nothing_there(int(np.isin(labels, blank).sum()), len(labels)):
+        return None, []
+    return labels, classes
+
+
+def _nothing_there(missing: int, rows: int) -> bool:
+    """Whether all labels are missing.
+
+    Raises:
+        DataError: some are missing and others not.
+    """
+    if 0 < missing < rows:
+        raise DataError(f"{missing} of {rows} labels are missing; fill them or name label_column=none")
+    return missing == rows > 0
 
 
 def _places(column: pa.ChunkedArray, classes: list[str]) -> Int64[np.ndarray, " n"]:

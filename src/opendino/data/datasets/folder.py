@@ -9,7 +9,7 @@ classes: open one of them. Hidden files and folders are passed over, symbolic li
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -20,7 +20,8 @@ from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
 from opendino.data.datasets._paths import PathTable
 from opendino.errors import DataError
 
-_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+_TRAINING = {"train", "training"}
+_HELD_OUT = {"val", "valid", "validation", "dev", "test", "testing"}
 _log = logging.getLogger(__name__)
 # Not pictures, or read only with the help of another program.
 _NOT_IMAGES = {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"}
@@ -64,9 +65,10 @@ class FolderDataset(ImageDataset):
         self._set_labels(np.array(tops, dtype=np.int64), list(names))
 
     def _set_labels(self, tops: np.ndarray, names: list[str]) -> None:
+        warn_of_parts(self.name, names)
         if tops.min() < 0 or len(names) < 2:
             return
-        if {name.lower() for name in names} <= _SPLITS:
+        if {name.lower() for name in names} <= _TRAINING | _HELD_OUT:
             _log.info("%s: %s are parts, not classes; open one of them for labels", self.name, ", ".join(sorted(names)))
             return
         self.classes = sorted(names)
@@ -83,6 +85,26 @@ class FolderDataset(ImageDataset):
     def identify(self, index: int) -> str:
         """Path of one image, with the folder it was found from."""
         return f"{self.name}/{self._paths[index]}"
+
+
+def warn_of_parts(source: str, names: Iterable[str], ending: str = "") -> None:
+    """Say that held-out images are among those to be used, where the names of parts tell.
+
+    Args:
+        source: what was opened.
+        names: of its parts, if they are parts.
+        ending: behind the name of a part, to name that part alone.
+    """
+    training = sorted(name for name in names if name.lower() in _TRAINING)
+    held_out = sorted(name for name in names if name.lower() in _HELD_OUT)
+    if training and held_out:
+        _log.warning(
+            "%s holds %s beside %s, and the images of all of them are used; give %s to leave held-out images out",
+            source,
+            " and ".join(held_out),
+            training[0],
+            f"{source.rstrip('/')}/{training[0]}{ending}",
+        )
 
 
 def scan(root: str, other: Counter[str] | None = None) -> Iterator[str]:

@@ -7,6 +7,7 @@ process keeps the last used row groups.
 """
 
 import logging
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from jaxtyping import Int64
 
 from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
 from opendino.data.datasets._columns import IMAGES, LABELS, NAMES, find, huggingface_names, read_labels
+from opendino.data.datasets.folder import warn_of_parts
 from opendino.errors import DataError
 
 IN_MEMORY = 1 << 30
@@ -28,6 +30,7 @@ CACHE = 256 << 20
 
 
 _LARGE_GROUP = 16 << 20
+_PART = re.compile("[^A-Za-z]")  # ends the train of train-00000-of-00002.parquet
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +63,8 @@ class ParquetDataset(ImageDataset):
     ) -> None:
         self.name, self.options, self.classes = str(source), options, []
         self._files = _files(Path(source))
+        if Path(source).is_dir():
+            warn_of_parts(self.name, {_PART.split(file.name)[0] for file in self._files}, "*.parquet")
         schema = _common_schema(self._files, self.name)
         try:
             self._column = _image_column(schema, image_column)

@@ -45,6 +45,8 @@ def test_names_of_numbers():
     ("values", "kind", "message"),
     [
         ([1, None], pa.int8(), "1 of 2 labels are missing"),
+        (["cat", None, "dog"], pa.string(), "1 of 3 labels are missing; fill them or name label_column=none"),
+        (["cat", "", " ", "dog"], pa.large_string(), "2 of 4 labels are missing"),
         ([0, -1], pa.int8(), "label -1 is negative"),
         ([0.5, 1.0], pa.float32(), "labels of type float"),
     ],
@@ -52,6 +54,13 @@ def test_names_of_numbers():
 def test_labels_that_do_not_count(values, kind, message):
     with pytest.raises(DataError, match=message):
         read_labels(column(values, kind))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [(["", " "], pa.string()), ([None, ""], pa.string()), ([None, None], pa.int8())]
+)
+def test_a_column_without_a_label_holds_none(values, kind):
+    assert read_labels(column(values, kind)) == (None, [])
 
 
 def test_names_that_hugging_face_wrote():

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import logging
 import os
 
 import pytest
+from PIL import Image
 
 from opendino.data.datasets.folder import FolderDataset, image_suffixes, scan
 from opendino.errors import DataError
@@ -99,3 +101,25 @@ def test_images_are_named_by_their_path(image_folder):
     dataset = FolderDataset(image_folder)
     assert dataset.identify(0) == f"{image_folder}/cat/0.png"
     assert dataset.image(0).size == (50, 40)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (("train", "val"), "holds val beside train, and the images of all of them are used; give {0}/train to leave"),
+        (("Train", "test", "val"), "holds test and val beside Train, and the images of all of them are used; give {0}"),
+        (("train", "val", "more"), "holds val beside train"),
+        (("train", "bus"), ""),  # vehicles
+        (("val", "test"), ""),
+        (("cat", "dog"), ""),
+    ],
+)
+def test_held_out_images_among_those_to_be_used_are_told(tmp_path, encode, caplog, parts, said):
+    for part in parts:
+        (tmp_path / part / "cat").mkdir(parents=True)
+        (tmp_path / part / "cat" / "1.png").write_bytes(encode(Image.new("L", (4, 4))))
+    logging.getLogger("opendino").propagate = True
+    FolderDataset(tmp_path)
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == bool(said)
+    assert all(said.format(tmp_path) in line for line in warned)

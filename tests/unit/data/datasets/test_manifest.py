@@ -55,6 +55,18 @@ def test_tables_that_cannot_be_used(image_folder, text, message):
         open_dataset(image_folder / "table.csv")
 
 
+def test_text_labels_that_are_empty(image_folder):
+    """In a CSV file a cell without text is a label that is missing, not a class without a name."""
+    source = image_folder / "table.csv"
+    source.write_text("path,label\ncat/0.png,cat\ndog/1.png,\n")
+    with pytest.raises(DataError, match=r"table\.csv: 1 of 2 labels are missing; fill them or name label_column=none"):
+        open_dataset(source)
+    assert open_dataset(source, label_column="none").targets is None
+    source.write_text("path,label\ncat/0.png,\ndog/1.png,\n")
+    dataset = open_dataset(source)
+    assert (dataset.targets, dataset.classes) == (None, [])
+
+
 def test_a_missing_path_is_found_at_once(image_folder):
     pq.write_table(pa.table({"path": ["cat/0.png", None]}), image_folder / "table.parquet")
     with pytest.raises(DataError, match="1 of 2 paths are missing"):

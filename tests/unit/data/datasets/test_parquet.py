@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import logging
 
 import numpy as np
 import pyarrow as pa
@@ -155,3 +156,16 @@ def test_every_real_photograph_is_decoded(real_data):
 def test_the_whole_test_folder_is_not_one_data_set(real_data):
     with pytest.raises(DataError, match="different columns"):
         open_dataset(real_data)
+
+
+def test_held_out_files_among_those_to_be_used_are_told(tmp_path, cells, caplog):
+    logging.getLogger("opendino").propagate = True
+    for name in ("train-00000-of-00001", "test-00000-of-00001"):
+        write(tmp_path / f"{name}.parquet", cells)
+    assert len(open_dataset(tmp_path)) == 14
+    (warned,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    pattern = f"{tmp_path}/train*.parquet"
+    assert f"holds test beside train, and the images of all of them are used; give {pattern} to leave" in warned
+    caplog.clear()
+    assert len(open_dataset(pattern)) == 7
+    assert not caplog.records
