@@ -64,11 +64,13 @@ def picture_folder(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def tiny_settings() -> list[str]:
+    """Settings of the smallest pretraining run: two blocks, milliseconds a step."""
+    return TINY.split()
+
+
 @pytest.fixture
-def tiny_words(picture_folder, tmp_path) -> list[str]:
-    """Words of the smallest pretraining run: two blocks, milliseconds a step."""
-    return [
-        f"data={picture_folder}",
-        f"output_dir={tmp_path / 'run'}",
-        *TINY.split(),
-    ]
+def tiny_words(tiny_settings, picture_folder, tmp_path) -> list[str]:
+    """Words of the smallest pretraining run."""
+    return [f"data={picture_folder}", f"output_dir={tmp_path / 'run'}", *tiny_settings]
