@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from opendino.cli.main import main
+from opendino.train import pretrain as pretraining
 from opendino.train import run_folder
 
 TIMED = ("img_per_s", "data_wait")
@@ -65,7 +68,7 @@ def reference(references, tiny_words, tmp_path_factory):
     return references["folder"]
 
 
-def start(words):
+def start(words, threads="1"):
     """The command as a user starts it, in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "opendino", *words],
@@ -73,7 +76,7 @@ def start(words):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": threads},
     )
 
 
@@ -114,6 +117,43 @@ def test_killed_in_the_middle(tiny_words, tmp_path, reference, workers, at):
 
 def records_of_whole_lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+
+
+def scalars(folder):
+    """What TensorBoard shows: tag to (step, value) in order."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own making
+        shown = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {
+        tag: [(event.step, event.value) for event in shown.Scalars(tag)]
+        for tag in shown.Tags()["scalars"]
+        if tag not in TIMED
+    }
+
+
+def test_killed_as_a_user_runs_it(tiny_words, tmp_path, monkeypatch):
+    """Half precision, TensorBoard and the picture on, and a number of threads that the first start finds by trial."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    more = ["train.precision=bf16", "log.tensorboard=true", "log.picture=true", "train.threads=0", "loader.workers=1"]
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    words = words_for(tiny_words, folder, *more)
+    process = start(words, threads="")
+    wait_for_step(process, folder, 5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    threads = json.loads((folder / "run.json").read_text())["facts"]["threads"]
+    # What the trial found is kept, whatever another trial would find now.
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "choose_threads", lambda *_: pytest.fail("tried again"))
+        assert main(words) == 0
+    assert torch.get_num_threads() == threads
+    assert main([*words_for(tiny_words, whole, *more), f"train.threads={threads}"]) == 0
+    assert_same_run(folder, whole)
+    assert scalars(folder) == scalars(whole)
+    assert len(scalars(whole)["loss"]) == STEPS
 
 
 def test_killed_again_and_again(tiny_words, tmp_path, reference):
