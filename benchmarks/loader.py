@@ -16,6 +16,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ from opendino.data.masking import MaskConfig, batch_masks
 from opendino.data.samplers import keyed_rng
 
 ROOT = Path(__file__).parents[1]
-OFF = {"flip": 0.0, "jitter": 0.0, "gray": 0.0, "blur": "none", "solarize": 0.0}
+OFF: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "gray": 0.0, "blur": "none", "solarize": 0.0}
 
 
 def picture(height: int, width: int, seed: int) -> Image.Image:
@@ -100,7 +101,7 @@ def phases(dataset: ImageDataset, crops: CropsConfig, patch: int, count: int) ->
 def torchvision_chain(crops: CropsConfig, images: list[Image.Image]) -> float | None:
     """Milliseconds an image of torchvision's transforms with the same settings, to normalised floats."""
     try:
-        from torchvision import transforms as T
+        from torchvision import transforms as T  # pyrefly: ignore[missing-import]
     except (ImportError, RuntimeError):
         return None
     bicubic = T.InterpolationMode.BICUBIC
@@ -207,7 +208,9 @@ def main() -> None:
             )
             print(f"| {' | '.join(f'{value:.3f}' for value in times.values())} | {sum(times.values()):.3f} |")
             peer = (
-                torchvision_chain(crops, [dataset.image(i) for i in range(min(count, 100))]) if channels == 3 else None
+                torchvision_chain(crops, [cast("Image.Image", dataset.image(i)) for i in range(min(count, 100))])
+                if channels == 3
+                else None
             )
             found = f"{peer:.1f} ms" if peer else "does not import here"
             print(f"torchvision, decoded image to normalised crops: {found}")

@@ -7,7 +7,7 @@ Random weights, float32, one thread; largest difference of a channel of a normed
 that does not import is left out.
 """
 
-import sys
+import argparse
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -25,8 +25,11 @@ from opendino.models.vision_transformer import VisionTransformer
 SIZES = [(98, 98), (224, 224), (336, 336), (518, 518), (546, 546), (602, 602), (1092, 1092), (224, 336)]
 
 
-def main(presets: list[str]) -> None:
+def main() -> None:
     """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("presets", nargs="*", help="vits14 and vits14_reg4 if none is named")
+    presets = parser.parse_args().presets
     torch.set_num_threads(1)
     torch.manual_seed(0)
     for preset in presets or ["vits14", "vits14_reg4"]:
@@ -102,4 +105,4 @@ def tokens(model: VisionTransformer, x: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,9 +7,9 @@
 The first 1,000 training and the first 200 test images of each class, in the order of the files; every pixel is kept.
 """
 
+import argparse
 import gzip
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,15 @@ def encode(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def main(source: Path = SOURCE, output: Path = OUTPUT) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="?", type=Path, default=SOURCE, help=f"folder of the four files; {SOURCE}")
+    parser.add_argument("output", nargs="?", type=Path, default=OUTPUT, help="folder to write into")
+    given = parser.parse_args()
+    make(given.source, given.output)
+
+
+def make(source: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for part, (prefix, per_class) in PARTS.items():
         images = read_idx(source / f"{prefix}-images-idx3-ubyte.gz")
@@ -62,4 +70,4 @@ def main(source: Path = SOURCE, output: Path = OUTPUT) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()
