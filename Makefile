@@ -23,8 +23,11 @@ format: $(STAMP)  ## rewrite the sources in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The pins are given by variables, for these reach what the package is built with too: the first in older pips, the
+# second from pip 25.3 on.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("opendino needs Python 3.11 or newer, $(PYTHON) is %d.%d; name another with: make PYTHON=python3.11 ..." % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+		$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $(STAMP)

@@ -85,7 +85,9 @@ def noise(config: PretrainConfig, device: torch.device) -> Iterator[PretrainBatc
     batch = PretrainBatch(
         torch.randn(2 * rows, channels, crops.global_size, crops.global_size),
         torch.randn(crops.local_number * rows, channels, crops.local_size, crops.local_size),
-        *masks,
+        masks.masks,
+        masks.indices,
+        masks.weights,
         images=rows,
         ids=torch.arange(rows),
     ).to(device)

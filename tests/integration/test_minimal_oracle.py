@@ -63,7 +63,6 @@ def as_batch(globals_, locals_, masks):
         masks=masks,
         mask_indices=masks.flatten().nonzero().flatten(),
         masks_weight=torch.repeat_interleave(1 / counts.clamp_min(1), counts),
-        upperbound=masks.numel(),
         images=len(globals_[0]),
         ids=torch.arange(len(globals_[0])),
     )

@@ -36,7 +36,6 @@ class PretrainBatch:
         masks: patches hidden from the student, for every global crop.
         mask_indices: flat positions of the masked patches in `masks`, increasing.
         masks_weight: one over the number of masked patches of the same crop, for every masked patch.
-        upperbound: bound on M that is the same for every batch of this shape.
         images: number of images B.
         ids: index of every image in the data set.
         skipped: images that could not be read while this batch was made.
@@ -47,7 +46,6 @@ class PretrainBatch:
     masks: Bool[Tensor, "GB N"]
     mask_indices: Int64[Tensor, " M"]
     masks_weight: Float32[Tensor, " M"]
-    upperbound: int
     images: int
     ids: Int64[Tensor, " B"]
     skipped: tuple[Skipped, ...] = ()
@@ -101,7 +99,6 @@ def collate(
         masks=masks.masks,
         mask_indices=masks.indices,
         masks_weight=masks.weights,
-        upperbound=masks.upperbound,
         images=len(views),
         ids=torch.tensor(ids, dtype=torch.int64),
         skipped=tuple(skipped),

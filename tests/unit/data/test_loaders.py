@@ -55,7 +55,6 @@ def test_a_batch_is_what_its_parts_make(image_folder):
     masks = batch_masks(8, (4, 4), MaskConfig(), keyed_rng(1, "masks of rank 0", 1))
     assert torch.equal(batch.masks, masks.masks)
     assert torch.equal(batch.mask_indices, masks.indices)
-    assert batch.upperbound == masks.upperbound
 
 
 def test_an_epoch_shows_every_image_once(image_folder):

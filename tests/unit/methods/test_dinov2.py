@@ -35,7 +35,6 @@ def made_batch(images=3, n_locals=2, masks=None, seed=0):
         masks=found.masks,
         mask_indices=found.indices,
         masks_weight=found.weights,
-        upperbound=found.upperbound,
         images=images,
         ids=torch.arange(images),
     )
