@@ -70,7 +70,7 @@ def against(library: str, source: VisionTransformer) -> None:
         save_weights(source, Path(home) / "ours")
         folder = Path(home) / library
         convert(Path(home) / "ours", folder, ConvertConfig("hf" if library == "transformers" else "timm"))
-        ours = load_backbone(folder)
+        ours = load_backbone(folder, positions="hf" if library == "transformers" else "timm")
         if library == "transformers":
             model = theirs.AutoModel.from_pretrained(folder).eval()
         else:

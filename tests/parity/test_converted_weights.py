@@ -81,7 +81,7 @@ def as_hf(transformers, tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_opens_what_we_write_and_we_open_it_again(as_hf, kind):
     source, theirs, folder = as_hf[kind]
-    ours = load(folder)
+    ours = load(folder, positions="hf")  # the folder says that the source follows the official rule
     for name, tensor in source.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name
     for size in SIZES:
@@ -94,14 +94,14 @@ def test_transformers_opens_what_we_write_and_we_open_it_again(as_hf, kind):
 def test_a_very_large_image(as_hf, kind):
     _, theirs, folder = as_hf[kind]
     x = torch.randn(1, 3, 1092, 1092)
-    assert_equal(tokens(load(folder).forward_features(x)), theirs(x).last_hidden_state)
+    assert_equal(tokens(load(folder, positions="hf").forward_features(x)), theirs(x).last_hidden_state)
 
 
 @torch.no_grad()
 def test_masks_come_along(as_hf):
     _, theirs, folder = as_hf["plain"]
     x, masks = torch.randn(2, 3, 224, 224), torch.rand(2, 256) > 0.6
-    ours = load(folder).forward_features(x, masks)
+    ours = load(folder, positions="hf").forward_features(x, masks)
     assert_equal(tokens(ours), theirs(x, bool_masked_pos=masks).last_hidden_state)
 
 
@@ -112,7 +112,7 @@ def test_we_open_what_transformers_writes(as_hf, tmp_path, kind, in_memory):
     _, theirs, _ = as_hf[kind]
     theirs.save_pretrained(tmp_path / "theirs", **({"save_original_format": False} if in_memory else {}))
     x = torch.randn(1, 3, 224, 336)
-    assert_equal(tokens(load(tmp_path / "theirs").forward_features(x)), theirs(x).last_hidden_state)
+    assert_equal(tokens(load(tmp_path / "theirs", positions="hf").forward_features(x)), theirs(x).last_hidden_state)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,12 +135,12 @@ def test_classifier(transformers, tmp_path, kind):
     theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hf").eval()
     assert theirs.config.num_labels == 5
     x = torch.randn(2, 3, 224, 336)
-    again = load(tmp_path / "hf")
+    again = load(tmp_path / "hf", positions="hf")
     assert again.labels == tuple(f"LABEL_{i}" for i in range(5))
     assert_equal(again(x), theirs(x).logits)
     theirs.config.id2label = dict(enumerate(ours.labels))
     theirs.save_pretrained(tmp_path / "theirs")
-    back = load(tmp_path / "theirs")
+    back = load(tmp_path / "theirs", positions="hf")
     assert back.labels == ours.labels
     torch.testing.assert_close(back(x), again(x), **TOLERANCE)
 
@@ -151,7 +151,7 @@ def test_a_model_of_the_published_size(transformers, tmp_path):
     convert(save_weights(ours, tmp_path / "ours"), tmp_path / "hf", ConvertConfig("hf"))
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "hf").eval()
     x = torch.randn(1, 3, 224, 224)
-    assert_equal(tokens(load(tmp_path / "hf").forward_features(x)), theirs(x).last_hidden_state)
+    assert_equal(tokens(load(tmp_path / "hf", positions="hf").forward_features(x)), theirs(x).last_hidden_state)
 
 
 def test_preprocessor_is_read_by_transformers(transformers, as_hf):

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opendino.checkpoint._tensors import as_float32, check_ranks
+from opendino.checkpoint.convert._table import some
 from opendino.errors import ConversionError
 from opendino.layers.swiglu import swiglu_hidden_dim
+from opendino.models.presets import PRESETS
 from opendino.models.vision_transformer import VisionTransformer
 
 HEAD_WIDTH = 64
@@ -36,21 +39,25 @@ def infer(where: str, state: Mapping[str, Tensor], known: Mapping[str, Any] | No
         antialiasing and without an offset.
     """
     given = dict(known or {})
-    dim = state["cls_token"].shape[-1] if "cls_token" in state else 0
+    size, heads = given.pop("img_size", None), given.pop("num_heads", None)
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight", "blocks.0.norm1.weight"):
         if name not in state:
             raise ConversionError(
-                f"{where}: no tensor '{name}'; a DINOv2 backbone has it, and these names came: {_few(sorted(state))}"
+                f"{where}: no tensor '{name}'; a DINOv2 backbone has it, and these names came: {some(sorted(state))}"
             )
+    check_ranks(where, state)
+    dim = state["cls_token"].shape[-1]
+    if dim == 0:
+        raise ConversionError(f"{where}: cls_token is empty; download or copy the weights again")
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     patch = state["patch_embed.proj.weight"].shape[-1]
     return {
-        "img_size": given.pop("img_size", None) or _side(where, state["pos_embed"].shape[1] - 1) * patch,
+        "img_size": size or _side(where, state["pos_embed"].shape[1] - 1) * patch,
         "patch_size": patch,
         "in_chans": state["patch_embed.proj.weight"].shape[1],
         "embed_dim": dim,
         "depth": 1 + max(int(match[1]) for match in map(re.compile(r"blocks\.(\d+)\.").match, state) if match),
-        "num_heads": given.pop("num_heads", None) or _heads(where, dim),
+        "num_heads": _heads(where, dim) if heads is None else heads,
         **_feed_forward(where, state, dim),
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
         "proj_bias": "blocks.0.attn.proj.bias" in state,
@@ -71,13 +78,42 @@ def check_claims(where: str, backbone: VisionTransformer, claims: Mapping[str, A
     Raises:
         ConversionError: naming each difference.
     """
-    found = arguments_of(backbone)
+    found = arguments_of(backbone) | {"ffn_width": _ffn_width(backbone)}
     differing = [f"{name} {value}, the weights {found[name]}" for name, value in claims.items() if found[name] != value]
     if differing:
         raise ConversionError(
             f"{where}: its config.json says {'; '.join(differing)}; weights are missing, or the two files do not "
             "belong together"
         )
+
+
+def check_preset(where: str, backbone: VisionTransformer, name: str, preset: str) -> None:
+    """Compare a model with the architecture that a published name stands for.
+
+    Raises:
+        ConversionError: naming each difference.
+    """
+    with torch.device("meta"):
+        published = arguments_of(VisionTransformer(**PRESETS[preset]))
+    found = arguments_of(backbone)
+    rule = ("interpolate_antialias", "interpolate_offset")  # of the library, not of the weights
+    differing = [
+        f"{argument} {value}, the file {found[argument]}"
+        for argument, value in published.items()
+        if argument not in rule and found[argument] != value
+    ]
+    if differing:
+        raise ConversionError(
+            f"{where}: {name} has {'; '.join(differing)}; another file stands in its place: remove it and load again, "
+            "or give its path"
+        )
+
+
+def _ffn_width(backbone: VisionTransformer) -> int:
+    """What the last layer of a feed-forward layer takes; 0 where there is none."""
+    state = backbone.state_dict()
+    last = state.get("blocks.0.mlp.fc2.weight", state.get("blocks.0.mlp.w3.weight"))
+    return 0 if last is None else last.shape[1]
 
 
 def arguments_of(backbone: VisionTransformer) -> dict[str, Any]:
@@ -101,26 +137,26 @@ def assemble(where: str, arguments: Mapping[str, Any], state: Mapping[str, Tenso
         state: every parameter under its official name, and nothing else.
 
     Raises:
-        ConversionError: names or shapes differ; the message names them.
+        ConversionError: names or shapes differ, or something is no weight; the message names them.
         ModelError: a shape that cannot be built.
     """
     with torch.device("meta"):
         backbone = VisionTransformer(**arguments)
     wanted = backbone.state_dict()
-    faults = [f"lacks {_few(sorted(wanted.keys() - state.keys()))}"] if wanted.keys() - state.keys() else []
-    faults += [f"has also {_few(sorted(state.keys() - wanted.keys()))}"] if state.keys() - wanted.keys() else []
+    faults = [f"lacks {some(sorted(wanted.keys() - state.keys()))}"] if wanted.keys() - state.keys() else []
+    faults += [f"has also {some(sorted(state.keys() - wanted.keys()))}"] if state.keys() - wanted.keys() else []
     odd = [
         f"{name} is {_shape(state[name])} where {_shape(tensor)} is wanted"
         for name, tensor in wanted.items()
         if name in state and state[name].shape != tensor.shape
     ]
-    faults += [_few(odd)] if odd else []
+    faults += [some(odd)] if odd else []
     if faults:
         raise ConversionError(
             f"{where}: does not fit a backbone of {arguments['depth']} blocks of width {arguments['embed_dim']} "
             f"with patch {arguments['patch_size']}: {'; '.join(faults)}"
         )
-    backbone.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True, assign=True)
+    backbone.load_state_dict(as_float32(where, state), strict=True, assign=True)
     return backbone.eval()
 
 
@@ -159,7 +195,3 @@ def _feed_forward(where: str, state: Mapping[str, Tensor], dim: int) -> dict[str
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape))
-
-
-def _few(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

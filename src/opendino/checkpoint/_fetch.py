@@ -12,12 +12,15 @@ from pathlib import Path
 
 import torch
 
+from opendino.checkpoint._folders import sha256
 from opendino.checkpoint._reading import INDEX, parts_of
 from opendino.checkpoint.catalog import Entry
 from opendino.checkpoint.convert._hf_config import CONFIG, PREPROCESSOR
 from opendino.errors import CheckpointError
 
 _WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
+NAMES = 2**20
+"""Bytes that names, shapes and padding of a weights file stay below; those of ViT-g take 0.2 million."""
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +47,7 @@ def official_file(entry: Entry, file: str) -> Path:
                 f"get {url} and put it there, or give the file's path"
             )
     if file == entry.file:
-        check_size(path, entry)
+        check_file(path, entry)
     return path
 
 
@@ -73,17 +76,26 @@ def hub_folder(repository: str) -> Path:
     return path.parent
 
 
-def check_size(path: Path, entry: Entry) -> None:
-    """Compare a file's size with what its numbers take.
+def check_file(path: Path, entry: Entry) -> None:
+    """Compare a file's size with what its numbers take, and its hash with the published one, where there is one.
 
     Raises:
-        CheckpointError: it is smaller.
+        CheckpointError: it is smaller or larger, or another file.
     """
     size = path.stat().st_size
+    if size > entry.tensor_bytes + NAMES:
+        raise CheckpointError(
+            f"{path}: has {size} bytes, and {entry.name} takes {entry.tensor_bytes} and some names; "
+            "it is another file: remove it, and download or copy the right one"
+        )
     if size < entry.tensor_bytes:
         raise CheckpointError(
             f"{path}: has {size} bytes, and {entry.name} takes {entry.tensor_bytes} or more; "
             "it was cut short: remove it, and download or copy it again"
+        )
+    if entry.sha256 is not None and sha256(path) != entry.sha256:
+        raise CheckpointError(
+            f"{path}: its SHA-256 is not {entry.sha256}, that of {entry.name}; remove it, and download or copy it again"
         )
 
 
@@ -104,9 +116,14 @@ def _hub_file(repository: str, file: str) -> Path | None:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 return None
             reason = _first_line(error)
+    raise CheckpointError(not_at_hand(repository, file, constants.HF_HUB_CACHE, reason))
+
+
+def not_at_hand(repository: str, file: str, cache: str | Path, reason: str) -> str:
+    """What is said where a file of a repository is not in the cache and the hub cannot be reached."""
     folder = f"models--{repository.replace('/', '--')}"
-    raise CheckpointError(
-        f"{repository}: {file} is not in {constants.HF_HUB_CACHE} and cannot be downloaded ({reason}); "
+    return (
+        f"{repository}: {file} is not in {cache} and cannot be downloaded ({reason}); "
         f"run `hf download {repository}` where there is a network and copy the folder {folder} there, or put "
         f"https://huggingface.co/{repository}/resolve/main/{file} and its neighbours into a folder and give its path"
     )

@@ -14,6 +14,8 @@ from opendino.errors import CheckpointError
 
 TORCH_FILES = (".pth", ".pt", ".bin")
 INDEX = ".index.json"
+_TORCH_BEGINS = (b"PK", b"\x80")
+"""A zip archive, or a pickle as torch before 1.6 wrote it."""
 
 
 def is_weights(path: Path) -> bool:
@@ -29,17 +31,24 @@ def read(path: Path) -> Mapping[str, Any]:
     """
     if path.name.endswith(INDEX):
         return _read_parts(path)
+    begin = b""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        begin = _first_bytes(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise CheckpointError(f"{path}: cannot be read ({reason[0]}); download or copy it again") from None
-    except Exception as error:
-        # What torch raises for foreign objects lives in a module that this package never imports.
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({_reason(error)}); download or copy it again") from None
+    except Exception as error:  # what a broken or hostile pickle raises has no bounds
+        if not begin.startswith(_TORCH_BEGINS):
+            raise CheckpointError(
+                f"{path}: is no file that torch.save wrote: it begins with {begin[:16]!r}; it may be a page "
+                "or a pointer in place of the file (`git lfs pull`), so download or copy it again"
+            ) from None
         if "weights_only" not in str(error) and "Weights only" not in str(error):
-            raise
+            raise CheckpointError(
+                f"{path}: cannot be read, it is damaged or was cut short ({_reason(error)}); download or copy it again"
+            ) from None
         raise CheckpointError(
             f"{path}: is not a file of tensors alone: it is damaged, or holds Python objects, which are never "
             "unpickled here; download or copy it again, or have its owner save the state dict alone"
@@ -73,11 +82,20 @@ def parts_of(index: Path) -> list[str]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{index}: has no weight_map; download or copy it again")
-    names = sorted(set(places.values()))
-    for name in names:
-        if Path(name).name != name:
+    for name in places.values():
+        if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index}: names {name!r}, which is not a file beside it; such an index is not read")
-    return names
+    return sorted(set(places.values()))
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _reason(error: Exception) -> str:
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {line}" if isinstance(error, KeyError | IndexError) or not line else line
 
 
 def _read_parts(index: Path) -> dict[str, Any]:

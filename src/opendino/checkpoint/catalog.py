@@ -25,7 +25,7 @@ class Entry:
         preset: architecture, a name of `opendino.models.presets.PRESETS`.
         parameters: numbers in `file`.
         heads: how many blocks a linear classifier reads; official heads are files of their own.
-        sha256: of `file`, where it is published; none is.
+        sha256: of `file`; checked where it is given. None is: no file was at hand to take it from.
         licence: of the weights.
         mean: of each channel, on a scale where images lie in [0, 1].
         std: of each channel.

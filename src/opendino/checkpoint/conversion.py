@@ -19,18 +19,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opendino.axes import Images
-from opendino.checkpoint._architecture import arguments_of
+from opendino.checkpoint._architecture import HEAD_WIDTH, arguments_of
 from opendino.checkpoint._folders import whole
 from opendino.checkpoint.convert import FORMATS, _hf_config, _timm_config
-from opendino.checkpoint.convert._table import Converted
+from opendino.checkpoint.convert._table import Converted, some
 from opendino.checkpoint.hub import Model, Opened, open_model
 from opendino.checkpoint.weights import WEIGHTS, save_weights
 from opendino.errors import CheckpointError, ConfigError, ConversionError
 from opendino.files import to_disk
 from opendino.models.classifier import LinearClassifier
+from opendino.models.positions import set_positions
 from opendino.models.vision_transformer import VisionTransformer
 
-_FILES = (".pth", ".pt", ".safetensors")
+_FILES = (".pth", ".pt", ".bin", ".safetensors")
+_OTHER_FILES = (".ckpt", ".npz", ".onnx", ".gguf", ".h5", ".json")
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,12 @@ class Report:
         tensors: how many were written.
         dropped: names of the source that were left out.
         filled: names that the source did not hold; they got the value that training starts from.
-        difference: largest difference of features (and logits) to the source, on a fixed image, under the source's
-            rule for position tables.
+        difference: largest difference of features, plain and masked, and of logits to the source, on a fixed image,
+            under the source's rule for position tables.
         size: (H, W) of that image.
-        own_rule_difference: largest difference on that image under the target's rule.
+        own_rule_difference: largest difference under the rule of the target's library; 0 where it is the source's.
+        own_rule_size: (H, W) in pixels at which that was measured; not that of the table, where all rules agree.
+        notes: what users of the target have to know besides.
     """
 
     source: str
@@ -87,6 +91,8 @@ class Report:
     difference: float
     size: tuple[int, int]
     own_rule_difference: float
+    own_rule_size: tuple[int, int] = (0, 0)
+    notes: tuple[str, ...] = ()
 
 
 def convert(source: str | Path, target: str | Path, config: ConvertConfig) -> Report:
@@ -107,35 +113,47 @@ def convert(source: str | Path, target: str | Path, config: ConvertConfig) -> Re
         raise CheckpointError(f"{target}: exists already; give another name, or remove it")
     if to == "hf" and target.suffix in _FILES:
         raise ConfigError(f"{target}: Hugging Face's layout is a folder; give a name without {target.suffix}")
+    if target.suffix in _OTHER_FILES:
+        raise ConfigError(
+            f"{target}: is no name of weights; a file ends in {', '.join(_FILES)}, a folder in none of these"
+        )
     opened = open_model(source, layers=config.layers, num_heads=config.num_heads, img_size=config.img_size)
     image = fixed_image(opened.backbone)
     wanted = features(opened.model, image)
     with _new(target) as partial:
         converted = _write(opened, to, str(source), partial)
         again = open_model(partial, **_not_in_the_file(opened.backbone, partial))
-        difference, own = _compare(opened, again, wanted, image)
+        difference = _compare(opened, again, converted, wanted, image)
         if not difference <= config.tolerance:  # also where it is not a number
             raise ConversionError(
                 f"{target}: read back, its features differ from those of {source} by {difference:.1e}, more than "
                 f"tolerance={config.tolerance:g}; nothing was written"
             )
+    back = set(opened.filled) & set(converted.dropped)  # neither format has them: nothing was lost on the way
+    own, own_size = _own_rule(opened, again, to)
     return Report(
         source=str(source),
         source_format=opened.format,
         target=target,
         target_format=to,
         tensors=len(converted.state),
-        dropped=opened.dropped + converted.dropped,
-        filled=opened.filled + converted.filled,
+        dropped=opened.dropped + tuple(name for name in converted.dropped if name not in back),
+        filled=tuple(name for name in opened.filled if name not in back) + converted.filled,
         difference=difference,
         size=(image.shape[2], image.shape[3]),
         own_rule_difference=own,
+        own_rule_size=own_size,
+        notes=tuple(_notes(opened, to, target)),
     )
 
 
 def fixed_image(backbone: VisionTransformer) -> Images:
     """The same image for everybody: waves of many lengths, of unit variance, of the model's usual size."""
-    height, width = (max(side // backbone.patch_size, 1) * backbone.patch_size for side in backbone.input_spec.size)
+    return _waves(backbone, tuple(max(side // backbone.patch_size, 1) for side in backbone.input_spec.size))
+
+
+def _waves(backbone: VisionTransformer, grid: tuple[int, ...]) -> Images:
+    height, width = (side * backbone.patch_size for side in grid)
     rows, columns = torch.arange(height)[:, None], torch.arange(width)[None, :]
     waves = [torch.sin(0.11 * (c + 1) * rows + 0.07 * columns**1.2 + c) for c in range(backbone.in_chans)]
     return 2**0.5 * torch.stack(waves)[None]
@@ -143,10 +161,12 @@ def fixed_image(backbone: VisionTransformer) -> Images:
 
 @torch.inference_mode()
 def features(model: Model, image: Images) -> dict[str, Float[Tensor, "..."]]:
-    """Normed tokens of an image, and logits where the model has them."""
+    """Normed tokens of an image, and of the image with every third patch masked; logits where the model has them."""
     backbone = model.backbone if isinstance(model, LinearClassifier) else model
     found = backbone.forward_features(image)
+    masks = torch.arange(found["x_norm_patchtokens"].shape[1])[None] % 3 == 0
     out = {
+        "masked": backbone.forward_features(image, masks)["x_norm_patchtokens"],
         "cls": found["x_norm_clstoken"],
         "registers": found["x_norm_regtokens"],
         "patches": found["x_norm_patchtokens"],
@@ -156,15 +176,62 @@ def features(model: Model, image: Images) -> dict[str, Float[Tensor, "..."]]:
     return out
 
 
-def _compare(opened: Opened, again: Opened, wanted: Mapping[str, Tensor], image: Images) -> tuple[float, float]:
-    """Largest difference under the source's rule for positions, and under the target's own."""
-    own = _largest(wanted, features(again.model, image))
-    backbone, source = again.backbone, opened.backbone
-    rule = (source.interpolate_offset, source.interpolate_antialias)
-    if rule == (backbone.interpolate_offset, backbone.interpolate_antialias):
-        return own, own
-    backbone.interpolate_offset, backbone.interpolate_antialias = rule
-    return _largest(wanted, features(again.model, image)), own
+def _compare(opened: Opened, again: Opened, converted: Converted, wanted: Mapping[str, Tensor], image: Images) -> float:
+    """Largest difference under the source's rule for positions; leaves it to the model that was read back."""
+    filled = {name.rpartition(".")[2] for name in converted.filled}
+    before, after = (set(one.backbone.state_dict()) for one in (opened, again))
+    odd = sorted(name for name in before ^ after if not (name.endswith(".gamma") and "lambda1" in filled))
+    dropped = {*converted.dropped, *again.filled}
+    unlike = isinstance(opened.model, LinearClassifier) != isinstance(again.model, LinearClassifier)
+    if odd or (unlike and "linear_head.weight" not in dropped):
+        raise ConversionError(
+            f"read back, the model has other parts than the source: {some(odd) or 'the classifier'}; "
+            "nothing was written; please report this"
+        )
+    source = opened.backbone
+    again.backbone.interpolate_offset = source.interpolate_offset
+    again.backbone.interpolate_antialias = source.interpolate_antialias
+    left_out = ("masked",) if "mask_token" in dropped else ()
+    return _largest(
+        {name: tensor for name, tensor in wanted.items() if name not in left_out}, features(again.model, image)
+    )
+
+
+def _own_rule(opened: Opened, again: Opened, to: str) -> tuple[float, tuple[int, int]]:
+    """Largest difference that the rule of the target's library makes, and the size at which it was looked for."""
+    source = opened.backbone
+    grid = tuple(max(side // source.patch_size, 1) for side in source.input_spec.size)
+    if grid == source.grid:  # here no rule resizes; about as much smaller as 224 pixels are than 518
+        grid = tuple(max(round(side * 0.43), 1) if side > 1 else 2 for side in grid)
+    image = _waves(source, grid)
+    set_positions(again.backbone, to)
+    alike = all(
+        getattr(source, name) == getattr(again.backbone, name)
+        for name in ("interpolate_offset", "interpolate_antialias")
+    )
+    difference = 0.0 if alike else _largest(_unmasked(source, image), _unmasked(again.backbone, image))
+    return difference, (image.shape[2], image.shape[3])
+
+
+def _unmasked(backbone: VisionTransformer, image: Images) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in features(backbone, image).items() if name != "masked"}
+
+
+def _notes(opened: Opened, to: str, target: Path) -> Iterator[str]:
+    """What the target does not say of the model."""
+    backbone, height_width = opened.backbone, [side * opened.backbone.patch_size for side in opened.backbone.grid]
+    silent = []
+    if target.suffix in _FILES and backbone.num_heads * HEAD_WIDTH != backbone.embed_dim:
+        silent.append(f"num_heads={backbone.num_heads}")
+    if target.suffix in _FILES and height_width[0] != height_width[1]:
+        silent.append(f"img_size=({height_width[0]}, {height_width[1]})")
+    if silent:
+        yield f"a bare file does not say {' and '.join(silent)}: give it to opendino.load or convert, or write a folder"
+    if to == "hf" and _hf_config.whole_ratio(arguments_of(backbone)) % 1:
+        yield "mlp_ratio is a fraction, which transformers 5 refuses; opendino.hf and transformers 4 open the folder"
+    if opened.decoding and (to != "official" or target.suffix in _FILES):
+        said = ", ".join(f"{name}={value}" for name, value in opened.decoding.items())
+        yield f"the run decoded its images with {said}, which this format does not hold: give it to eval and view"
 
 
 def _not_in_the_file(backbone: VisionTransformer, partial: Path) -> dict[str, Any]:
@@ -209,13 +276,14 @@ def _write(opened: Opened, to: str, where: str, partial: Path) -> Converted:
     if to == "official" and partial.suffix not in _FILES:
         if isinstance(opened.model, LinearClassifier):
             raise ConfigError(f"{where}: a classifier is an official file, not a folder; end the name with .pth")
-        save_weights(opened.model, partial, {"converted_from": where})
+        decoding = {"decoding": dict(opened.decoding)} if opened.decoding else {}
+        save_weights(opened.model, partial, {"converted_from": where, **decoding})
         return converted
     _save(converted.state, partial if partial.suffix in _FILES else partial / WEIGHTS)
     if to == "hf":
         _write_json(
             partial / _hf_config.CONFIG,
-            _hf_config.write(arguments_of(opened.backbone), where, _labels(opened, converted)),
+            _hf_config.write(arguments_of(opened.backbone), _labels(opened, converted)),
         )
         _write_json(partial / _hf_config.PREPROCESSOR, _hf_config.write_spec(opened.backbone.input_spec))
     elif to == "timm" and partial.suffix not in _FILES:

@@ -4,18 +4,22 @@
 Read next: `catalog.py` (the names), `convert/` (the formats), `_architecture.py` (how a bare file says what it is).
 """
 
+import difflib
+import os
 import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from opendino.checkpoint import _fetch
-from opendino.checkpoint._architecture import assemble, check_claims, infer
+from opendino.checkpoint._architecture import assemble, check_claims, check_preset, infer
 from opendino.checkpoint._folders import reading, standing
 from opendino.checkpoint._reading import INDEX, is_weights, read, read_json
+from opendino.checkpoint._tensors import as_float32, check_ranks
 from opendino.checkpoint.catalog import Entry, find, nearest
 from opendino.checkpoint.convert import FORMATS, _hf_config, _timm_config, format_of
 from opendino.checkpoint.convert._table import Converted
@@ -32,6 +36,10 @@ from opendino.models.vision_transformer import VisionTransformer
 RUN_WEIGHTS = "weights"
 """Folder inside a run that holds the newest teacher backbone."""
 
+KNOWN = ("num_heads", "img_size", "drop_path_rate", "drop_path_uniform", "interpolate_antialias", "interpolate_offset")
+"""Arguments of `VisionTransformer` that weights do not show."""
+
+IMAGENET_CLASSES = 1000
 Model = VisionTransformer | LinearClassifier
 
 _PUBLISHED_TABLE = 518  # pixels
@@ -48,12 +56,14 @@ class Opened(NamedTuple):
         format: "opendino", or a name of `opendino.checkpoint.convert.FORMATS`.
         dropped: names of the file that the model has no place for.
         filled: official names that the file did not hold; they got the value that training starts from.
+        decoding: how the run that trained it decoded its images, where an opendino folder recorded it.
     """
 
     model: Model
     format: str
     dropped: tuple[str, ...] = ()
     filled: tuple[str, ...] = ()
+    decoding: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def backbone(self) -> VisionTransformer:
@@ -80,7 +90,8 @@ def load(
             (`facebook/dinov2-base`), or a timm name (`vit_base_patch14_dinov2.lvd142m`), from the cache or the network.
         positions: rule that resizes the position table: "official", "hf" or "timm"; by default that of the source.
         layers: blocks that the classifier of an official `_lc` name reads, 1 or 4 (default).
-        known: for a bare file, arguments of `VisionTransformer` that its shapes do not tell: `num_heads`, `img_size`.
+        known: for a bare file, arguments of `VisionTransformer` that its shapes do not tell: `num_heads`, `img_size`; a
+            `config.json` beside the weights must say the same.
 
     Returns:
         A backbone; of an `_lc` name and of a Hugging Face classifier, a `LinearClassifier`.
@@ -88,7 +99,7 @@ def load(
     Raises:
         CheckpointError: there is no such file, or it cannot be read; the message says what was looked for.
         ConversionError: the weights are not those of a DINOv2 model; the message names the keys.
-        ConfigError: a rule or a number of layers that does not exist.
+        ConfigError: no name, an argument or a rule that does not exist, or one that contradicts `config.json`.
     """
     return open_model(name_or_path, positions=positions, layers=layers, **known).model
 
@@ -106,6 +117,12 @@ def open_model(
     **known: Any,  # noqa: ANN401  arguments of the backbone
 ) -> Opened:
     """As `load`, and say what the file was."""
+    if not isinstance(name_or_path, str | os.PathLike) or not str(name_or_path).strip():
+        raise ConfigError(
+            f"opendino.load: {name_or_path!r} names nothing; give a run folder, a folder or file of weights, or a "
+            "published name such as dinov2_vits14"
+        )
+    _check_known(known)
     path, entry = Path(name_or_path), None
     known = {name: value for name, value in known.items() if value is not None}
     if not standing(path).exists():
@@ -122,6 +139,32 @@ def open_model(
     if positions is not None:
         set_positions(opened.backbone, positions)
     return opened
+
+
+def _check_known(known: Mapping[str, Any]) -> None:
+    for name in known:
+        if name not in KNOWN:
+            close = difflib.get_close_matches(name, (*KNOWN, "positions", "layers"), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(
+                f"opendino.load: {name} is no argument; there are positions, layers, {', '.join(KNOWN)}{hint}"
+            )
+
+
+def _agreed(
+    folder: Path, stated: Mapping[str, Any], known: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `config.json` states and the caller knows, which must not contradict each other."""
+    for name, value in known.items():
+        if name in stated and _pair(stated[name]) != _pair(value):
+            raise ConfigError(
+                f"{folder}: {name}={value} was given, and {CONFIG} says {stated[name]}; leave it out, or mend the file"
+            )
+    return {**defaults, **stated, **known}
+
+
+def _pair(value: Any) -> Any:  # noqa: ANN401  a side, two sides, or a number
+    return tuple(value) if isinstance(value, list | tuple) else (value, value)
 
 
 def _from_path(path: Path, known: Mapping[str, Any]) -> Opened:
@@ -143,19 +186,27 @@ def _from_folder(weights: Path, known: Mapping[str, Any]) -> Opened:
     if config.get("kind") == KIND:
         if known:
             raise ConfigError(f"{folder}: {', '.join(known)} is for bare files; this folder's {CONFIG} says it")
-        return Opened(load_weights(folder), "opendino")
+        provenance = config.get("provenance")
+        decoding = provenance.get("decoding", {}) if isinstance(provenance, dict) else {}
+        return Opened(load_weights(folder), "opendino", decoding=decoding)
     where = str(folder)
     if config.get("model_type") in _hf_config.MODEL_TYPES:
         beside = folder / _hf_config.PREPROCESSOR
         preprocessor = read_json(beside) if beside.is_file() else {}
-        given = _hf_config.read(config, where) | dict(known)
-        opened = _assemble(str(weights), read(weights), given, "hf")
+        given = _agreed(folder, _hf_config.read(config, where), known, _hf_config.DEFAULTS)
+        opened = _assemble(str(weights), read(weights), given, "hf", _hf_config.rule_of(config, where))
         check_claims(where, opened.backbone, _hf_config.claims(config))
+        if _hf_config.wants_head(config) and not isinstance(opened.model, LinearClassifier):
+            raise ConversionError(
+                f"{where}: its config.json says {config['architectures'][0]}, and the weights hold no classifier; get "
+                "the weights that belong to it, or write the backbone's class (Dinov2Model) into architectures"
+            )
         spec = _hf_config.read_spec(preprocessor, opened.backbone.in_chans)
         if isinstance(opened.model, LinearClassifier):
-            opened.model.labels = _hf_config.labels_of(config, opened.model.linear_head.out_features)
+            opened.model.labels = _hf_config.labels_of(config, opened.model.linear_head.out_features, where)
     elif "architecture" in config:
-        opened = _assemble(str(weights), read(weights), _timm_config.read(config) | dict(known), "timm")
+        given = _agreed(folder, _timm_config.read(config), known, {})
+        opened = _assemble(str(weights), read(weights), given, "timm")
         check_claims(where, opened.backbone, _timm_config.claims(config))
         spec = _timm_config.read_spec(config, opened.backbone.in_chans)
     else:
@@ -174,13 +225,34 @@ def _from_official(entry: Entry, layers: int, known: Mapping[str, Any]) -> Opene
     if layers:
         file = _fetch.official_file(entry, entry.head_file(layers))
         content |= {f"linear_head.{name}": tensor for name, tensor in flat(str(file), read(file)).items()}
-    return _assemble(str(path), content, known, "official")
+    opened = _assemble(str(path), content, known, "official")
+    _check_published(str(path), opened, entry, layers)
+    return opened
+
+
+def _check_published(where: str, opened: Opened, entry: Entry, layers: int) -> None:
+    """Whether a model is what its published name says."""
+    check_preset(where, opened.backbone, entry.name, entry.preset)
+    model = opened.model
+    found = (model.layers, model.linear_head.out_features) if isinstance(model, LinearClassifier) else None
+    wanted = (layers, IMAGENET_CLASSES) if layers else None
+    if found != wanted:
+        raise ConversionError(
+            f"{where}: {entry.name} {_of_head(wanted)}, the file {_of_head(found)}; another file stands in its place: "
+            "remove it and load again, or give its path"
+        )
+
+
+def _of_head(head: tuple[int, int] | None) -> str:
+    return "has no classifier" if head is None else f"has a classifier of {head[1]} classes over {head[0]} blocks"
 
 
 def _from_hub(name: str, entry: Entry | None, known: Mapping[str, Any]) -> Opened:
     repository = _HUB_PREFIX.sub("", name) if entry is None else entry.home
     # A mistyped path has the form of a repository; where its first part is a folder here, a path was meant.
-    if not _REPOSITORY.fullmatch(repository) or (entry is None and Path(repository).parent.is_dir()):
+    # The same goes for what ends as a file of weights does.
+    a_path = entry is None and (Path(repository).parent.is_dir() or is_weights(Path(repository)))
+    if not _REPOSITORY.fullmatch(repository) or a_path:
         raise CheckpointError(_missing(name))
     try:
         folder = _fetch.hub_folder(repository)
@@ -188,21 +260,29 @@ def _from_hub(name: str, entry: Entry | None, known: Mapping[str, Any]) -> Opene
         raise CheckpointError(str(error) if entry else f"{_missing(name)}; as a repository: {error}") from None
     weights = _inside(folder)
     if entry is not None and weights.name == WEIGHTS:
-        _fetch.check_size(weights, entry)
-    return _from_folder(weights, known)
+        _fetch.check_file(weights, entry)
+    opened = _from_folder(weights, known)
+    if entry is not None:
+        _check_published(str(weights), opened, entry, max(entry.heads, default=0))
+    return opened
 
 
 def _assemble(
-    where: str, content: Mapping[str, Any], known: Mapping[str, Any], format_name: str | None = None
+    where: str,
+    content: Mapping[str, Any],
+    known: Mapping[str, Any],
+    format_name: str | None = None,
+    rule: str | None = None,
 ) -> Opened:
-    """The model of a file's content; the format is told by its names unless it is known."""
+    """The model of a file's content; the format is told by its names, and the rule for positions by the format."""
     content = flat(where, content)
+    check_ranks(where, content)
     format_name = format_name or format_of(content)
     converted: Converted = import_module(FORMATS[format_name]).to_official(content, where)
     head = {name: tensor for name, tensor in converted.state.items() if name.startswith("linear_head.")}
     state = {name: tensor for name, tensor in converted.state.items() if name not in head}
-    rule = positions_of(format_name, "register_tokens" in state)
-    arguments = infer(where, state, {**rule, **known})
+    resizing = positions_of(rule or format_name, "register_tokens" in state)
+    arguments = infer(where, state, {**resizing, **known})
     backbone = assemble(where, arguments, state)
     if arguments["img_size"] == _PUBLISHED_TABLE:
         backbone.input_spec = InputSpec.default((PUBLISHED_EVAL_SIZE, PUBLISHED_EVAL_SIZE), backbone.in_chans)
@@ -224,7 +304,9 @@ def _with_head(where: str, backbone: VisionTransformer, head: Mapping[str, Tenso
             f"a mean patch of width {width}"
         )
     model = LinearClassifier(backbone, weight.shape[0], weight.shape[1] // width - 1)
-    model.linear_head.load_state_dict({"weight": weight, "bias": bias}, strict=True)
+    model.linear_head.load_state_dict(
+        {name.removeprefix("linear_head."): tensor for name, tensor in as_float32(where, head).items()}, strict=True
+    )
     return model.eval()
 
 

@@ -9,6 +9,7 @@ from opendino.errors import ConfigError
 if TYPE_CHECKING:
     from opendino.checkpoint.conversion import Report
 
+_LIBRARY = {"official": "the official code", "hf": "transformers", "timm": "timm"}
 SUMMARY = "weights to official, Hugging Face or timm format, proved equal"
 USAGE = """
 usage: opendino convert SOURCE --to {official,hf,timm} OUT [key=value ...]
@@ -41,20 +42,24 @@ def main(argv: list[str]) -> int:
 
 def describe(report: "Report") -> list[str]:
     """What a conversion did, for people."""
+    from opendino.checkpoint.convert._table import some
+
     height, width = report.size
     there = f"{report.target} ({report.target_format})"
     lines = [f"{report.source} ({report.source_format}) -> {there}, {report.tensors} tensors"]
     if report.dropped:
-        lines.append(f"left out, {report.target_format} has no place for it: {_list(report.dropped)}")
+        lines.append(f"left out, {report.target_format} has no place for it: {some(report.dropped)}")
     if report.filled:
-        lines.append(f"not in the source, set to its starting value: {_list(report.filled)}")
+        lines.append(f"not in the source, set to its starting value: {some(report.filled)}")
     lines.append(f"features on a fixed {height}x{width} image: largest difference {report.difference:.1e}")
     if report.own_rule_difference > report.difference:
+        height, width = report.own_rule_size
         lines.append(
-            f"{report.target_format} resizes the position table by its own rule: at {height}x{width} its users see "
-            f"features that differ by {report.own_rule_difference:.1e}; opendino.load(..., positions=...) chooses"
+            f"{_LIBRARY[report.target_format]} resizes the position table by its own rule: at {height}x{width} its "
+            f"users see features that differ by {report.own_rule_difference:.1e}; "
+            "opendino.load(..., positions=...) chooses"
         )
-    return lines
+    return [*lines, *report.notes]
 
 
 def _as_settings(argv: list[str]) -> list[str]:
@@ -66,7 +71,3 @@ def _as_settings(argv: list[str]) -> list[str]:
         else:
             words.append(word.removeprefix("--") if word.startswith("--to=") else word)
     return words
-
-
-def _list(names: tuple[str, ...], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -51,6 +51,12 @@ def positions(rule: str, registers: bool) -> Positions:
     return RULES[rule][registers]
 
 
+def rule_name(interpolate_offset: float, interpolate_antialias: bool, registers: bool) -> str | None:
+    """Name of the rule that two arguments of `VisionTransformer` make, the first of `RULES`; None for none of them."""
+    given = Positions(interpolate_offset=interpolate_offset, interpolate_antialias=interpolate_antialias)
+    return next((rule for rule, kinds in RULES.items() if kinds[registers] == given), None)
+
+
 def set_positions(model: VisionTransformer, rule: str) -> None:
     """Resize a model's position table by another rule from now on.
 

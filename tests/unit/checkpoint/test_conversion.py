@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from opendino.checkpoint import conversion
 from opendino.checkpoint.conversion import ConvertConfig, convert, features, fixed_image
 from opendino.checkpoint.hub import load, load_backbone, open_model
-from opendino.checkpoint.weights import save_weights
+from opendino.checkpoint.weights import read_config, save_weights
 from opendino.errors import CheckpointError, ConfigError, ConversionError
 from opendino.models.classifier import LinearClassifier
 from opendino.models.vision_transformer import VisionTransformer
@@ -102,7 +102,7 @@ def test_features_that_are_no_numbers_are_refused(tmp_path):
     with torch.no_grad():
         model.norm.bias[0] = torch.nan
     save_weights(model, tmp_path / "ours")
-    with pytest.raises(ConversionError, match="nan"):
+    with pytest.raises(ConversionError, match=r"not all numbers are finite in norm\.bias"):
         convert(tmp_path / "ours", tmp_path / "x.pth", ConvertConfig("official"))
     assert_nothing_left(tmp_path, "ours")
 
@@ -155,11 +155,86 @@ def test_names_that_do_not_fit_the_format(tmp_path, folder):
         ConvertConfig("hf", tolerance=-1.0)
 
 
-def test_a_width_that_transformers_cannot_say(tmp_path):
-    save_weights(draw(mlp_ratio=2.5), tmp_path / "ours")
-    with pytest.raises(ConversionError, match=r"mlp_ratio=2\.5 is not a whole number"):
-        convert(tmp_path / "ours", tmp_path / "hf", ConvertConfig("hf"))
-    assert_nothing_left(tmp_path, "ours")
+def test_a_width_that_transformers_5_cannot_say_is_written_and_said(tmp_path):
+    source = draw(mlp_ratio=2.5)
+    save_weights(source, tmp_path / "ours")
+    report = convert(tmp_path / "ours", tmp_path / "hf", ConvertConfig("hf"))
+    assert report.difference == 0
+    assert [note for note in report.notes if "fraction, which transformers 5 refuses" in note]
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["mlp_ratio"] == 2.5
+
+
+@pytest.mark.parametrize("to", ["hf", "timm"])
+def test_another_rule_is_said_also_where_the_fixed_image_has_the_size_of_the_table(tmp_path, to):
+    source = draw(img_size=98)  # the input's size is the table's
+    save_weights(source, tmp_path / "ours")
+    report = convert(tmp_path / "ours", tmp_path / "there", ConvertConfig(to))
+    assert (report.size, report.own_rule_size) == ((98, 98), (42, 42))
+    images = torch.randn(1, 3, 42, 42)
+    assert report.own_rule_difference > 1e-3
+    # what opendino opens has the source's numbers wherever the format can say so
+    assert torch.equal(load(tmp_path / "there")(images), source(images)) == (to == "hf")
+    registers = draw(img_size=98, num_register_tokens=4, interpolate_antialias=True, interpolate_offset=0.0)
+    save_weights(registers, tmp_path / "with registers")
+    assert convert(tmp_path / "with registers", tmp_path / "x", ConvertConfig(to)).own_rule_difference == 0
+
+
+def test_what_a_bare_file_does_not_say_is_said(tmp_path):
+    save_weights(draw(num_heads=2, img_size=(28, 42)), tmp_path / "ours")
+    report = convert(tmp_path / "ours", tmp_path / "x.pth", ConvertConfig("official"))
+    assert [n for n in report.notes if "does not say num_heads=2 and img_size=(28, 42): give it" in n]
+    assert convert(tmp_path / "ours", tmp_path / "folder", ConvertConfig("official")).notes == ()
+
+
+def test_old_names_of_files(tmp_path, folder):
+    convert(folder, tmp_path / "x.bin", ConvertConfig("official"))
+    assert (tmp_path / "x.bin").is_file()
+    load(tmp_path / "x.bin")
+    with pytest.raises(ConfigError, match=r"x\.ckpt: is no name of weights"):
+        convert(folder, tmp_path / "x.ckpt", ConvertConfig("official"))
+
+
+def test_what_neither_format_has_is_not_called_lost(tmp_path, folder):
+    convert(folder, tmp_path / "timm", ConvertConfig("timm"))
+    report = convert(tmp_path / "timm", tmp_path / "again", ConvertConfig("timm"))
+    assert report.dropped == report.filled == ()
+
+
+def test_masks_and_parts_are_compared_too(tmp_path, folder, monkeypatch):
+    honest = conversion.open_model
+
+    def worn(path, **known):
+        opened = honest(path, **known)
+        if "partial" in str(path):
+            with torch.no_grad():
+                opened.model.mask_token[0, 0] += 1  # the same for all channels would vanish in the norms
+        return opened
+
+    monkeypatch.setattr(conversion, "open_model", worn)
+    with pytest.raises(ConversionError, match="nothing was written"):
+        convert(folder, tmp_path / "x.pth", ConvertConfig("official"))
+    convert(folder, tmp_path / "x.pth", ConvertConfig("timm"))  # has no mask token, and says so
+
+
+def test_a_classifier_that_gets_lost_on_the_way_is_noticed(tmp_path, monkeypatch):
+    torch.save(LinearClassifier(draw(), classes=3, layers=1).state_dict(), tmp_path / "lc.pth")
+    honest = conversion.open_model
+
+    def headless(path, **known):
+        opened = honest(path, **known)
+        return opened._replace(model=opened.backbone) if "partial" in str(path) else opened
+
+    monkeypatch.setattr(conversion, "open_model", headless)
+    with pytest.raises(ConversionError, match="other parts than the source: the classifier"):
+        convert(tmp_path / "lc.pth", tmp_path / "hf", ConvertConfig("hf"))
+
+
+def test_how_a_run_decoded_its_images_is_kept_or_said(tmp_path):
+    save_weights(draw(), tmp_path / "ours", {"decoding": {"value_range": [0, 4095]}})
+    assert convert(tmp_path / "ours", tmp_path / "copy", ConvertConfig("official")).notes == ()
+    assert read_config(tmp_path / "copy")["provenance"]["decoding"] == {"value_range": [0, 4095]}
+    report = convert(tmp_path / "copy", tmp_path / "hf", ConvertConfig("hf"))
+    assert report.notes[-1].startswith("the run decoded its images with value_range=[0, 4095], which")
 
 
 def test_the_fixed_image_is_the_same_for_everybody():

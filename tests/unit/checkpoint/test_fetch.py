@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -152,3 +154,23 @@ def test_a_repository_out_of_reach(places, monkeypatch, error):
 def test_a_name_that_is_no_repository(places):
     with pytest.raises(CheckpointError, match="is not a name of a repository"):
         _fetch.hub_folder("a--b/c..d")
+
+
+def test_a_file_that_is_too_large_is_another_one(places):
+    path = places / "torch" / "checkpoints" / FILE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(20 + _fetch.NAMES))
+    assert _fetch.official_file(SMALL, FILE) == path
+    path.write_bytes(bytes(21 + _fetch.NAMES))
+    with pytest.raises(CheckpointError, match=r"takes 20 and some names; it is another file"):
+        _fetch.official_file(SMALL, FILE)
+
+
+def test_a_hash_in_the_catalogue_is_checked(places):
+    path = places / "torch" / "checkpoints" / FILE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(20))
+    right = hashlib.sha256(bytes(20)).hexdigest()
+    assert _fetch.official_file(replace(SMALL, sha256=right), FILE) == path
+    with pytest.raises(CheckpointError, match="SHA-256 is not 0000"):
+        _fetch.official_file(replace(SMALL, sha256="0" * 64), FILE)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from huggingface_hub import constants
@@ -16,15 +17,18 @@ from opendino.checkpoint.conversion import ConvertConfig, convert
 from opendino.checkpoint.convert import FORMATS
 from opendino.checkpoint.weights import save_weights
 from opendino.errors import CheckpointError, ConfigError, ConversionError
+from opendino.models.classifier import LinearClassifier
 from opendino.models.input_spec import InputSpec
+from opendino.models.presets import PRESETS
 from opendino.models.vision_transformer import VisionTransformer
 
+TINY = {"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 4, "num_heads": 1, "init_values": 1.0}
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 28 * 28).view(2, 3, 28, 28)
 
 
 @pytest.fixture
 def backbone():
-    return VisionTransformer(img_size=28, patch_size=7, embed_dim=64, depth=4, num_heads=1, init_values=1.0).eval()
+    return VisionTransformer(**TINY).eval()
 
 
 def assert_same(opened, backbone):
@@ -166,11 +170,15 @@ def test_folders_and_files_that_are_something_else(tmp_path):
 def caches(tmp_path, monkeypatch):
     """Empty caches and no network; a catalogue whose models are small enough to be written."""
     small = [
-        Entry("dinov2_vits14", "official", "vits14", 1),
-        Entry("dinov2_vits14_reg_lc", "official", "vits14_reg4", 1, (1, 4)),
-        Entry("facebook/dinov2-small", "hf", "vits14", 1),
-        Entry("vit_small_patch14_dinov2.lvd142m", "timm", "vits14", 1),
+        Entry("dinov2_vits14", "official", "tiny", 1),
+        Entry("dinov2_vits14_reg_lc", "official", "tiny_reg4", 1, (1, 4)),
+        Entry("facebook/dinov2-small", "hf", "tiny", 1),
+        Entry("facebook/dinov2-small-imagenet1k-1-layer", "hf", "tiny", 1, (1,)),
+        Entry("vit_small_patch14_dinov2.lvd142m", "timm", "tiny", 1),
     ]
+    monkeypatch.setitem(PRESETS, "tiny", TINY)
+    monkeypatch.setitem(PRESETS, "tiny_reg4", {**TINY, "num_register_tokens": 4})
+    monkeypatch.setattr(hub, "IMAGENET_CLASSES", 10)
     monkeypatch.setattr(catalog, "CATALOG", {entry.name: entry for entry in small})
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
@@ -178,6 +186,13 @@ def caches(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "torch" / "checkpoints").mkdir(parents=True)
     return tmp_path
+
+
+def forget(home, field, value=None):
+    (path,) = home.rglob("config.json")
+    config = json.loads(path.read_text())
+    config.pop(field, None)
+    path.write_text(json.dumps(config if value is None else {**config, field: value}))
 
 
 def put_into_hub_cache(home, repository, folder):
@@ -199,9 +214,7 @@ def test_official_names(caches, backbone):
 
 @pytest.mark.parametrize("layers", [None, 1, 4])
 def test_official_classifiers(caches, layers):
-    body = VisionTransformer(
-        img_size=28, patch_size=7, embed_dim=64, depth=4, num_heads=1, init_values=1.0, num_register_tokens=4
-    )
+    body = VisionTransformer(**TINY, num_register_tokens=4)
     home = caches / "torch" / "checkpoints"
     torch.save(body.state_dict(), home / "dinov2_vits14_reg4_pretrain.pth")
     heads = {n: torch.nn.Linear((n + 1) * 64, 10) for n in (1, 4)}
@@ -231,6 +244,8 @@ def test_names_on_the_hub_have_the_rule_of_their_library(caches, backbone, to, n
     put_into_hub_cache(
         caches, "facebook/dinov2-small" if to == "hf" else "timm/vit_small_patch14_dinov2.lvd142m", caches / "there"
     )
+    if to == "hf":  # as published
+        forget(caches / "hf", "pos_embed_resize")
     other = torch.randn(1, 3, 42, 21)
     for name in names:
         opened = hub.open_model(name)
@@ -355,4 +370,146 @@ def test_folders_of_other_models_and_broken_ones(tmp_path, backbone):
 def test_a_classifier_that_does_not_fit(tmp_path, backbone, head, message):
     torch.save(backbone.state_dict() | head, tmp_path / "x.pth")
     with pytest.raises(ConversionError, match=message):
+        hub.load(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("change", [{"num_register_tokens": 4}, {"depth": 3}, {"qkv_bias": False}, {"mlp_ratio": 2.0}])
+def test_a_published_name_opens_its_own_model_alone(caches, change):
+    other = VisionTransformer(**{**TINY, **change})
+    torch.save(other.state_dict(), caches / "torch" / "checkpoints" / "dinov2_vits14_pretrain.pth")
+    argument, value = next(iter(change.items()))
+    with pytest.raises(ConversionError, match=rf"dinov2_vits14 has .*{argument} .*, the file {value}.*in its place"):
+        hub.load("dinov2_vits14")
+
+
+def test_a_head_over_other_blocks_than_its_name_says(caches):
+    home = caches / "torch" / "checkpoints"
+    torch.save(VisionTransformer(**TINY, num_register_tokens=4).state_dict(), home / "dinov2_vits14_reg4_pretrain.pth")
+    torch.save(torch.nn.Linear(5 * 64, 10).state_dict(), home / "dinov2_vits14_reg4_linear_head.pth")
+    with pytest.raises(ConversionError, match=r"classifier of 10 classes over 1 blocks, the file .* 10 .* 4 blocks"):
+        hub.load("dinov2_vits14_reg_lc", layers=1)
+    torch.save(torch.nn.Linear(2 * 64, 9).state_dict(), home / "dinov2_vits14_reg4_linear_head.pth")
+    with pytest.raises(ConversionError, match="10 classes over 1 blocks, the file has a classifier of 9 classes"):
+        hub.load("dinov2_vits14_reg_lc", layers=1)
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_a_repository_has_the_classifier_that_its_name_says(caches, backbone, with_head):
+    model = LinearClassifier(backbone, 10, 1) if with_head else backbone
+    torch.save(model.state_dict(), caches / "x.pth")
+    names = ["facebook/dinov2-small-imagenet1k-1-layer", "facebook/dinov2-small"]
+    for name in names:
+        convert(caches / "x.pth", caches / "there", ConvertConfig("hf"))
+        put_into_hub_cache(caches, name, caches / "there")
+    assert type(hub.load(names[not with_head])) is type(model)
+    with pytest.raises(ConversionError, match="another file stands in its place"):
+        hub.load(names[with_head])
+
+
+@pytest.mark.parametrize("name", ["", "  ", None, 3])
+def test_no_name(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no check of types
+    with pytest.raises(ConfigError, match="names nothing; give a run folder"):
+        hub.load(name)
+
+
+def test_arguments_that_do_not_exist(tmp_path, backbone):
+    torch.save(backbone.state_dict(), tmp_path / "x.pth")
+    with pytest.raises(ConfigError, match=r"position is no argument; there are .*did you mean positions"):
+        hub.load(tmp_path / "x.pth", position="hf")
+    assert hub.load(tmp_path / "x.pth", num_heads=2, drop_path_rate=0.1).num_heads == 2
+
+
+@pytest.mark.parametrize("to", ["hf", "timm"])
+def test_the_caller_must_not_contradict_the_config(tmp_path, backbone, to):
+    folder = convert(save_weights(backbone, tmp_path / "ours"), tmp_path / to, ConvertConfig(to)).target
+    with pytest.raises(ConfigError, match=r"num_heads=2 was given, and config\.json says 1"):
+        hub.load(folder, num_heads=2)
+    with pytest.raises(ConfigError, match=r"img_size=56 was given, and config\.json says"):
+        hub.load(folder, img_size=56)
+    assert_same(hub.load(folder, num_heads=1, img_size=(28, 28)), backbone)
+
+
+def test_heads_that_no_file_states_are_those_of_the_library(tmp_path):
+    model = VisionTransformer(**{**TINY, "embed_dim": 96, "num_heads": 12}).eval()
+    folder = hf_folder(tmp_path, model)
+    forget(folder, "num_attention_heads")
+    assert_same(hub.load(folder), model)
+    assert hub.load(folder, num_heads=3).num_heads == 3
+
+
+@pytest.mark.parametrize("rule", ["official", "timm", "hf"])
+def test_the_rule_that_the_face_wrote_is_followed(tmp_path, backbone, rule):
+    folder = hf_folder(tmp_path, backbone)
+    forget(folder, "pos_embed_resize", rule)
+    opened, wanted = hub.load(folder), hub.load(folder, positions=rule)
+    other = torch.randn(1, 3, 42, 21)
+    assert torch.equal(opened(other), wanted(other))
+    assert hub.load(folder, positions="timm").interpolate_antialias
+    forget(folder, "pos_embed_resize", "dino")
+    with pytest.raises(ConversionError, match="pos_embed_resize='dino'"):
+        hub.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("patch_size", 14, "patch_size 14, the weights 7"),
+        ("use_swiglu_ffn", True, "ffn_layer swiglu, the weights mlp"),
+        ("mlp_ratio", 3, "ffn_width 192, the weights 256"),
+        ("qkv_bias", False, "qkv_bias False, the weights True"),
+        ("num_channels", 4, "in_chans 4, the weights 3"),
+    ],
+)
+def test_a_config_that_claims_what_the_weights_are_not(tmp_path, backbone, field, value, message):
+    folder = hf_folder(tmp_path, backbone)
+    forget(folder, field, value)
+    with pytest.raises(ConversionError, match=message):
+        hub.load(folder)
+
+
+def test_registers_under_the_model_type_without_them(tmp_path):
+    folder = hf_folder(tmp_path, VisionTransformer(**TINY, num_register_tokens=4))
+    forget(folder, "num_register_tokens")
+    forget(folder, "model_type", "dinov2")
+    with pytest.raises(ConversionError, match="num_register_tokens 0, the weights 4"):
+        hub.load(folder)
+
+
+def test_a_classifier_that_the_config_promises(tmp_path, backbone):
+    folder = hf_folder(tmp_path, backbone)
+    forget(folder, "architectures", ["Dinov2ForImageClassification"])
+    with pytest.raises(ConversionError, match="says Dinov2ForImageClassification, and the weights hold no classifier"):
+        hub.load(folder)
+
+
+def test_a_mistyped_file_in_a_folder_is_no_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"^nowhere/x\.pth: no such file or folder; give a run folder"):
+        hub.load("nowhere/x.pth")
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({3: torch.ones(2)}, "the name 3 is a int; wanted text"),
+        ({"cls_token": torch.tensor(1.0)}, "cls_token has 0 axes where 3 are wanted"),
+        ({"cls_token": torch.ones(64)}, "cls_token has 1 axes"),
+        ({"blocks.0.mlp.fc1.weight": torch.ones(4)}, r"blocks\.0\.mlp\.fc1\.weight has 1 axes"),
+        ({"blocks.0.attn.qkv.weight": torch.tensor(1.0)}, r"blocks\.0\.attn\.qkv\.weight is a single number"),
+        ({"cls_token": torch.ones(1, 1, 0)}, "cls_token is empty"),
+        ({"norm.bias": torch.ones(64, dtype=torch.int8)}, r"norm\.bias \(int8\)"),
+        ({"norm.bias": torch.full((64,), torch.nan)}, r"not all numbers are finite in norm\.bias"),
+    ],
+)
+def test_malformed_state_dicts(tmp_path, backbone, state, message):
+    torch.save({**backbone.state_dict(), **state}, tmp_path / "x.pth")
+    with pytest.raises(ConversionError, match=message):
+        hub.load(tmp_path / "x.pth")
+
+
+def test_a_classifier_of_whole_numbers_is_refused(tmp_path, backbone):
+    head = {"linear_head.weight": torch.ones(3, 128, dtype=torch.int8), "linear_head.bias": torch.ones(3)}
+    torch.save(backbone.state_dict() | head, tmp_path / "x.pth")
+    with pytest.raises(ConversionError, match=r"linear_head\.weight \(int8\)"):
         hub.load(tmp_path / "x.pth")

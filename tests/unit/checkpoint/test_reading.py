@@ -55,3 +55,49 @@ def test_names_of_weights_files(tmp_path):
     good = ["a.pth", "a.pt", "a.bin", "a.safetensors", "model.safetensors.index.json"]
     assert all(is_weights(tmp_path / name) for name in good)
     assert not any(is_weights(tmp_path / name) for name in ("a.png", "config.json", "a.npz", "a"))
+
+
+@pytest.mark.parametrize("names", [3, None, ["a"], "sub/../../x"])
+def test_an_index_whose_names_are_no_names(tmp_path, names):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": names, "b": "x.safetensors"}}))
+    with pytest.raises(CheckpointError, match="not a file beside it"):
+        parts_of(index)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "begins with b'version https://'; .*git lfs pull"),
+        (b"<!DOCTYPE html>", "is no file that torch.save wrote"),
+        (b"hello", "is no file that torch.save wrote"),
+        (b"", "is no file that torch.save wrote"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "damaged"),
+        (b"\x80\x02]q\x00(", "damaged"),
+        (b"PK\x03\x04" + bytes(100), "damaged"),
+    ],
+)
+def test_files_of_other_kinds_and_damaged_ones_say_so(tmp_path, content, message):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"x\.pth: .*{message}"):
+        read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["before 1.6", "zip"])
+def test_no_damage_escapes_as_another_error(tmp_path, old):
+    torch.save({"a": torch.arange(40.0)}, tmp_path / "x.pth", _use_new_zipfile_serialization=not old)
+    whole = (tmp_path / "x.pth").read_bytes()
+    refused = 0
+    for place in range(0, len(whole), max(len(whole) // 150, 1)):
+        for spoilt in (whole[:place], whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]):
+            (tmp_path / "x.pth").write_bytes(spoilt)
+            try:
+                read(tmp_path / "x.pth")
+            except CheckpointError:
+                refused += 1
+    assert refused > 100
+
+
+def test_a_file_that_is_not_there_or_a_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="No such file"):
+        read(tmp_path / "x.pth")

@@ -33,14 +33,28 @@ def test_words_that_are_wrong(argv, message):
 
 def test_what_a_format_cannot_hold_is_not_hidden():
     dropped = ("mask_token", *(f"dino_head.{i}" for i in range(9)))
-    report = Report("a.pth", "official", Path("b"), "timm", 173, dropped, (), 0.0, (224, 224), 0.11)
+    report = Report(
+        "a.pth",
+        "official",
+        Path("b"),
+        "timm",
+        173,
+        dropped,
+        (),
+        0.0,
+        (518, 518),
+        0.11,
+        (224, 224),
+        ("a bare file does not say num_heads=3",),
+    )
     assert describe(report) == [
         "a.pth (official) -> b (timm), 173 tensors",
         "left out, timm has no place for it: mask_token, dino_head.0, dino_head.1, dino_head.2, dino_head.3, "
         "dino_head.4, dino_head.5, dino_head.6 and 2 more",
-        "features on a fixed 224x224 image: largest difference 0.0e+00",
+        "features on a fixed 518x518 image: largest difference 0.0e+00",
         "timm resizes the position table by its own rule: at 224x224 its users see features that differ by 1.1e-01; "
         "opendino.load(..., positions=...) chooses",
+        "a bare file does not say num_heads=3",
     ]
 
 

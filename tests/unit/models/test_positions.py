@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from opendino.errors import ConfigError, ModelError
 from opendino.layers.pos_embed import resize_pos_embed
-from opendino.models.positions import RULES, positions, set_positions
+from opendino.models.positions import RULES, positions, rule_name, set_positions
 from opendino.models.vision_transformer import VisionTransformer
 
 SIZES = [(98, 98), (224, 224), (336, 336), (518, 518), (546, 546), (602, 602), (1092, 1092), (224, 336)]
@@ -139,3 +139,10 @@ def test_a_baked_model_is_saved_as_one_made_for_that_size(tmp_path):
     again = load_weights(save_weights(baked, tmp_path / "w"))
     assert torch.equal(again(images), baked(images))
     assert not again.baked
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_a_rule_is_told_by_its_numbers(rule):
+    assert rule_name(**positions(rule, False), registers=False) == rule
+    assert positions(rule_name(**positions(rule, True), registers=True), True) == positions(rule, True)
+    assert rule_name(0.1, True, registers=False) is None

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opendino.errors import ConversionError
+from opendino.layers.swiglu import swiglu_hidden_dim
 from opendino.models.input_spec import InputSpec
+from opendino.models.positions import RULES, positions, rule_name
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
@@ -39,36 +41,65 @@ def read(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return known
 
 
+DEFAULTS = {"num_heads": 12}
+"""What transformers takes for an argument that neither the file nor the weights show."""
 _CLAIMS = {
     "num_hidden_layers": "depth",
     "hidden_size": "embed_dim",
     "num_channels": "in_chans",
     "num_register_tokens": "num_register_tokens",
+    "qkv_bias": "qkv_bias",
 }
 
 
 def claims(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `VisionTransformer` that the file states and the weights must show too."""
-    return {argument: config[name] for name, argument in _CLAIMS.items() if name in config}
+    stated = {argument: config[name] for name, argument in _CLAIMS.items() if name in config}
+    if config.get("model_type") == MODEL_TYPES[0]:
+        stated["num_register_tokens"] = 0
+    if "patch_size" in config:
+        patch = config["patch_size"]
+        stated["patch_size"] = patch if isinstance(patch, int) else patch[0]
+    gated = config.get("use_swiglu_ffn")
+    if gated is not None:
+        stated["ffn_layer"] = "swiglu" if gated else "mlp"
+    if "mlp_ratio" in config and "hidden_size" in config:
+        plain = int(config["hidden_size"] * config["mlp_ratio"])
+        stated["ffn_width"] = swiglu_hidden_dim(plain) if gated else plain
+    return stated
 
 
-def write(arguments: Mapping[str, Any], where: str, labels: Sequence[str] | None = None) -> dict[str, Any]:
+def rule_of(config: Mapping[str, Any], where: str) -> str:
+    """Whose rule resizes the position table: transformers', unless opendino's face wrote another one.
+
+    Raises:
+        ConversionError: there is no such rule.
+    """
+    rule = config.get("pos_embed_resize", "hf")
+    if rule not in RULES:
+        raise ConversionError(
+            f"{where}: pos_embed_resize={rule!r} in {CONFIG} is not known; choose one of {', '.join(RULES)}"
+        )
+    return rule
+
+
+def wants_head(config: Mapping[str, Any]) -> bool:
+    """Whether the file says that a classifier is among the weights."""
+    return any(str(name).endswith("ForImageClassification") for name in config.get("architectures") or ())
+
+
+def write(arguments: Mapping[str, Any], labels: Sequence[str] | None = None) -> dict[str, Any]:
     """`config.json` of a backbone, or of a classifier where there are labels.
 
     Args:
         arguments: of `VisionTransformer`.
-        where: the source, for messages.
         labels: names of the classes.
 
-    Raises:
-        ConversionError: the feed-forward width is not a whole multiple of D, which transformers 5 refuses.
+    Returns:
+        The fields of transformers, and `pos_embed_resize` where the table is not resized by transformers' own rule;
+        opendino reads it, transformers pays no heed. A feed-forward width that is no whole multiple of D makes a
+        fraction of `mlp_ratio`, which transformers 5 refuses.
     """
-    ratio = arguments["mlp_ratio"]
-    if ratio != int(ratio):
-        raise ConversionError(
-            f"{where}: mlp_ratio={ratio} is not a whole number, which transformers' config must have; "
-            "convert to official or timm"
-        )
     registers, depth, size = arguments["num_register_tokens"], arguments["depth"], arguments["img_size"]
     kind = registers > 0
     config = {
@@ -83,7 +114,7 @@ def write(arguments: Mapping[str, Any], where: str, labels: Sequence[str] | None
         "initializer_range": 0.02,
         "layer_norm_eps": _EPS,
         "layerscale_value": 1.0,
-        "mlp_ratio": int(ratio),
+        "mlp_ratio": whole_ratio(arguments),
         "model_type": MODEL_TYPES[kind],
         "num_attention_heads": arguments["num_heads"],
         "num_channels": arguments["in_chans"],
@@ -99,16 +130,39 @@ def write(arguments: Mapping[str, Any], where: str, labels: Sequence[str] | None
     }
     if registers:
         config["num_register_tokens"] = registers
+    resizing = {name: arguments[name] for name in ("interpolate_offset", "interpolate_antialias")}
+    if resizing != positions("hf", kind) and (rule := rule_name(**resizing, registers=kind)):
+        config["pos_embed_resize"] = rule
     if labels is not None:
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
     return config
 
 
-def labels_of(config: Mapping[str, Any], classes: int) -> tuple[str, ...] | None:
-    """Names of the classes in order; None where the config does not name each."""
-    names = {int(i): label for i, label in (config.get("id2label") or {}).items()}
-    return tuple(names[i] for i in range(classes)) if set(names) == set(range(classes)) else None
+def whole_ratio(arguments: Mapping[str, Any]) -> int | float:
+    """The ratio as a whole number where one gives the same width, which rounding lets several do; else as it is."""
+    ratio, dim = arguments["mlp_ratio"], arguments["embed_dim"]
+    if ratio == int(ratio):
+        return int(ratio)
+    if arguments["ffn_layer"] == "swiglu":
+        width = swiglu_hidden_dim(int(dim * ratio))
+        return next((n for n in range(1, int(ratio) + 2) if swiglu_hidden_dim(n * dim) == width), ratio)
+    return ratio
+
+
+def labels_of(config: Mapping[str, Any], classes: int, where: str) -> tuple[str, ...] | None:
+    """Names of the classes in order; None where the config names none.
+
+    Raises:
+        ConversionError: the config names another number of classes than the classifier has.
+    """
+    names = {int(i): str(label) for i, label in (config.get("id2label") or {}).items()}
+    if names and set(names) != set(range(classes)):
+        raise ConversionError(
+            f"{where}: its {CONFIG} names {len(names)} classes in id2label, the classifier has {classes}; "
+            "the two files do not belong together"
+        )
+    return tuple(names[i] for i in range(classes)) if names else None
 
 
 def read_spec(preprocessor: Mapping[str, Any], channels: int) -> InputSpec | None:

@@ -100,8 +100,10 @@ def _translate(
 def _cut(where: str, name: str, tensor: Tensor, parts: int) -> tuple[Tensor, ...]:
     if parts == 1:
         return (tensor,)
-    if tensor.shape[0] % parts:
-        raise ConversionError(f"{where}: {name} has {tensor.shape[0]} rows, which {parts} equal parts do not make up")
+    if tensor.ndim == 0 or tensor.shape[0] % parts:
+        raise ConversionError(
+            f"{where}: {name} has {len(tensor) if tensor.ndim else 0} rows, which {parts} equal parts do not make up"
+        )
     return tensor.chunk(parts)
 
 
@@ -114,6 +116,11 @@ def _join(where: str, parts: Mapping[str, Mapping[int, Tensor]], wanted: Mapping
     ]
     if lacking:
         raise ConversionError(f"{where}: missing {some(lacking)}; the file does not hold the whole model")
+    for name, given in parts.items():
+        shapes = {tuple(part.shape[1:]) if part.ndim else () for part in given.values()}
+        if len(shapes) > 1 or any(part.ndim == 0 for part in given.values()):
+            came = ", ".join(str(tuple(given[i].shape)) for i in range(wanted[name]))
+            raise ConversionError(f"{where}: the parts of {name} have shapes {came}, which do not make up one tensor")
     return {name: torch.cat([given[i] for i in range(wanted[name])]) for name, given in parts.items()}
 
 

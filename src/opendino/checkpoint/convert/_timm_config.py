@@ -22,14 +22,17 @@ _SHAPES = {
 
 def read(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `VisionTransformer` that the weights do not show: `img_size` and `num_heads`."""
-    given = config.get("model_args") or {}
+    given, stated = config.get("model_args") or {}, _stated(config)
     known: dict[str, Any] = {}
-    if "num_heads" in given:
-        known["num_heads"] = given["num_heads"]
+    if "num_heads" in stated:
+        known["num_heads"] = stated["num_heads"]
     size = given.get("img_size", (config.get("pretrained_cfg") or {}).get("input_size", ())[1:])
     if size:
         known["img_size"] = size if isinstance(size, int) else tuple(size)
     return known
+
+
+_CLAIMS = ("depth", "embed_dim", "in_chans", "patch_size", "qkv_bias", "ffn_layer")
 
 
 def claims(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,10 +40,23 @@ def claims(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The name of a DINOv2 architecture states them, `model_args` what differs from it.
     """
+    stated = _stated(config)
+    found = {argument: stated[argument] for argument in _CLAIMS if argument in stated}
+    if "reg_tokens" in stated:
+        found["num_register_tokens"] = stated["reg_tokens"]
+    if {"ffn_layer", "embed_dim", "mlp_ratio"} <= stated.keys():
+        first = int(stated["embed_dim"] * stated["mlp_ratio"])
+        found["ffn_width"] = first // 2 if stated["ffn_layer"] == "swiglu" else first
+    return found
+
+
+def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
     given, name = config.get("model_args") or {}, str(config.get("architecture", ""))
     size = next((size for size in _SHAPES if f"_{size}_" in name and "dinov2" in name), None)
-    stated = {**(_SHAPES[size] if size else {}), **given}
-    return {argument: stated[argument] for argument in ("depth", "embed_dim", "in_chans") if argument in stated}
+    if size is None:
+        return dict(given)
+    layer = "swiglu" if size == "giant" else "mlp"
+    return {**_SHAPES[size], "ffn_layer": layer, "reg_tokens": 4 if "_reg4_" in name else 0, **given}
 
 
 def read_spec(config: Mapping[str, Any], channels: int) -> InputSpec | None:

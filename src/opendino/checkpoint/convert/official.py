@@ -98,12 +98,15 @@ def flat(where: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
     Names left by DistributedDataParallel, FSDP, checkpointing or torch.compile are taken away.
 
     Raises:
-        ConversionError: a value is not a tensor.
+        ConversionError: a name is not text, or a value not a tensor.
     """
     for key in ("teacher", "model", "state_dict"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
+    unnamed = [f"{name!r} is a {type(name).__name__}" for name in content if not isinstance(name, str)]
+    if unnamed:
+        raise ConversionError(f"{where}: not a state dict: the name {some(unnamed, 3)}; wanted text such as cls_token")
     odd = [f"{name} is a {type(value).__name__}" for name, value in content.items() if not isinstance(value, Tensor)]
     if odd:
         raise ConversionError(

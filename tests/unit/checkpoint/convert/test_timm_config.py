@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from opendino.checkpoint.convert._timm_config import read, read_spec, write
+from opendino.checkpoint.convert._timm_config import claims, read, read_spec, write
 from opendino.models.input_spec import InputSpec
 from opendino.models.presets import PRESETS, BackboneConfig
 
@@ -24,7 +24,12 @@ def test_published_models_are_an_architecture_and_nothing_else(preset):
     assert config["architecture"] == f"vit_{size}_patch14_{'reg4_' if 'reg' in preset else ''}dinov2"
     assert "model_args" not in config
     assert config["pretrained_cfg"]["input_size"] == [3, 518, 518]
-    assert read(config) == {"img_size": (518, 518)}
+    arguments = BackboneConfig(preset).arguments()
+    assert read(config) == {"img_size": (518, 518), "num_heads": arguments["num_heads"]}
+    stated = claims(config)
+    assert stated.pop("ffn_width") == (4096 if "vitg" in preset else 4 * arguments["embed_dim"])
+    assert stated == {name: {**REST, **arguments}[name] for name in stated}
+    assert len(stated) == 7
     assert read_spec(config, 3) == InputSpec((518, 518), 3, SPEC.mean, SPEC.std)
 
 
