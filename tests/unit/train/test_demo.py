@@ -117,3 +117,26 @@ def test_what_a_kill_left_of_the_mark_is_no_stranger(tmp_path):
     (tmp_path / ".demo.json.77.partial").write_text("ha")
     demo._claim(tmp_path)
     assert (tmp_path / demo.MARK).is_file()
+
+
+def test_it_is_measured_with_the_threads_that_the_process_began_with(tmp_path, monkeypatch):
+    """However few the training of a small model took for itself."""
+    before, seen = torch.get_num_threads(), []
+
+    def train(*_):
+        torch.set_num_threads(before + 1)
+        return SimpleNamespace(output_dir=tmp_path)
+
+    def look(_):
+        seen.append(torch.get_num_threads())
+        raise InterruptedError
+
+    monkeypatch.setattr(demo, "prepare", lambda *_: SimpleNamespace(config=PretrainConfig(), choices={}))
+    monkeypatch.setattr(demo, "pretrain", train)
+    monkeypatch.setattr(demo, "measure", look)
+    try:
+        with pytest.raises(InterruptedError):
+            demo.demo(tmp_path / "recipe.yaml", DemoConfig())
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [before]
