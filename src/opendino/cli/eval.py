@@ -13,6 +13,7 @@ USAGE = """
 usage: opendino eval knn    MODEL data.train=DIR data.val=DIR [key=value ...]
        opendino eval linear MODEL data.train=DIR data.val=DIR [tests.sources=[DIR,...]] [key=value ...]
        opendino eval logreg MODEL data.train=DIR data.val=DIR [key=value ...]
+       opendino eval segment MODEL data.train=MASKED data.val=MASKED [segment.head=linear|ms|knn] [key=value ...]
        opendino eval health MODEL data=DIR [key=value ...]
        opendino eval table  FILE_OR_RUN [...] [out=FILE.md]
 
@@ -20,6 +21,8 @@ knn     the nearest training images vote, weighted by similarity; top-1 and top-
 linear  52 linear classifiers on one pass of the backbone, 13 learning rates x {1, 4} blocks x {CLS, CLS + mean patch};
         the best on data.val is reported and measured on tests.sources; linear.augment=false is the quick way
 logreg  L2 logistic regression in float64, its strength chosen on a tenth of the training images
+segment semantic segmentation on frozen patches: a linear head, its multi-scale form, or nearest patches that vote;
+        segment.weights=FILE reads a trained head, the published ones too
 health  rank, spread and norms of the features; needs no labels. Prototypes are not in weights: their use and entropies
         are in the run's metrics.jsonl, under health/, where knn.every is not 0
 
@@ -29,6 +32,8 @@ MODEL   a run folder, a weights folder, a .pth or .safetensors file with officia
         another library: timm:NAME, hf:NAME_OR_FOLDER, open_clip:ARCHITECTURE/PRETRAINED
 DIR     a folder with one sub-folder a class, a manifest with a label column, or a Parquet file with image bytes;
         health takes any images
+MASKED  a folder with images/ and masks/, a Parquet file with image and mask, or the root of ADE20k, Pascal VOC or
+        Cityscapes
 
 A table is printed, and a JSON file written to RUN/eval for a run, else where out=DIR says. Features are kept beside it
 for the next protocol (features.cache=off keeps none, features.cache=DIR keeps them elsewhere). Some settings:
