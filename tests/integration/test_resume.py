@@ -68,15 +68,15 @@ def reference(references, tiny_words, tmp_path_factory):
     return references["folder"]
 
 
-def start(words, threads="1"):
-    """The command as a user starts it, in a process group of its own."""
+def start(words, **environment):
+    """The command as a user starts it, in a process group of its own; on one thread where no environment is given."""
     return subprocess.Popen(
         [sys.executable, "-m", "opendino", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": threads},
+        env=environment or {**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -139,7 +139,7 @@ def test_killed_as_a_user_runs_it(tiny_words, tmp_path, monkeypatch):
     more = ["train.precision=bf16", "log.tensorboard=true", "log.picture=true", "train.threads=0", "loader.workers=1"]
     folder, whole = tmp_path / "run", tmp_path / "whole"
     words = words_for(tiny_words, folder, *more)
-    process = start(words, threads="")
+    process = start(words, **os.environ)
     wait_for_step(process, folder, 5)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
