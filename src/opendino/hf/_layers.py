@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -20,6 +21,9 @@ from opendino.hf.configuration import Dinov2Config, Grid, check_shape, pair, res
 from opendino.hf.errors import InputError
 from opendino.layers.pos_embed import resize_pos_embed
 from opendino.layers.swiglu import swiglu_hidden_dim
+
+DROPOUT_AFTER_ATTENTION = int(transformers.__version__.partition(".")[0]) < 5
+"""`hidden_dropout_prob` acts after the embeddings, in transformers 4 also after attention; here as installed."""
 
 Mask = Any
 """None, a tensor, or the block mask of flex_attention."""
@@ -69,7 +73,7 @@ class Dinov2Embeddings(nn.Module):
         check_shape(config)  # again: fields may have been set since
         registers = getattr(config, "num_register_tokens", None)
         D = config.hidden_size
-        self.config = config
+        self.config, self.baked = config, False
         self.patch_embeddings = Dinov2PatchEmbeddings(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
         self.mask_token = nn.Parameter(torch.zeros(1, D)) if getattr(config, "use_mask_token", True) else None
@@ -100,6 +104,23 @@ class Dinov2Embeddings(nn.Module):
             tokens.insert(1, self.register_tokens.expand(B, -1, -1))
         return self.dropout(torch.cat(tokens, dim=1))
 
+    @torch.no_grad()
+    def bake(self, size: Grid) -> None:
+        """Resize the position table to images of (height, width) pixels, once and for good.
+
+        Raises:
+            InputError: a side is below a patch, or the table is baked for another size.
+        """
+        patch = self.patch_embeddings.patch_size
+        grid = (size[0] // patch[0], size[1] // patch[1])
+        if min(grid) < 1:
+            raise InputError(f"bake: {size[0]}x{size[1]} pixels hold no patch of {patch[0]}x{patch[1]}")
+        table = self._positions(grid).detach().clone()
+        self.position_embeddings = nn.Parameter(table, requires_grad=self.position_embeddings.requires_grad)
+        self.patch_embeddings.image_size, self.patch_embeddings.grid = size, grid
+        self.patch_embeddings.num_patches = grid[0] * grid[1]
+        self.baked = True
+
     def _masked(self, patches: Float[Tensor, "B N D"], masks: Shaped[Tensor, "B masked"]) -> Float[Tensor, "B N D"]:
         if self.mask_token is None:
             raise InputError("bool_masked_pos was given, but use_mask_token is False in the config: leave it out")
@@ -110,6 +131,13 @@ class Dinov2Embeddings(nn.Module):
         return torch.where(masks[..., None].bool(), self.mask_token.to(patches.dtype), patches)
 
     def _positions(self, grid: Grid) -> Float[Tensor, "1 tokens D"]:
+        if self.baked:
+            if not torch.jit.is_tracing() and grid != self.patch_embeddings.grid:
+                raise InputError(
+                    f"images of {grid[0]}x{grid[1]} patches do not fit a model that is baked for "
+                    f"{self.patch_embeddings.grid[0]}x{self.patch_embeddings.grid[1]}; bake the model it was made from"
+                )
+            return self.position_embeddings
         offset, antialias = resize_numbers(self.config.pos_embed_resize, registers=self.register_tokens is not None)
         source = self.patch_embeddings.grid
         return resize_pos_embed(self.position_embeddings, grid, offset=offset, antialias=antialias, source=source)
@@ -229,7 +257,7 @@ class Dinov2SelfOutput(nn.Module):
     def __init__(self, config: Dinov2Config) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if DROPOUT_AFTER_ATTENTION else 0.0)
 
     def forward(self, hidden_states: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Project each token."""

@@ -5,26 +5,39 @@ Also reads the layout that transformers 5 holds in memory (`q_proj` ...), which 
 `save_original_format=False` and which only its own classes read.
 """
 
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
+from opendino.checkpoint._fetch import not_at_hand
+from opendino.checkpoint._reading import parts_of
+from opendino.checkpoint._tensors import check_finite, check_ranks, is_weight
 from opendino.checkpoint.convert import hf as convert
-from opendino.errors import ConversionError
-from opendino.hf.errors import WeightsError
+from opendino.checkpoint.convert._table import some
+from opendino.errors import CheckpointError, ConversionError, OpendinoError
+from opendino.hf.errors import MissingFilesError, WeightsError
 
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 HEAD = "classifier."
+HEADS = {"classifier.weight", "classifier.bias"}
+"""A classifier as the published files have it."""
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 IN_MEMORY = ".attention.q_proj."
 """Part of a name that only the layout of transformers 5 in memory has."""
+_FLOATS = ("F", "BF")
+"""Beginnings of the types of a safetensors header that are weights: F64 to F4, BF16."""
 _HEADER = Mapping[str, tuple[int, ...]]
+_log = logging.getLogger(__name__)
 
 
 def load_checked(
@@ -49,13 +62,22 @@ def load_checked(
     """
     if kwargs.get("weights_only") is False:
         raise WeightsError(f"{name}: weights_only=False would run code from the file; leave it out")
-    if name is None or kwargs.get("state_dict") is not None or kwargs.get("gguf_file") is not None:
-        return load(name, **kwargs)  # weights from the caller's hands are the caller's to check
+    state = kwargs.get("state_dict")
+    if kwargs.get("gguf_file") is not None or (name is None and not state) or (state is not None and not state):
+        return load(name, **kwargs)  # no weights: whoever says so wants new ones
     with_info = kwargs.pop("output_loading_info", False)
+    if state is not None:
+        try:
+            check_kinds(str(name or "state_dict"), state)
+            model, info = load(name, output_loading_info=True, **kwargs)
+        except RuntimeError as error:
+            _explain_shapes(cls, name, {key: tuple(value.shape) for key, value in state.items()}, kwargs, error)
+            raise
+        return (model, info) if with_info else _checked(str(name or "state_dict"), model, info, strict)
     _check_config(name, kwargs)
     files = weight_files(name, kwargs)
     pickled = any(path.suffix == ".bin" for path in files)
-    header = {} if pickled else read_header(files)
+    header = {} if pickled else read_header(files, quantised=_is_quantised(name, kwargs))
     source, arguments = name, kwargs
     if pickled or any(IN_MEMORY in key for key in header):
         state = hub_names(read_weights(files), str(name))
@@ -68,33 +90,77 @@ def load_checked(
         raise
     if with_info:  # who asks what is missing is told, and goes on
         return model, info
-    if strict and not getattr(model, "_hf_peft_config_loaded", False) and getattr(model, "hf_quantizer", None) is None:
-        check_keys(str(name), info["missing_keys"], info["unexpected_keys"])
+    return _checked(str(name), model, info, strict)
+
+
+def _checked(name: str, model: Any, info: Mapping[str, Any], strict: bool) -> Any:  # noqa: ANN401  a PreTrainedModel
+    """The model, if its weights are whole; those of an adapter or in a quantised form are their libraries' to check."""
+    if (
+        not strict
+        or getattr(model, "_hf_peft_config_loaded", False)
+        or getattr(model, "hf_quantizer", None) is not None
+    ):
+        return model
+    head = [key for key, _ in model.named_parameters() if key.startswith(HEAD)]
+    promised = any(
+        kind.endswith("ForImageClassification") for kind in getattr(model.config, "architectures", None) or ()
+    )
+    check_keys(name, info["missing_keys"], info["unexpected_keys"], head, promised=promised)
+    try:
+        check_finite(name, dict(model.named_parameters()))
+    except ConversionError as error:
+        raise WeightsError(str(error)) from None
     return model
 
 
-def check_keys(name: str, missing: Collection[str], unexpected: Collection[str]) -> None:
-    """Raise for weights that a model lacks or does not know; a classifier may be new or left out.
+def check_keys(
+    name: str,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    head: Collection[str] = (),
+    *,
+    promised: bool = False,
+) -> None:
+    """Raise for weights that a model lacks or does not know.
+
+    A whole classifier may be new, which is warned of, on weights that promise none, and left out by a model that has
+    none.
 
     Args:
         name: what the message calls the weights.
         missing: parameters of the model without weights, which would stay random.
         unexpected: weights without a parameter, which would be dropped.
+        head: parameters of the model's classifier.
+        promised: whether `architectures` of config.json says that the weights hold a classifier.
 
     Raises:
         WeightsError: naming them.
     """
-    missing = sorted(key for key in missing if not key.startswith(HEAD))
-    unexpected = sorted(key for key in unexpected if not key.startswith(HEAD))
+    new_head = bool(head) and set(head) <= set(missing)
+    left_out = not head and set(unexpected) >= HEADS
+    if new_head and promised:
+        raise WeightsError(
+            f"{name}: the classifier is missing and would be random: {some(sorted(head))}; config.json says that the "
+            "weights hold one: get the whole weights, write the backbone's class into architectures for a new "
+            "classifier, or pass strict=False"
+        )
+    if new_head:
+        _log.warning(
+            "%s: holds a backbone alone; the classifier (%s) is new and random: train it before it is used",
+            name,
+            some(sorted(head)),
+        )
+    missing = sorted(set(missing) - (set(head) if new_head else set()))
+    unexpected = sorted(set(unexpected) - (HEADS if left_out else set()))
     if missing:
         raise WeightsError(
-            f"{name}: weights of the model are missing and would be random: {_some(missing)}; "
-            f"{f'the file has others, which the model does not know: {_some(unexpected)}; ' if unexpected else ''}"
+            f"{name}: weights of the model are missing and would be random: {some(missing, 3)}; "
+            f"{f'the file has others, which the model does not know: {some(unexpected, 3)}; ' if unexpected else ''}"
             "check that config.json and the weights belong together, or pass strict=False"
         )
     if unexpected:
         raise WeightsError(
-            f"{name}: weights of the file have no place in the model: {_some(unexpected)}; "
+            f"{name}: weights of the file have no place in the model: {some(unexpected, 3)}; "
             "check that config.json (depth, registers, use_swiglu_ffn, use_mask_token) belongs to them, "
             "or pass strict=False"
         )
@@ -118,33 +184,55 @@ def weight_files(name: Any, kwargs: Mapping[str, Any]) -> list[Path]:  # noqa: A
 
 def _shards(name: Any, index: Path, kwargs: Mapping[str, Any]) -> list[Path]:  # noqa: ANN401  str or path
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index}: no index of weights; get the file anew") from error
+        names = parts_of(index)
+    except CheckpointError as error:
+        raise WeightsError(str(error)) from None
     found = {shard: fetch(name, shard, kwargs) for shard in names}
     lost = [shard for shard, path in found.items() if path is None]
     if lost:
-        raise WeightsError(f"{name}: {index.name} names files that are not there: {_some(lost)}; get them")
+        raise WeightsError(f"{name}: {index.name} names files that are not there: {some(lost, 3)}; get them")
     return [path for path in found.values() if path is not None]
 
 
-def read_header(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+def read_header(files: Collection[Path], *, quantised: bool = False) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all weights in safetensors files, without reading the weights.
 
     Raises:
-        WeightsError: a file is no safetensors file, or is cut off.
+        WeightsError: a file is no safetensors file, is cut off, or holds something that is no weight.
     """
-    shapes = {}
+    shapes, odd = {}, {}
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
-                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                odd |= {key: kind for key, part in parts.items() if not (kind := part.get_dtype()).startswith(_FLOATS)}
+                shapes |= {key: tuple(part.get_shape()) for key, part in parts.items()}
         except SafetensorError as error:
             raise WeightsError(
                 f"{path}: not a whole safetensors file ({error}); it holds {path.stat().st_size} bytes; get it anew "
                 "(a text of a few lines is a git-lfs pointer: run `git lfs pull`)"
             ) from error
+    if not quantised:
+        _refuse_kinds(", ".join(str(path) for path in files), odd)
     return shapes
+
+
+def check_kinds(name: str, state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are no weights: whole, Boolean and complex numbers.
+
+    Raises:
+        WeightsError: naming them.
+    """
+    _refuse_kinds(name, {key: str(value.dtype) for key, value in state.items() if not is_weight(value)})
+
+
+def _refuse_kinds(name: str, odd: Mapping[str, str]) -> None:
+    if odd:
+        raise WeightsError(
+            f"{name}: weights are floating-point numbers, and these are not: "
+            f"{some([f'{key} ({kind})' for key, kind in odd.items()], 3)}; quantised weights have to be "
+            "turned back by the library that wrote them"
+        )
 
 
 def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
@@ -173,6 +261,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds something else than tensors by name; take the weights of a whole model")
+    check_kinds(str(path), state)
     return state
 
 
@@ -189,6 +278,7 @@ def hub_names(state: Mapping[str, Tensor], where: str = "weights") -> Mapping[st
     if not any(IN_MEMORY in key for key in state):
         return state
     try:
+        check_ranks(where, state)
         official = convert.to_official(state, where)
         known = {key: value for key, value in official.state.items() if key not in official.filled}
         hub = convert.from_official(known, where)
@@ -205,6 +295,12 @@ def _check_config(name: Any, kwargs: Mapping[str, Any]) -> None:  # noqa: ANN401
         raise WeightsError(
             f"{name}: no config.json in this folder; put the one that belongs to the weights beside them"
         )
+
+
+def _is_quantised(name: Any, kwargs: Mapping[str, Any]) -> bool:  # noqa: ANN401  str or path
+    """Whether the config speaks of another library's quantisation, which reads its own kinds of numbers."""
+    path = fetch(name, "config.json", kwargs)
+    return path is not None and "quantization_config" in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _from_memory(cls: Any, name: Any, state: Mapping[str, Tensor], kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
@@ -235,7 +331,7 @@ def _explain_shapes(cls: Any, name: Any, header: _HEADER, kwargs: dict[str, Any]
     if other:
         came, want = next(iter(other.values()))
         raise WeightsError(
-            f"{name}: weights have another shape than config.json says: {_some(other)}; the first has {came} in the "
+            f"{name}: weights have another shape than config.json says: {some(other, 3)}; the first has {came} in the "
             f"file and {want} in the model; use the config that belongs to them, or draw them anew with "
             "ignore_mismatched_sizes=True"
         ) from error
@@ -243,6 +339,24 @@ def _explain_shapes(cls: Any, name: Any, header: _HEADER, kwargs: dict[str, Any]
 
 def _bare(cls: Any, key: str) -> str:  # noqa: ANN401  a PreTrainedModel class
     return key.removeprefix(f"{cls.base_model_prefix}.")
+
+
+@contextlib.contextmanager
+def at_hand(name: Any, file: str) -> Iterator[None]:  # noqa: ANN401  str or path
+    """Say of a repository that cannot be had which file is wanted and where to put it; transformers says less.
+
+    Raises:
+        MissingFilesError: in place of transformers' OSError for a repository.
+    """
+    try:
+        yield
+    except OpendinoError:
+        raise
+    except OSError as error:
+        if not isinstance(name, str) or REPOSITORY.fullmatch(name) is None or Path(name).exists():
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise MissingFilesError(not_at_hand(name, file, constants.HF_HUB_CACHE, reason)) from error
 
 
 def fetch(name: Any, filename: str, kwargs: Mapping[str, Any]) -> Path | None:  # noqa: ANN401  str or path
@@ -253,8 +367,3 @@ def fetch(name: Any, filename: str, kwargs: Mapping[str, Any]) -> Path | None:  
     except OSError:  # transformers' loader asks again, and says what is wrong
         return None
     return None if path is None else Path(path)
-
-
-def _some(names: Collection[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

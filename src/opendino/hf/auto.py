@@ -14,7 +14,7 @@ import transformers
 from transformers import PretrainedConfig
 
 from opendino.hf import modeling
-from opendino.hf._loading import HUB_ARGUMENTS, fetch
+from opendino.hf._loading import HUB_ARGUMENTS, at_hand, fetch
 from opendino.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
 from opendino.hf.image_processing import Dinov2ImageProcessor
 
@@ -49,7 +49,8 @@ class AutoConfig:
     def from_pretrained(pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # noqa: ANN401  as in transformers
         """The config of a published name, repository or folder, of the class that fits its `model_type`."""
         ours = CONFIGS.get(_model_type(pretrained_model_name_or_path, kwargs) or "")
-        return (ours or transformers.AutoConfig).from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with at_hand(pretrained_model_name_or_path, "config.json"):
+            return (ours or transformers.AutoConfig).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @staticmethod
     def for_model(model_type: str, **kwargs: Any) -> Any:  # noqa: ANN401  as in transformers
@@ -69,7 +70,8 @@ class _AutoModel:
         kind = config.model_type if known else _model_type(config or pretrained_model_name_or_path, kwargs)
         ours = MODELS[cls.__name__].get(kind or "")
         if ours is None:
-            return getattr(transformers, cls.__name__).from_pretrained(pretrained_model_name_or_path, **kwargs)
+            with at_hand(pretrained_model_name_or_path, "config.json"):
+                return getattr(transformers, cls.__name__).from_pretrained(pretrained_model_name_or_path, **kwargs)
         if known:
             kwargs["config"] = _our_config(config)
         kwargs.pop("trust_remote_code", None)
@@ -111,7 +113,8 @@ class AutoImageProcessor:
             for name in ("config", "trust_remote_code"):
                 kwargs.pop(name, None)
             return Dinov2ImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        return transformers.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with at_hand(pretrained_model_name_or_path, "preprocessor_config.json"):
+            return transformers.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
 def register() -> None:

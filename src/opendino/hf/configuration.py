@@ -76,7 +76,8 @@ class Dinov2Config(Staged, PretrainedConfig):
         num_attention_heads: attention heads.
         mlp_ratio: hidden width of the feed-forward layers over D; may be a fraction.
         hidden_act: name of the activation of the plain feed-forward layer.
-        hidden_dropout_prob: dropout after the embeddings and after attention.
+        hidden_dropout_prob: dropout after the embeddings and, with transformers 4 as there, after attention;
+            transformers 5 dropped the second.
         attention_probs_dropout_prob: dropout of attention's weights.
         initializer_range: standard deviation of new weights.
         layer_norm_eps: added to the variance in every norm.
@@ -229,14 +230,45 @@ def check_shape(config: Dinov2Config) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{type(config).__name__}: {name}={value!r}, a whole number from 1 on was wanted")
-    if isinstance(config.mlp_ratio, bool) or not isinstance(config.mlp_ratio, int | float) or config.mlp_ratio <= 0:
+    if isinstance(config.mlp_ratio, bool) or not isinstance(config.mlp_ratio, int | float) or not config.mlp_ratio > 0:
         raise ConfigError(f"{type(config).__name__}: mlp_ratio={config.mlp_ratio!r}, a number above 0 was wanted")
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(
             f"{type(config).__name__}: hidden_size {config.hidden_size} is no multiple of "
             f"num_attention_heads {config.num_attention_heads}; published models have hidden_size / 64 heads"
         )
+    for name in ("image_size", "patch_size"):
+        value = getattr(config, name)
+        sides = [value] if isinstance(value, int) else value
+        if not isinstance(sides, list | tuple) or not 1 <= len(sides) <= 2 or not all(_from(1, side) for side in sides):
+            raise ConfigError(
+                f"{type(config).__name__}: {name}={value!r}, a side or (height, width) in pixels, from 1 on, was wanted"
+            )
+    image, patch = pair(config.image_size), pair(config.patch_size)
+    if image[0] < patch[0] or image[1] < patch[1]:
+        raise ConfigError(f"{type(config).__name__}: image_size={config.image_size!r} holds no patch of {patch}")
+    registers = getattr(config, "num_register_tokens", 0)
+    if not _from(0, registers):
+        raise ConfigError(
+            f"{type(config).__name__}: num_register_tokens={registers!r}, a whole number from 0 on was wanted"
+        )
+    _check_numbers(config)
     resize_numbers(config.pos_embed_resize, registers=False)
+
+
+def _check_numbers(config: Dinov2Config) -> None:
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ConfigError(f"{type(config).__name__}: {name}={value!r}, a share from 0 up to 1 was wanted")
+    for name in ("initializer_range", "layer_norm_eps"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise ConfigError(f"{type(config).__name__}: {name}={value!r}, a number from 0 on was wanted")
+
+
+def _from(least: int, value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def resize_numbers(switch: str, *, registers: bool) -> tuple[float, bool]:

@@ -12,5 +12,9 @@ class WeightsError(CheckpointError, RuntimeError):
     """A weights file that is broken or does not fit its config; transformers raises RuntimeError for shapes."""
 
 
+class MissingFilesError(CheckpointError, OSError):
+    """A file of a published model is not at hand and cannot be had; transformers raises OSError here."""
+
+
 class MissingTransformersError(OpendinoError, ImportError):
     """transformers is not installed."""

@@ -7,6 +7,7 @@ whatever the attention implementation; non-square `image_size` works; `from_pret
 missing, left over or of another shape (see `_loading.py`).
 """
 
+import copy
 from collections.abc import Collection
 from typing import Any
 
@@ -22,7 +23,7 @@ from opendino.hf._layers import (
     Dinov2LayerScale,
     Dinov2PatchEmbeddings,
 )
-from opendino.hf._loading import load_checked
+from opendino.hf._loading import at_hand, load_checked
 from opendino.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
 from opendino.hf.errors import InputError
 
@@ -71,11 +72,32 @@ class Dinov2PreTrainedModel(PreTrainedModel):
             **kwargs: as in transformers, among them fields of the config such as `pos_embed_resize`.
 
         Raises:
-            WeightsError: a broken file, missing or left-over weights, another shape. A new classifier on weights
-                that have none is no error.
+            WeightsError: a broken file, missing or left-over weights, another shape, numbers that are not finite. A
+                new classifier on a backbone is no error but a warning.
+            MissingFilesError: a file is not at hand and cannot be downloaded; the message says where to put it.
         """
         load = super().from_pretrained
-        return load_checked(cls, load, pretrained_model_name_or_path, kwargs, strict=strict)
+        with at_hand(pretrained_model_name_or_path, "model.safetensors or config.json"):
+            return load_checked(cls, load, pretrained_model_name_or_path, kwargs, strict=strict)
+
+    def bake(self, size: int | tuple[int, int]) -> Any:  # noqa: ANN401  a model of this class
+        """A copy for images of one size: its position table is resized now, so that an export holds no resizing.
+
+        Args:
+            size: side, or (height, width), in pixels; it becomes `config.image_size` of the copy.
+
+        Returns:
+            A model that gives the same numbers at this size, refuses others, and saves and loads like any other; after
+            loading, plain transformers and this face resize its table again.
+
+        Raises:
+            InputError: the size holds no patch, or the model is baked for another one.
+        """
+        height, width = (size, size) if isinstance(size, int) else size
+        baked = copy.deepcopy(self)
+        getattr(baked, baked.base_model_prefix, baked).embeddings.bake((height, width))
+        baked.config.image_size = height if height == width else [height, width]
+        return baked
 
     def get_input_embeddings(self) -> Dinov2PatchEmbeddings:
         """The module that makes patches into tokens."""
@@ -110,7 +132,12 @@ class Dinov2PreTrainedModel(PreTrainedModel):
         if not hidden_states:
             return None
         total = self.config.num_hidden_layers + 1
-        return set(range(total)) if isinstance(hidden_states, int) else {i % total for i in hidden_states}
+        if isinstance(hidden_states, int):  # a flag
+            return set(range(total))
+        outside = [i for i in hidden_states if not -total <= i < total]
+        if outside:
+            raise InputError(f"output_hidden_states: {outside} are no states of this model; it has 0 to {total - 1}")
+        return {i % total for i in hidden_states}
 
     def _run(
         self,

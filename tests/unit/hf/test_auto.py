@@ -2,6 +2,9 @@
 """Which class the Auto classes choose, for our model types and for others."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -81,3 +84,45 @@ def test_an_adapter_names_its_base_model(folder, tmp_path_factory):
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
     kind = json.loads((folder / "config.json").read_text())["model_type"]
     assert hf.auto._model_type(adapter, {}) == kind
+
+
+def put_into_cache(cache, repository, folder):
+    home = cache / f"models--{repository.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("abc")
+    (home / "snapshots").mkdir()
+    folder.rename(home / "snapshots" / "abc")
+
+
+def test_a_published_name_comes_from_the_cache(tmp_path):
+    """In a process of its own: the place of the cache is read when huggingface_hub is imported."""
+    source = hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**TINY))
+    source.save_pretrained(tmp_path / "there")
+    hf.Dinov2ImageProcessor(size=64, crop_size=56).save_pretrained(tmp_path / "there")
+    put_into_cache(tmp_path / "cache", "facebook/dinov2-with-registers-small", tmp_path / "there")
+    code = """
+import sys, opendino
+from opendino import hf
+from opendino.errors import CheckpointError
+name = "facebook/dinov2-with-registers-small"
+print(float(hf.AutoModel.from_pretrained(name).layernorm.weight.detach().sum()), hf.AutoConfig.from_pretrained(name).model_type)
+print(hf.AutoImageProcessor.from_pretrained(name).crop_size, hf.AutoBackbone.from_pretrained(name).channels)
+for ask in (hf.AutoModel, hf.AutoConfig, hf.AutoImageProcessor, hf.Dinov2Model):
+    try:
+        ask.from_pretrained("facebook/dinov2-base")
+    except (OSError, CheckpointError) as error:
+        assert isinstance(error, OSError) and isinstance(error, CheckpointError), error
+        print(str(error).split(" and cannot")[0], "run `hf download facebook/dinov2-base`" in str(error))
+"""
+    places = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **places})
+    assert run.returncode == 0, run.stderr
+    where = f"is not in {tmp_path}/cache True"
+    assert run.stdout.splitlines() == [
+        f"{float(source.layernorm.weight.detach().sum())} dinov2_with_registers",
+        "{'height': 56, 'width': 56} [32]",
+        f"facebook/dinov2-base: config.json {where}",
+        f"facebook/dinov2-base: config.json {where}",
+        f"facebook/dinov2-base: preprocessor_config.json {where}",
+        f"facebook/dinov2-base: model.safetensors or config.json {where}",
+    ]

@@ -146,12 +146,26 @@ def test_fractions_and_pairs():
         ({"hidden_size": 100}, "no multiple of"),
         ({"num_hidden_layers": 0}, "a whole number"),
         ({"mlp_ratio": 0}, "a number above 0"),
+        ({"image_size": 0}, "image_size=0, a side or"),
+        ({"image_size": [56, -14]}, "image_size=\\[56, -14\\]"),
+        ({"image_size": [56, 56, 56]}, "a side or"),
+        ({"image_size": 13}, "image_size=13 holds no patch"),
+        ({"patch_size": -14}, "patch_size=-14"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate=1.0, a share"),
+        ({"hidden_dropout_prob": -0.1}, "hidden_dropout_prob=-0.1"),
+        ({"layer_norm_eps": -1e-6}, "layer_norm_eps=-1e-06, a number from 0 on"),
+        ({"mlp_ratio": float("nan")}, "a number above 0"),
         ({"pos_embed_resize": "officla"}, "choose one of official, hf, timm"),
     ],
 )
 def test_shapes_that_cannot_be_built(fields, complaint):
     with pytest.raises(ConfigError, match=complaint):
         Dinov2Config(**fields)
+
+
+def test_registers_are_counted():
+    with pytest.raises(ConfigError, match="num_register_tokens=-1, a whole number from 0 on"):
+        Dinov2WithRegistersConfig(num_register_tokens=-1)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,27 @@ def spoil_index(folder):
 
 
 DAMAGE = {
+    "whole numbers": (
+        lambda f: edit(f, lambda s: s.update({"layernorm.weight": torch.ones(32, dtype=torch.int8)})),
+        r"these are not: layernorm.weight \(I8\)",
+    ),
+    "whole numbers in a pickle": (
+        lambda f: as_pickle(
+            f, load_file(f / "model.safetensors") | {"layernorm.bias": torch.zeros(32, dtype=torch.bool)}
+        ),
+        r"these are not: layernorm.bias \(torch.bool\)",
+    ),
+    "not finite": (
+        lambda f: edit(f, lambda s: s.update({"layernorm.weight": torch.full((32,), torch.inf)})),
+        "not all numbers are finite in layernorm.weight",
+    ),
+    "index elsewhere": (
+        lambda f: (
+            shards(f),
+            (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}'),
+        )[1],
+        "not a file beside it",
+    ),
     "truncated": (cut, "not a whole safetensors file"),
     "text": (text, "git lfs pull"),
     "missing": (
@@ -91,7 +112,7 @@ DAMAGE = {
     ),
     "no weights in it": (lambda f: as_pickle(f, {"epoch": 3}), "something else than tensors"),
     "lost shard": (lose_shard, "names files that are not there: model-00001"),
-    "spoilt index": (spoil_index, "no index of weights"),
+    "spoilt index": (spoil_index, "index.json: cannot be read"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json in this folder"),
 }
 
@@ -184,6 +205,71 @@ def test_half_a_gate_is_not_whole():
 
 def test_keys_by_hand():
     check_keys("x", [], [])
-    check_keys("x", ["classifier.weight"], ["classifier.bias"])
+    head = ["classifier.weight", "classifier.bias"]
+    check_keys("x", head, [], head)
+    check_keys("x", [], head)
+    with pytest.raises(WeightsError, match=r"random: classifier\.weight;"):
+        check_keys("x", ["classifier.weight"], [], head)
+    with pytest.raises(WeightsError, match=r"no place in the model: classifier\.bias;"):
+        check_keys("x", [], ["classifier.bias"])
+    with pytest.raises(WeightsError, match=r"no place in the model: classifier\.scale;"):
+        check_keys("x", [], ["classifier.scale"], head)
+    with pytest.raises(WeightsError, match="the classifier is missing and would be random"):
+        check_keys("x", head, [], head, promised=True)
     with pytest.raises(WeightsError, match="random: a, b, c and 2 more"):
         check_keys("x", ["e", "d", "c", "b", "a"], [])
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    hf.Dinov2ForImageClassification(hf.Dinov2Config(**TINY)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("lost", ["classifier.weight", "classifier.bias"])
+def test_half_a_classifier_is_an_error(classifier, lost):
+    edit(classifier, lambda s: s.pop(lost))
+    with pytest.raises(WeightsError, match=f"missing and would be random: {lost}"):
+        hf.AutoModelForImageClassification.from_pretrained(classifier)
+    with pytest.raises(WeightsError, match="no place in the model: classifier"):
+        hf.AutoModel.from_pretrained(classifier)
+
+
+def test_a_classifier_that_the_config_promises(classifier):
+    edit(classifier, lambda s: [s.pop(name) for name in ("classifier.weight", "classifier.bias")])
+    with pytest.raises(WeightsError, match=r"the classifier is missing and would be random: classifier\.bias, "):
+        hf.AutoModelForImageClassification.from_pretrained(classifier)
+    hf.AutoModelForImageClassification.from_pretrained(classifier, strict=False)
+
+
+def test_a_new_classifier_on_a_backbone_is_warned_of(folder, caplog):
+    with caplog.at_level("WARNING", logger="opendino"):
+        hf.AutoModelForImageClassification.from_pretrained(folder)
+    assert [r for r in caplog.records if "is new and random: train it" in r.getMessage()]
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="opendino"):
+        hf.AutoModel.from_pretrained(folder)
+    assert not [r for r in caplog.records if r.name.startswith("opendino")]
+
+
+def test_weights_from_the_callers_hands_are_checked_too(folder):
+    state, config = load_file(folder / "model.safetensors"), hf.Dinov2Config(**TINY)
+    model = hf.Dinov2Model.from_pretrained(None, config=config, state_dict=dict(state))
+    assert torch.equal(model.layernorm.weight, state["layernorm.weight"])
+    for change, complaint in (
+        ({"extra": torch.ones(1)}, "no place in the model: extra"),
+        ({"layernorm.weight": torch.ones(32).int()}, "layernorm.weight"),
+        ({"layernorm.weight": torch.ones(31)}, "another shape"),
+    ):
+        with pytest.raises(WeightsError, match=complaint):
+            hf.Dinov2Model.from_pretrained(None, config=config, state_dict={**state, **change})
+    del state["layernorm.bias"]
+    with pytest.raises(WeightsError, match=r"would be random: layernorm\.bias"):
+        hf.Dinov2Model.from_pretrained(None, config=config, state_dict=state)
+    hf.Dinov2Model.from_pretrained(None, config=config, state_dict={})  # new weights, by wish
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_widths_of_floats_load(folder, dtype):
+    edit(folder, lambda s: s.update({key: value.to(dtype) for key, value in s.items()}))
+    assert hf.AutoModel.from_pretrained(folder, dtype=torch.float32).dtype == torch.float32

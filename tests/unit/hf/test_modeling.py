@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The six models: their outputs from their parts, the losses by formula, what is asked for and what is given."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 pytest.importorskip("transformers")
+
+import transformers
 
 from opendino import hf
 from opendino.hf.errors import InputError
@@ -235,6 +241,65 @@ def test_input_embeddings_are_the_patches(kind):
         assert type(model_of(what, kind).get_input_embeddings()).__name__ == "Dinov2PatchEmbeddings"
 
 
-def test_push_to_hub_is_there():
-    assert callable(hf.Dinov2Model.push_to_hub)
-    assert callable(hf.Dinov2ImageProcessor.push_to_hub)
+def test_push_to_hub_sends_the_published_layout(tmp_path, monkeypatch):
+    from transformers.utils import hub
+
+    sent = {}
+
+    def commit(repo_id, operations, **_):
+        sent[repo_id] = {op.path_in_repo: Path(op.path_or_fileobj).read_bytes() for op in operations}
+
+    api = {"create_repo": lambda repo_id, **_: SimpleNamespace(repo_id=repo_id), "create_commit": commit}
+    if hasattr(hub, "hf_api"):  # transformers 5
+        monkeypatch.setattr(hub, "hf_api", lambda: SimpleNamespace(**api))
+    else:
+        for name, function in api.items():
+            monkeypatch.setattr(hub, name, function)
+    monkeypatch.chdir(tmp_path)
+    model = model_of("Model", "registers")
+    model.push_to_hub("someone/model")
+    hf.Dinov2ImageProcessor().push_to_hub("someone/processor")
+    assert {"config.json", "model.safetensors"} <= sent["someone/model"].keys()
+    (tmp_path / "again").mkdir()
+    for name, content in sent["someone/model"].items():
+        (tmp_path / "again" / name).write_bytes(content)
+    again = hf.AutoModel.from_pretrained(tmp_path / "again")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    written = json.loads(sent["someone/processor"]["preprocessor_config.json"])
+    assert written["image_processor_type"] == "BitImageProcessor"
+
+
+@pytest.mark.parametrize("numbers", [[99], [0, 4], [-5]])
+def test_hidden_states_that_do_not_exist(numbers):
+    with pytest.raises(InputError, match="are no states of this model; it has 0 to 3"):
+        model_of("Model")(images(), output_hidden_states=numbers)
+
+
+@pytest.mark.parametrize("what", ["Model", "ForImageClassification", "Backbone"])
+@pytest.mark.parametrize("switch", ["hf", "official", "timm"])
+def test_baked_models_give_the_same_and_refuse_other_sizes(what, switch, kind, tmp_path):
+    model, x = model_of(what, kind, pos_embed_resize=switch), images((42, 98))
+    baked = model.bake((42, 98))
+    want, got = (m(x, return_dict=False)[0] for m in (model, baked))
+    for a, b in zip(*((out if isinstance(out, tuple) else (out,)) for out in (want, got)), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(InputError, match="4x4 patches do not fit a model that is baked for 3x7"):
+        baked(images())
+    with pytest.raises(InputError, match="baked for 3x7"):
+        baked.bake(56)
+    with pytest.raises(InputError, match="hold no patch"):
+        model.bake(13)
+    assert model(images()) is not None  # the source is as it was
+    baked.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.config.image_size == [42, 98]
+    first = again(x, return_dict=False)[0]
+    assert torch.equal(first[0] if isinstance(first, tuple) else first, got[0] if isinstance(got, tuple) else got)
+
+
+def test_dropout_acts_where_the_transformers_installed_has_it():
+    model = model_of("Model", hidden_dropout_prob=0.5).train()
+    output = model.encoder.layer[0].attention.output
+    x = torch.randn(1, 3, 32)
+    assert torch.equal(output(x), output.dense(x)) == (int(transformers.__version__.split(".")[0]) >= 5)
+    assert not torch.equal(model.embeddings(images()), model.embeddings(images()))
