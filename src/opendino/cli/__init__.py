@@ -11,6 +11,7 @@ VERBS = MappingProxyType(
         "demo": "opendino.cli.demo",
         "pretrain": "opendino.cli.pretrain",
         "eval": "opendino.cli.eval",
+        "embed": "opendino.cli.embed",
         "view": "opendino.cli.view",
         "convert": "opendino.cli.convert",
         "config": "opendino.cli.config",

@@ -28,6 +28,27 @@ def split(argv: Sequence[str], most: int = 1) -> tuple[list[str], list[str]]:
     return names, [word for word in argv if "=" in word]
 
 
+def as_settings(argv: Sequence[str], *options: str) -> list[str]:
+    """A command line with `--out DIR` and `--out=DIR` as `out=DIR`, for the options that a verb writes that way.
+
+    Raises:
+        ConfigError: an option is the last word.
+    """
+    words, rest = [], iter(argv)
+    for word in rest:
+        name = word.removeprefix("--").partition("=")[0]
+        if not word.startswith("--") or name not in options:
+            words.append(word)
+        elif "=" in word:
+            words.append(word.removeprefix("--"))
+        else:
+            value = next(rest, None)
+            if value is None:
+                raise ConfigError(f"{word}: what comes behind it is missing; see --help")
+            words.append(f"{name}={value}")
+    return words
+
+
 def recipes() -> dict[str, Path]:
     """Name to path of every shipped recipe, such as `pretrain/vit_tiny_cifar10`."""
     home = recipe_home()

@@ -50,3 +50,10 @@ def test_unknown_recipes(name, hint):
 def test_an_installation_without_recipes(monkeypatch):
     monkeypatch.setattr(_words, "recipe_home", lambda: None)
     assert _words.recipes() == {}
+
+
+def test_options_are_settings_too():
+    assert _words.as_settings(["a", "--out", "x=y", "--to=hf", "b=1"], "out", "to") == ["a", "out=x=y", "to=hf", "b=1"]
+    assert _words.as_settings(["--other", "x"], "out") == ["--other", "x"]
+    with pytest.raises(ConfigError, match="--out: what comes behind it is missing"):
+        _words.as_settings(["--out"], "out")

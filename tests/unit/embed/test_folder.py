@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from opendino.checkpoint.hub import load_backbone
+from opendino.checkpoint.weights import save_weights
+from opendino.curate._engines import Engine
+from opendino.data.datasets import open_dataset
+from opendino.embed import EmbedConfig, Embedder, FeatureSettings, embed, read
+from opendino.embed import folder as folders
+from opendino.embed.reading import skipped
+from opendino.errors import ConfigError, DataError
+from opendino.models.vision_transformer import VisionTransformer
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    backbone = VisionTransformer(img_size=16, patch_size=4, embed_dim=64, depth=2, num_heads=1, num_register_tokens=1)
+    save_weights(backbone, tmp_path_factory.mktemp("model") / "w")
+    return str(next(tmp_path_factory.getbasetemp().glob("model*/w")))
+
+
+@pytest.fixture
+def odd_folder(tmp_path, picture_folder):
+    """Real pictures, and what people have in their folders besides."""
+    root = tmp_path / "odd"
+    shutil.copytree(picture_folder, root)
+    (root / "class0" / "aa.jpg").write_bytes(b"not an image")
+    (root / "class0" / "empty.png").write_bytes(b"")
+    whole = (root / "class0" / "00.png").read_bytes()
+    (root / "class1" / "half.png").write_bytes(whole[: len(whole) // 2])
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(root / "class1" / "moving.gif", save_all=True, append_images=frames[1:])
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def config(**settings):
+    return EmbedConfig(**({"rows": 16, "batch_size": 5, "size": 16, "device": "cpu"} | settings))
+
+
+def test_every_image_once_and_the_rest_listed(weights, odd_folder, tmp_path):
+    done = embed(weights, str(odd_folder), tmp_path / "out", config(features=("cls", "registers", "patches")))
+    assert (done.images, done.skipped, done.made) == (41, 3, True)
+    table, features = read(done.folder)
+    lost = [one["row"] for one in skipped(done.folder)]
+    assert sorted([*table["row"].to_pylist(), *lost]) == list(range(44))
+    dataset = open_dataset(odd_folder)
+    assert table["path"].to_pylist() == [dataset.identify(row) for row in table["row"].to_pylist()]
+    assert {path.rpartition("/")[2] for path in (one["path"] for one in skipped(done.folder))} == {
+        "aa.jpg",
+        "empty.png",
+        "half.png",
+    }
+    # Against the model itself, one image at a time.
+    alone = Embedder(load_backbone(weights), FeatureSettings(features=("cls", "registers", "patches"), size=16))
+    for place in (0, 17, 40):
+        wanted = alone.of([dataset.image(int(table["row"][place].as_py()))])[0]
+        for name, one in wanted.items():
+            np.testing.assert_allclose(features[name][place], one.numpy(), atol=1e-5)
+    assert set(table["label"].to_pylist()) == {"class0", "class1", "class2", "class3"}
+    assert table["width"].to_pylist().count(20) == 1
+    assert not embed(weights, str(odd_folder), tmp_path / "out", config(features=("cls", "registers", "patches"))).made
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_interruptions_and_formats_change_no_number(weights, picture_folder, tmp_path, monkeypatch, kind):
+    whole = embed(weights, str(picture_folder), tmp_path / "whole", config()).folder
+    settings = config(format=kind)
+    original = folders._Shard._write
+    calls = []
+
+    def stops(self, part, *rest):
+        calls.append(part)
+        if len(calls) % 2:
+            raise KeyboardInterrupt
+        original(self, part, *rest)
+
+    monkeypatch.setattr(folders._Shard, "_write", stops)
+    for _ in range(10):
+        try:
+            done = embed(weights, str(picture_folder), tmp_path / kind, settings)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert len(calls) == 6  # three shards, each stopped once
+    first, second = read(whole), read(done.folder)
+    assert first[0].equals(second[0])
+    np.testing.assert_array_equal(first[1]["cls"], second[1]["cls"])
+
+
+def test_processes_change_no_byte(weights, picture_folder, tmp_path):
+    for workers in (1, 2):
+        embed(weights, str(picture_folder), tmp_path / str(workers), config(engine=Engine(workers=workers)))
+    one, two = (json.loads((tmp_path / name / "done.json").read_text())["outputs"] for name in "12")
+    assert one == two
+
+
+def test_grids_of_other_shapes_are_lists_with_their_sides(weights, tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    for name, size in (("a", (40, 20)), ("b", (20, 40)), ("c", (30, 30))):
+        Image.new("RGB", size, "gray").save(root / f"{name}.png")
+    done = embed(weights, str(root), tmp_path / "out", config(features=("patches",), fit="whole", dtype="float16"))
+    table = pq.read_table(done.folder / "part-00000.parquet")
+    assert list(zip(table["patches_h"].to_pylist(), table["patches_w"].to_pylist(), strict=True)) == [
+        (2, 4),
+        (4, 2),
+        (4, 4),
+    ]
+    assert [len(one) for one in table["patches"].to_pylist()] == [8 * 64, 8 * 64, 16 * 64]
+    with pytest.raises(DataError, match="another shape for each image"):
+        read(done.folder)
+
+
+def test_other_work_is_not_removed_unasked(weights, picture_folder, odd_folder, tmp_path):
+    out = tmp_path / "out"
+    embed(weights, str(picture_folder), out, config())
+    with pytest.raises(ConfigError, match="dtype=float32"):
+        embed(weights, str(picture_folder), out, config(dtype="float16"))
+    with pytest.raises(ConfigError, match="data"):
+        embed(weights, str(odd_folder), out, config())
+    assert embed(weights, str(odd_folder), out, config(overwrite=True)).images == 41
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not remove")
+    with pytest.raises(DataError, match="holds files that no stage"):
+        embed(weights, str(picture_folder), tmp_path / "mine", config())
+
+
+def test_nothing_readable_is_an_error(weights, tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    (root / "a.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="none of 1 images could be read"):
+        embed(weights, str(root), tmp_path / "out", config())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rows": 0}, "give 1 or more"),
+        ({"format": "npy", "fit": "whole", "features": ("patches",)}, "use format=parquet"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        EmbedConfig(**settings)
