@@ -9,6 +9,7 @@ from types import MappingProxyType
 VERBS = MappingProxyType(
     {
         "demo": "opendino.cli.demo",
+        "curate": "opendino.cli.curate",
         "pretrain": "opendino.cli.pretrain",
         "eval": "opendino.cli.eval",
         "embed": "opendino.cli.embed",

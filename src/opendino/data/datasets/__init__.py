@@ -8,6 +8,7 @@
 | a `.csv`, `.tsv` or `.parquet` file with a column of paths          | `manifest.ManifestDataset`      |
 | a `.parquet` file with a column of image bytes, a folder of such,   | `parquet.ParquetDataset`        |
 | or a pattern such as `data/train-*.parquet`                         |                                 |
+| a `.parquet` file with columns `source` and `key`, of `opendino curate` | `pointers.PointerDataset`   |
 
 A new kind: one file here, a subclass of `ImageDataset`, one line in `_MEMBERS` and one in `_kind`.
 """
@@ -26,6 +27,7 @@ _MEMBERS = {
     "list": ("opendino.data.datasets.file_list", "FileListDataset"),
     "manifest": ("opendino.data.datasets.manifest", "ManifestDataset"),
     "parquet": ("opendino.data.datasets.parquet", "ParquetDataset"),
+    "pointers": ("opendino.data.datasets.pointers", "PointerDataset"),
 }
 
 
@@ -62,6 +64,8 @@ def open_dataset(
     member = getattr(import_module(module), name)
     if kind == "manifest":
         dataset = member(Path(source), options, path_column=path_column, label_column=label_column)
+    elif kind == "pointers":
+        dataset = member(Path(source), options, image_column=image_column, label_column=label_column)
     elif kind == "parquet":
         dataset = member(source, options, image_column=image_column, label_column=label_column)
     else:
@@ -88,7 +92,10 @@ def _kind(source: str | Path, path_column: str) -> str:
         return "manifest"
     if suffix in (".parquet", ".pq"):
         from opendino.data.datasets.parquet import has_image_bytes
+        from opendino.data.datasets.pointers import is_pointers
 
+        if not path_column and is_pointers(path):
+            return "pointers"
         return "manifest" if path_column or not has_image_bytes(path) else "parquet"
     raise DataError(
         f"{path}: cannot be opened as a data set; a folder, a list (.txt), a manifest (.csv, .tsv, .parquet) or a "

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who makes the parts of a stage: processes of this machine, the ranks of torchrun, or a Ray cluster.
+
+A task is a frozen dataclass that makes one part, given its number, into files under names that depend on nothing
+else; so every engine gives the same bytes, and a part that is there is never made again.
+"""
+
+import datetime
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from opendino import distributed
+from opendino.curate._stage import Stage, claimed, marker
+from opendino.errors import ConfigError, DataError
+
+_log = logging.getLogger(__name__)
+_WAIT = datetime.timedelta(days=30)  # for the slowest rank; torch's half an hour is shorter than a part may take
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Makes one part of a stage; travels to other processes."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the stage."""
+        ...
+
+    def __call__(self, part: int) -> None:
+        """Make the part; its marker is written last."""
+        ...
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where parts are made.
+
+    Attributes:
+        name: "local", "torchrun" or "ray".
+        workers: processes (local) or actors (ray); 1 works in this process with all threads.
+        gpus: GPUs that each Ray actor holds.
+        address: of a Ray cluster; empty starts one on this machine.
+    """
+
+    name: Literal["local", "torchrun", "ray"] = "local"
+    workers: int = 1
+    gpus: float = 0.0
+    address: str = ""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigError(f"engine.workers = {self.workers}: give 1 or more")
+
+
+def run_stage(stage: Stage, engine: Engine, parts: int, task: Task, sum_up: Callable[[], dict]) -> bool:
+    """Make what is missing of a stage; every rank calls it.
+
+    Args:
+        stage: what is made.
+        engine: who makes it.
+        parts: how many.
+        task: makes one.
+        sum_up: writes what belongs to the whole and gives the counts; called by the main process only.
+
+    Returns:
+        Whether anything had to be done.
+
+    Raises:
+        DataError: a part could not be made; finished ones stay.
+    """
+    done = stage.is_done()
+    distributed.barrier()  # nobody begins while another still looks
+    if done:
+        _log.info("%s: nothing to do", stage.name)
+        return False
+    if distributed.is_main():
+        stage.begin()
+    distributed.barrier()
+    run_parts(engine, parts, task)
+    if distributed.is_main():
+        stage.finish(sum_up())
+    distributed.barrier()
+    return True
+
+
+def run_parts(engine: Engine, parts: int, task: Task) -> None:
+    """Make all missing parts.
+
+    Raises:
+        DataError: a part could not be made, or a process died.
+    """
+    missing = [part for part in range(parts) if not marker(task.folder, part).exists()]
+    if len(missing) < parts:
+        _log.info("%s: %d of %d parts are there", task.folder.name, parts - len(missing), parts)
+    if engine.name == "ray" and missing:
+        _ray(engine, missing, task)
+    elif engine.name == "torchrun":
+        start = len(missing) * distributed.rank() // distributed.world_size()
+        for part in missing[start:] + missing[:start]:
+            _make(task, part)
+        distributed.barrier()
+    elif engine.workers == 1 or len(missing) < 2:
+        for part in missing:
+            _make(task, part)
+    else:
+        _processes(min(engine.workers, len(missing)), missing, task)
+    lost = [part for part in range(parts) if not marker(task.folder, part).exists()]
+    if lost:
+        raise DataError(
+            f"{task.folder}: parts {lost[:5]} are missing though all were made; is the folder on a disk that every "
+            "process sees?"
+        )
+
+
+def _make(task: Task, part: int) -> None:
+    if marker(task.folder, part).exists():
+        return
+    with claimed(task.folder, part) as mine:
+        if mine and not marker(task.folder, part).exists():
+            task(part)
+
+
+def _processes(workers: int, missing: list[int], task: Task) -> None:
+    # Fresh processes: a fork of one that has run torch's threads may hang.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_share_cores, initargs=(workers,)) as pool:
+        futures = [pool.submit(_make, task, part) for part in missing]
+        try:
+            for future in futures:
+                future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                f"{task.folder}: a worker was killed, perhaps for want of memory; give the same command again, with "
+                "fewer engine.workers"
+            ) from None
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _share_cores(workers: int) -> None:
+    import torch
+
+    torch.set_num_threads(max((os.cpu_count() or 1) // workers, 1))
+
+
+class _Actor:
+    """Ray's side: one part a call."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __call__(self, batch: dict) -> dict:
+        for part in batch["item"]:
+            _make(self.task, int(part))
+        return batch
+
+
+def _ray(engine: Engine, missing: list[int], task: Task) -> None:
+    try:
+        import ray  # pyrefly: ignore[missing-import]  an extra
+        import ray.data  # pyrefly: ignore[missing-import]
+    except ImportError as error:
+        raise ConfigError(
+            f"engine.name = ray: Ray Data cannot be imported ({error}); pip install 'opendino[ray]'"
+        ) from None
+    if not ray.is_initialized():
+        ray.init(address=engine.address or None, log_to_driver=False)
+    # Without this every part of a small stage is one block for one actor.
+    items = ray.data.from_items(missing, override_num_blocks=len(missing))
+    work = items.map_batches(
+        _Actor,
+        fn_constructor_args=(task,),
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=engine.gpus or None,
+        compute=ray.data.ActorPoolStrategy(size=min(engine.workers, len(missing))),
+    )
+    try:
+        work.materialize()
+    except ray.exceptions.RayError as error:
+        raise DataError(f"{task.folder}: Ray stopped ({str(error).strip().splitlines()[-1]})") from error
+
+
+def meet(engine: Engine) -> bool:
+    """Join the other ranks of torchrun; whether a group was made, which `part_ways` ends.
+
+    Raises:
+        ConfigError: engine.name = torchrun without torchrun.
+    """
+    if engine.name != "torchrun" or distributed.is_initialized():
+        return False
+    if "RANK" not in os.environ:
+        raise ConfigError(
+            "engine.name = torchrun: no launcher is there; start it by `torchrun --nproc-per-node N -m opendino "
+            "curate ...`"
+        )
+    import torch
+    import torch.distributed as dist
+
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=_WAIT)
+    return True
+
+
+def part_ways() -> None:
+    """End the group that `meet` made."""
+    import torch.distributed as dist
+
+    dist.destroy_process_group()

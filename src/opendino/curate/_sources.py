@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where images lie: folders, lists, tars, Parquet files and data sets of the Hub as a stream of (source, key).
+
+Read next: `index.py`, and `data/datasets/pointers.py`, which opens what is named here.
+"""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from opendino.data.datasets import ImageDataset, open_dataset
+from opendino.data.datasets.folder import image_suffixes
+from opendino.errors import DataError
+
+Entry = tuple[str, str, str, str]
+"""Source as the user named it, file or folder, key there, label or nothing."""
+
+
+def entries_of(source: str, image_column: str = "") -> Iterator[Entry]:
+    """Every image of a source, in a fixed order.
+
+    Raises:
+        DataError: there is nothing that can be used.
+    """
+    hub = source.startswith("hf:")
+    path = _from_hub(source.removeprefix("hf:")) if hub else Path(source).expanduser().absolute()
+    tars = _matching(path, ".tar")
+    if tars:
+        for tar in tars:
+            yield from _in_tar(source, tar)
+        return
+    tables = [file for suffix in (".parquet", ".pq") for file in _matching(path, suffix)]
+    if tables and (path.is_dir() or "*" in path.name or _has_images(path)):
+        for table in tables:
+            dataset = open_dataset(table, image_column=image_column)
+            for row in range(len(dataset)):
+                yield source, str(table), str(row), _label(dataset, row)
+        return
+    dataset = open_dataset(path, image_column=image_column)
+    root = path if path.is_dir() else path.parent
+    for row in range(len(dataset)):
+        place = dataset.read(row)
+        if isinstance(place, bytes):
+            raise DataError(f"{source}: a manifest of pointers is a result of curation; give its sources")
+        relative = place.is_relative_to(root)
+        yield (
+            source,
+            str(root if relative else place.parent),
+            str(place.relative_to(root)) if relative else place.name,
+            _label(dataset, row),
+        )
+
+
+def state_of(source: str) -> str:
+    """What changes when the files of a source change, as far as their folder or file can tell."""
+    if source.startswith("hf:"):
+        return source
+    path = Path(source).expanduser()
+    files = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+    if not files or not files[0].exists():
+        raise DataError(f"{source}: there is no such file or folder (working folder {Path.cwd()}); name another")
+    return ", ".join(f"{file} {_stamp(file)}" for file in files)
+
+
+def _stamp(path: Path) -> str:
+    if path.is_file():
+        at = path.stat()
+        return f"{at.st_size} {at.st_mtime_ns}"
+    # A folder's own time changes with its names; those of its sub-folders with theirs.
+    found = hashlib.sha256()
+    for folder, below, files in os.walk(path):
+        below.sort()
+        found.update(f"{folder} {len(files)} {Path(folder).stat().st_mtime_ns}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def _matching(path: Path, suffix: str) -> list[Path]:
+    if path.is_dir():
+        found = sorted(path.glob(f"*{suffix}"))
+        pictures = any(file.suffix.lower() in image_suffixes() for file in islice(path.iterdir(), 1000))
+        return [] if pictures else found
+    if "*" in path.name:
+        return sorted(file for file in path.parent.glob(path.name) if file.suffix.lower() == suffix)
+    return [path] if path.suffix.lower() == suffix and path.exists() else []
+
+
+def _has_images(path: Path) -> bool:
+    from opendino.data.datasets.parquet import has_image_bytes
+
+    return has_image_bytes(path)
+
+
+def _in_tar(source: str, path: Path) -> Iterator[Entry]:
+    suffixes = image_suffixes()
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isfile() and Path(member.name).suffix.lower() in suffixes:
+                    yield source, str(path), f"{member.offset_data}+{member.size} {member.name}", ""
+    except tarfile.TarError as error:
+        raise DataError(f"{path}: cannot be read as a plain tar ({error}); unpack it if it is compressed") from error
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        home = Path(snapshot_download(name, repo_type="dataset", allow_patterns=["*.parquet"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise DataError(
+            f"hf:{name}: cannot be fetched ({type(error).__name__}); check the name and the network"
+        ) from None
+    folders = sorted({file.parent for file in home.rglob("*.parquet")})
+    if len(folders) != 1:
+        raise DataError(f"hf:{name}: Parquet files in {len(folders)} folders of {home}; name one of them as a source")
+    return folders[0]
+
+
+def _label(dataset: ImageDataset, row: int) -> str:
+    label = dataset.label(row)
+    return "" if label is None else dataset.classes[label]

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of one stage: what is being made, which parts are finished, and the provenance of the whole.
+
+| file                | says                                                                                |
+|---------------------|-------------------------------------------------------------------------------------|
+| `plan.json`         | what the outputs are being made from; another plan removes them                     |
+| `part-00007.*`      | one shard, each file written whole; the `.parquet` is written last and says finished |
+| `done.json`         | the plan, counts, and size and SHA-256 of every output                              |
+
+No file holds a time or a machine's name, so equal inputs give equal bytes. Read next: `_engines.py`.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Shaped
+
+from opendino import __version__
+from opendino.errors import DataError
+from opendino.files import is_leftover, write_whole
+
+_PLAN, _DONE, _LOCKS = "plan.json", "done.json", ".locks"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's folder and what it is made from.
+
+    Attributes:
+        folder: of the outputs.
+        name: of the stage.
+        inputs: name of each input to its digest.
+        parameters: settings that the outputs depend on.
+    """
+
+    folder: Path
+    name: str
+    inputs: Mapping[str, str]
+    parameters: Mapping[str, Any]
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What `plan.json` says; code of another version makes another plan."""
+        made_by = f"opendino {__version__}"
+        return _as_json({"stage": self.name, "made_by": made_by, "inputs": self.inputs, "parameters": self.parameters})
+
+    def is_done(self) -> bool:
+        """Whether all outputs are there, in their full size, and made from this plan."""
+        done = _read(self.folder / _DONE)
+        return done is not None and done["plan"] == self.plan and not _damaged(self.folder, done)
+
+    def begin(self) -> None:
+        """Make the folder ready: finished parts of this very plan stay, all else goes.
+
+        Raises:
+            DataError: the folder cannot be written, or holds what is not ours.
+        """
+        done = _read(self.folder / _DONE)
+        if _read(self.folder / _PLAN) != self.plan:
+            clear(self.folder)
+        elif done is not None:
+            for name in _damaged(self.folder, done):
+                (self.folder / name).unlink(missing_ok=True)
+                marker(self.folder, _number(name)).unlink(missing_ok=True)
+            (self.folder / _DONE).unlink(missing_ok=True)
+        for leftover in self.folder.glob(".*.partial"):
+            if is_leftover(leftover.name, leftover.name[1:].rsplit(".", 2)[0]):
+                leftover.unlink(missing_ok=True)
+        write_whole(self.folder / _PLAN, json.dumps(self.plan, indent=1) + "\n", error=DataError)
+
+    def finish(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Write `done.json`.
+
+        Args:
+            counts: what came out, for people and for the report.
+        """
+        outputs = {}
+        for path in _outputs(self.folder):
+            outputs[str(path.relative_to(self.folder))] = [path.stat().st_size, sha256(path)]
+        done = {"plan": self.plan, "counts": _as_json(counts), "outputs": outputs}
+        write_whole(self.folder / _DONE, json.dumps(done, indent=1) + "\n", durable=True, error=DataError)
+        shutil.rmtree(self.folder / _LOCKS, ignore_errors=True)
+        return done
+
+
+def counts_of(folder: Path) -> dict[str, Any]:
+    """Counts of a finished stage.
+
+    Raises:
+        DataError: it is not finished.
+    """
+    return _finished(folder)["counts"]
+
+
+def plan_of(folder: Path) -> dict[str, Any]:
+    """Plan of a finished stage.
+
+    Raises:
+        DataError: it is not finished.
+    """
+    return _finished(folder)["plan"]
+
+
+def digest_of(folder: Path) -> str:
+    """Digest of a finished stage's outputs: equal bytes, equal digest.
+
+    Raises:
+        DataError: it is not finished.
+    """
+    done = _finished(folder)
+    return hashlib.sha256(json.dumps(done["outputs"], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def marker(folder: Path, part: int) -> Path:
+    """The file of a part that is written last."""
+    return folder / f"part-{part:05d}.parquet"
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """Finished parts, in order."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def write_table(path: Path, table: pa.Table) -> Path:
+    """Write Parquet whole."""
+    return write_whole(path, lambda place: pq.write_table(table, place, compression="zstd"), error=DataError)
+
+
+def write_array(path: Path, array: Shaped[np.ndarray, "..."]) -> Path:
+    """Write `.npy` whole."""
+
+    def save(place: Path) -> None:
+        with place.open("wb") as file:  # np.save would add a suffix to the partial file's name
+            np.save(file, array)
+
+    return write_whole(path, save, error=DataError)
+
+
+@contextmanager
+def claimed(folder: Path, part: int) -> Iterator[bool]:
+    """Whether this process is the one to make a part; the claim ends with the process, however it ends."""
+    locks = folder / _LOCKS
+    locks.mkdir(parents=True, exist_ok=True)
+    handle = os.open(locks / f"{part:05d}", os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(handle)
+
+
+def clear(folder: Path) -> None:
+    """Remove a stage's outputs.
+
+    Raises:
+        DataError: the folder holds files that no stage wrote.
+    """
+    if not folder.exists():
+        return
+    if any(folder.iterdir()) and not (folder / _PLAN).is_file():
+        raise DataError(f"{folder}: holds files that no stage of curation wrote; name another folder with out=")
+    (folder / _DONE).unlink(missing_ok=True)
+    for path in [*_outputs(folder), *folder.glob(".*.partial")]:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / _LOCKS, ignore_errors=True)
+    (folder / _PLAN).unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    done = _read(folder / _DONE)
+    if done is None:
+        raise DataError(f"{folder}: this stage is not finished; run `opendino curate {folder.name} ...` first")
+    return done
+
+
+def _outputs(folder: Path) -> list[Path]:
+    """Everything a stage made: files beside plan and provenance, hidden ones and those of other stages left out."""
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.name not in (_PLAN, _DONE) and p.name[0] != ".")
+
+
+def _damaged(folder: Path, done: dict[str, Any]) -> list[str]:
+    """Outputs that are gone or of another size."""
+    found = []
+    for name, (size, _) in done["outputs"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            found.append(name)
+    return found
+
+
+def _number(name: str) -> int:
+    digits = "".join(c for c in Path(name).stem if c.isdigit())
+    return int(digits or -1) if name.startswith("part-") else -1
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """As it will be read back: tuples are lists, paths and infinities text."""
+    return json.loads(json.dumps(value, default=str))

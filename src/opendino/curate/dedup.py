@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 3: near copies. A graph of copies, its connected components, and one image kept of each.
+
+Read next: `_graph.py` (how edges are found), `_components.py`, then `decontaminate.py`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float64, Int64
+
+from opendino.curate import _graph
+from opendino.curate._components import components_of
+from opendino.curate._engines import Engine, run_stage
+from opendino.curate._features import OnDisk, Rows
+from opendino.curate._search import SearchConfig
+from opendino.curate._stage import Stage, digest_of, write_array, write_table
+from opendino.curate.index import read_index
+from opendino.errors import ConfigError
+
+Keep = Literal["largest", "first", "central"]
+
+
+@dataclass(frozen=True)
+class DedupConfig:
+    """What is a copy, and which one stays.
+
+    Attributes:
+        threshold: cosine above which two images are copies.
+        k: neighbours of each image that are looked at; larger groups still connect through chains.
+        keep: "largest" in pixels, "first" in the index, or "central": the largest sum of cosines to its copies. Ties
+            go to the first in the index.
+
+    Source: DINOv2 paper, appendix A.3: cosine 0.6 of copy-detection features, 64 neighbours, one kept a component.
+    Differs: the paper does not say which one it keeps.
+    """
+
+    threshold: float = 0.6
+    k: int = 64
+    keep: Keep = "largest"
+
+    def __post_init__(self) -> None:
+        check_graph("dedup", self.threshold, self.k)
+
+
+def check_graph(group: str, threshold: float, k: int) -> None:
+    """Check the settings of a graph.
+
+    Raises:
+        ConfigError: the threshold is no cosine, or there are no neighbours.
+    """
+    if not -1 < threshold < 1:
+        raise ConfigError(f"{group}.threshold = {threshold}: is a cosine; give a number between -1 and 1")
+    if k < 1:
+        raise ConfigError(f"{group}.k = {k}: give 1 or more neighbours")
+
+
+def run(
+    out: Path, index: Path, features: Path, config: DedupConfig, search: SearchConfig, engine: Engine
+) -> tuple[Path, bool]:
+    """Find copies and choose what stays.
+
+    Returns:
+        Folder with `kept.npy` and `copies.parquet` (row, component, kept), and whether anything had to be done.
+    """
+    edges = out / "dedup_edges"
+    matrix = OnDisk(features)
+    parameters = {"threshold": config.threshold, "k": config.k, **_of_search(search)}
+    stage = Stage(edges, "dedup_edges", {"features": digest_of(features)}, parameters)
+    task = _graph.EdgesPart(edges, (features,), None, config.k, config.threshold, search)
+    run_stage(stage, engine, _graph.parts_for(len(matrix)), task, lambda: _graph.counts(edges))
+    folder = out / "dedup"
+    stage = Stage(folder, "dedup", {"edges": digest_of(edges), "index": digest_of(index)}, {"keep": config.keep})
+    done = run_stage(stage, Engine(), 0, _Nothing(folder), lambda: _choose(folder, edges, index, matrix.rows, config))
+    return folder, done
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """Task of a stage without parts."""
+
+    folder: Path
+
+    def __call__(self, part: int) -> None:
+        """Never called."""
+
+
+def _of_search(search: SearchConfig) -> dict[str, Any]:
+    """Settings of a search that its result may depend on."""
+    return {name: getattr(search, name) for name in ("engine", "precision", "margin", "nprobe", "ef")}
+
+
+def _choose(folder: Path, edges: Path, index: Path, rows: Rows, config: DedupConfig) -> dict[str, Any]:
+    labels = components_of(len(rows), ((a, b) for a, b, _ in _graph.edges(edges)))
+    if config.keep == "largest":
+        table = read_index(index, rows, ["width", "height"])
+        score = table["width"].to_numpy().astype(np.float64) * table["height"].to_numpy()
+    elif config.keep == "central":
+        score = centrality(len(rows), _graph.edges(edges))
+    else:
+        score = np.zeros(len(rows))
+    kept = choose(labels, score)
+    sizes = np.bincount(labels, minlength=len(rows))
+    grouped = sizes[labels] > 1
+    columns = {"row": rows[grouped], "component": rows[labels[grouped]], "kept": kept[grouped]}
+    order = np.lexsort([columns["row"], columns["component"]])
+    write_table(folder / "copies.parquet", pa.table({name: column[order] for name, column in columns.items()}))
+    write_array(folder / "kept.npy", rows[kept])
+    full = sum(int(pq.read_schema(p).metadata[b"opendino.full"]) for p in sorted(edges.glob("part-*.parquet")))
+    return {
+        "images": len(rows),
+        "kept": int(kept.sum()),
+        "dropped": int((~kept).sum()),
+        "components_with_copies": int((sizes > 1).sum()),
+        "largest_component": int(sizes.max()),
+        "rows_with_all_k": full,
+    }
+
+
+def choose(labels: Int64[np.ndarray, " n"], score: Float64[np.ndarray, " n"]) -> np.ndarray:
+    """True for the one of each component with the highest score, the first of equals.
+
+    Args:
+        labels: component of each row.
+        score: of each row.
+    """
+    order = np.lexsort([np.arange(len(labels)), -score, labels])
+    first = np.ones(len(labels), dtype=bool)
+    first[1:] = labels[order][1:] != labels[order][:-1]
+    kept = np.zeros(len(labels), dtype=bool)
+    kept[order[first]] = True
+    return kept
+
+
+def centrality(n: int, edges: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Float64[np.ndarray, " n"]:
+    """Sum of the cosines of each node's edges; an edge that both ends wrote into different parts counts once."""
+    a, b, cosine = (np.concatenate(part) for part in zip(*edges, strict=True))
+    _, first = np.unique(np.stack([a, b]), axis=1, return_index=True)
+    both = np.concatenate([a[first], b[first]])
+    # Rounded, so that the order of the sum does not decide between equals.
+    return np.round(np.bincount(both, np.tile(cosine[first], 2), minlength=n), 6)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+
+from opendino.config import load
+from opendino.curate.pipeline import CurateConfig, run
+from opendino.data.datasets import open_dataset
+from opendino.errors import ConfigError
+
+
+def test_a_folder_becomes_a_manifest(tmp_path, picture_folder):
+    words = [f"out={tmp_path}", f"index.sources=[{picture_folder}]", "embed.model=thumbnail", "balance.size=12",
+             "dedup.threshold=0.99", "cluster.kmeans.device=cpu", "search.device=cpu"]  # fmt: skip
+    told = []
+    folder = run(load(CurateConfig, None, words), told=lambda name, counts: told.append((name, counts)))
+    assert [name for name, _ in told][:4] == ["index", "dedup", "embed", "cluster"]
+    manifest = open_dataset(tmp_path / "manifest" / "manifest.parquet")
+    assert len(manifest) == 12
+    assert manifest.classes == ["class0", "class1", "class2", "class3"]
+    assert folder.parent == tmp_path
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    run(load(CurateConfig, None, words))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_single_stage(tmp_path, picture_folder):
+    words = [f"out={tmp_path}", f"index.sources=[{picture_folder}]"]
+    assert run(load(CurateConfig, None, words), until="dedup") == tmp_path / "dedup"
+    assert not (tmp_path / "embed").exists()
+    assert len(np.load(tmp_path / "dedup" / "kept.npy"))
+    with pytest.raises(ConfigError, match=r"embed.model: names nothing"):
+        run(load(CurateConfig, None, words))
+
+
+def test_no_folder():
+    with pytest.raises(ConfigError, match="out: names no folder"):
+        run(CurateConfig())

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from opendino.curate._sources import entries_of, state_of
+from opendino.data.datasets.pointers import PointerDataset
+from opendino.errors import DataError
+
+
+def png(value):
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 5, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tar(path, values):
+    with tarfile.open(path, "w") as archive:
+        for value in values:
+            member = tarfile.TarInfo(f"a/{value}.png")
+            data = png(value)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+            text = tarfile.TarInfo(f"a/{value}.json")
+            archive.addfile(text, io.BytesIO())
+
+
+def shades(source):
+    entries = list(entries_of(str(source)))
+    columns = {"source": [entry[1] for entry in entries], "key": [entry[2] for entry in entries]}
+    images = PointerDataset.of(pa.table(columns))
+    return [images.image(row).getpixel((0, 0))[0] for row in range(len(images))], [entry[3] for entry in entries]
+
+
+def test_a_tar_is_read_in_place(tmp_path):
+    write_tar(tmp_path / "b.tar", [7, 8])
+    write_tar(tmp_path / "a.tar", [5])
+    assert shades(tmp_path / "b.tar") == ([7, 8], ["", ""])
+    assert shades(tmp_path)[0] == [5, 7, 8]
+    assert shades(tmp_path / "*.tar")[0] == [5, 7, 8]
+
+
+def test_folders_and_lists(tmp_path):
+    for name in ("cat/1.png", "dog/2.png"):
+        path = tmp_path / "all" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(png(int(path.stem)))
+    assert shades(tmp_path / "all") == ([1, 2], ["cat", "dog"])
+    (tmp_path / "list.txt").write_text("all/dog/2.png\nall/cat/1.png\n")
+    assert shades(tmp_path / "list.txt")[0] == [2, 1]
+
+
+def test_parquet_shards(tmp_path):
+    for number in (0, 1):
+        table = pa.table({"image": [png(10 * number + row) for row in range(3)], "label": [2, 0, 1]})
+        pq.write_table(table, tmp_path / f"train-{number}.parquet")
+    assert shades(tmp_path / "train-*.parquet") == ([0, 1, 2, 10, 11, 12], ["2", "0", "1"] * 2)
+    assert shades(tmp_path / "train-1.parquet")[0] == [10, 11, 12]
+
+
+def test_a_compressed_tar_is_told(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
+    with pytest.raises(DataError, match="unpack it if it is compressed"):
+        list(entries_of(str(tmp_path / "x.tar")))
+
+
+def test_a_changed_source_has_another_state(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1))
+    before = state_of(str(tmp_path))
+    (tmp_path / "b.png").write_bytes(png(2))
+    assert state_of(str(tmp_path)) != before
+    with pytest.raises(DataError, match="no such file or folder"):
+        state_of(str(tmp_path / "missing"))

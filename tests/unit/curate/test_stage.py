@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+
+import pyarrow as pa
+import pytest
+
+from opendino.curate import _stage
+from opendino.curate._stage import Stage, claimed, counts_of, digest_of, marker, parts_of, write_array, write_table
+from opendino.errors import DataError
+
+
+def made(folder, parameters=None, value=1):
+    stage = Stage(folder, "test", {"data": "abc"}, parameters or {"k": (1, 2)})
+    stage.begin()
+    for part in range(2):
+        write_table(marker(folder, part), pa.table({"x": [value, part]}))
+    stage.finish({"rows": 4})
+    return stage
+
+
+def test_a_finished_stage_is_done_until_its_plan_or_its_outputs_change(tmp_path):
+    stage = made(tmp_path / "s")
+    assert stage.is_done()
+    assert counts_of(stage.folder) == {"rows": 4}
+    assert not Stage(stage.folder, "test", {"data": "abc"}, {"k": [1, 3]}).is_done()
+    assert not Stage(stage.folder, "test", {"data": "abd"}, {"k": [1, 2]}).is_done()
+    assert Stage(stage.folder, "test", {"data": "abc"}, {"k": [1, 2]}).is_done()
+    marker(stage.folder, 1).write_bytes(b"short")
+    assert not stage.is_done()
+
+
+def test_a_new_beginning_keeps_finished_parts_of_the_same_plan_only(tmp_path):
+    stage = made(tmp_path / "s")
+    marker(stage.folder, 1).write_bytes(b"short")
+    stage.begin()
+    assert [path.name for path in parts_of(stage.folder)] == ["part-00000.parquet"]
+    Stage(stage.folder, "test", {}, {}).begin()
+    assert parts_of(stage.folder) == []
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match="no stage of curation wrote"):
+        Stage(tmp_path, "test", {}, {}).begin()
+    assert (tmp_path / "holiday.jpg").exists()
+
+
+def test_equal_outputs_have_equal_digests_and_bytes(tmp_path):
+    a, b, c = made(tmp_path / "a"), made(tmp_path / "b"), made(tmp_path / "c", value=2)
+    assert digest_of(a.folder) == digest_of(b.folder) != digest_of(c.folder)
+    assert (a.folder / "done.json").read_bytes() == (b.folder / "done.json").read_bytes()
+    assert len(json.loads((a.folder / "done.json").read_text())["outputs"]) == 2
+
+
+def test_an_unfinished_stage_says_what_to_do(tmp_path):
+    with pytest.raises(DataError, match="run `opendino curate dedup"):
+        digest_of(tmp_path / "dedup")
+
+
+def test_leftovers_of_a_killed_writer_go(tmp_path):
+    stage = made(tmp_path / "s")
+    left = stage.folder / ".part-00001.parquet.99.partial"
+    left.write_bytes(b"half")
+    stage.begin()
+    assert not left.exists()
+
+
+def test_a_part_is_claimed_by_one_process(tmp_path):
+    with claimed(tmp_path, 3) as mine:
+        assert mine
+        child = os.fork()
+        if child == 0:
+            with claimed(tmp_path, 3) as theirs, claimed(tmp_path, 4) as other:
+                os._exit(0 if (not theirs and other) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    with claimed(tmp_path, 3) as mine:
+        assert mine
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    import numpy as np
+
+    write_array(tmp_path / "good.npy", np.zeros(3))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_stage.np, "save", full)
+    monkeypatch.setattr(_stage.pq, "write_table", full)
+    with pytest.raises(DataError, match=r"bad\.npy: could not be written \(No space left on device\); make room"):
+        write_array(tmp_path / "bad.npy", np.zeros(3))
+    with pytest.raises(DataError, match="make room"):
+        write_table(tmp_path / "bad.parquet", pa.table({"x": [1]}))
+    assert [path.name for path in tmp_path.iterdir()] == ["good.npy"]
