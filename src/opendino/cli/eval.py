@@ -14,6 +14,7 @@ usage: opendino eval knn    MODEL data.train=DIR data.val=DIR [key=value ...]
        opendino eval linear MODEL data.train=DIR data.val=DIR [tests.sources=[DIR,...]] [key=value ...]
        opendino eval logreg MODEL data.train=DIR data.val=DIR [key=value ...]
        opendino eval segment MODEL data.train=MASKED data.val=MASKED [segment.head=linear|ms|knn] [key=value ...]
+       opendino eval depth  MODEL data.train=DEPTHS data.val=DEPTHS data.max_depth=METRES [key=value ...]
        opendino eval health MODEL data=DIR [key=value ...]
        opendino eval table  FILE_OR_RUN [...] [out=FILE.md]
 
@@ -23,6 +24,8 @@ linear  52 linear classifiers on one pass of the backbone, 13 learning rates x {
 logreg  L2 logistic regression in float64, its strength chosen on a tenth of the training images
 segment semantic segmentation on frozen patches: a linear head, its multi-scale form, or nearest patches that vote;
         segment.weights=FILE reads a trained head, the published ones too
+depth   monocular depth: depth.head=lin1, lin4 (default) or dpt; the range is that of the data, data.layout=nyu or kitti
+        knows its own; depth.weights=FILE reads a trained head, the published ones too
 health  rank, spread and norms of the features; needs no labels. Prototypes are not in weights: their use and entropies
         are in the run's metrics.jsonl, under health/, where knn.every is not 0
 
@@ -34,6 +37,7 @@ DIR     a folder with one sub-folder a class, a manifest with a label column, or
         health takes any images
 MASKED  a folder with images/ and masks/, a Parquet file with image and mask, or the root of ADE20k, Pascal VOC or
         Cityscapes
+DEPTHS  a folder with images/ and depth/, a Parquet file with image and depth, or a .txt file of lines IMAGE DEPTH
 
 A table is printed, and a JSON file written to RUN/eval for a run, else where out=DIR says. Features are kept beside it
 for the next protocol (features.cache=off keeps none, features.cache=DIR keeps them elsewhere). Some settings:

@@ -11,10 +11,25 @@ from types import MappingProxyType
 PROTOCOLS = MappingProxyType(
     {
         "knn": ("opendino.eval.knn", "KnnConfig", "weighted nearest neighbours, the quickest look at features"),
+        "linear": (
+            "opendino.eval.linear",
+            "LinearConfig",
+            "a grid of linear classifiers on one pass of the backbone, the best reported",
+        ),
         "logreg": (
             "opendino.eval.logreg",
             "LogregConfig",
             "L2 logistic regression, strength chosen on held-out images",
+        ),
+        "segment": (
+            "opendino.eval.segment",
+            "SegmentConfig",
+            "semantic segmentation on frozen patches: linear, multi-scale, or nearest patches",
+        ),
+        "depth": (
+            "opendino.eval.depth",
+            "DepthConfig",
+            "monocular depth on frozen features: linear heads on one or four layers, DPT",
         ),
         "health": ("opendino.eval.health", "HealthConfig", "rank, spread and norms of the features, without labels"),
     }
