@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEED   ?= 0
 
-.PHONY: demo test check format
+.PHONY: demo test check format parity-timm parity-common
 
 demo: $(STAMP)   ## pretrain a small model without labels, measure it, write runs/demo/report.html
 	$(BIN)/opendino demo seed=$(SEED)
@@ -25,6 +25,19 @@ format: $(STAMP)  ## rewrite the sources in the house's format
 
 # The pins are given by variables, for these reach what the package is built with too: the first in older pips, the
 # second from pip 25.3 on.
+parity-timm:     ## parity with timm, in an environment of its own: torch and torchvision have to be built for each other
+	$(PYTHON) -m venv build/timm
+	build/timm/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]" torchvision==0.28.0 timm==1.0.31
+	build/timm/bin/python -c "import torchvision"
+	OMP_NUM_THREADS=1 build/timm/bin/python -m pytest tests/parity -k timm -q
+
+parity-common:   ## transformers' own common tests against opendino.hf, in an environment of its own; takes minutes
+	$(PYTHON) -m venv build/common
+	build/common/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]" parameterized
+	build/common/bin/python -m pip download --quiet --no-deps --no-binary transformers --dest build/common transformers==5.23.0
+	tar -xf build/common/transformers-5.23.0.tar.gz -C build/common
+	TRANSFORMERS_SOURCE=build/common/transformers-5.23.0 build/common/bin/python -m pytest --noconftest -c /dev/null tests/parity/transformers_common.py -q
+
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("opendino needs Python 3.11 or newer, $(PYTHON) is %d.%d; name another with: make PYTHON=python3.11 ..." % v[:2])'
 	$(PYTHON) -m venv $(VENV)

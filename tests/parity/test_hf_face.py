@@ -44,7 +44,7 @@ CASES = ALL if os.environ.get("OPENDINO_FULL_PARITY") else FEW
 def pair_of(what, shape, kind, folder, **fields):
     """The same weights in transformers' class and in ours; every tensor is random, biases and scales too."""
     family, extra = KINDS[kind]
-    config = {"image_size": 518, "patch_size": 14, "num_labels": 7, **SHAPES[shape], **extra, **fields}
+    config = {"image_size": 518, "patch_size": 14, "num_labels": 7, **(SHAPES | WIDTHS)[shape], **extra, **fields}
     theirs = getattr(transformers, family + what)(getattr(transformers, f"{family}Config")(**config))
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -65,6 +65,18 @@ def largest(theirs, ours):
         return max(largest(a, b) for a, b in zip(theirs, ours, strict=True))
     assert theirs.shape == ours.shape
     return (theirs - ours).abs().max().item()
+
+
+@torch.no_grad()
+def largest_of_gradients(theirs, ours, folder):
+    """Our names are those of the folder; theirs are mapped by saving gradients in the place of weights."""
+    for parameter in theirs.parameters():
+        parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    theirs.save_pretrained(folder / "gradients")
+    wanted = type(ours).from_pretrained(folder / "gradients").state_dict()
+    return max(
+        largest(wanted[name], torch.zeros_like(p) if p.grad is None else p.grad) for name, p in ours.named_parameters()
+    )
 
 
 def name_of(case):
@@ -91,6 +103,41 @@ def test_attentions(kind, tmp_path):
     want, got = theirs(x, output_attentions=True).attentions, ours(x, output_attentions=True).attentions
     assert len(got) == 3
     assert largest(tuple(want), got) <= LIMIT
+
+
+WIDTHS = {
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "S, cut": {"hidden_size": 384, "num_hidden_layers": 2, "num_attention_heads": 6},
+    "B, cut": {"hidden_size": 768, "num_hidden_layers": 2, "num_attention_heads": 12},
+}
+"""The widths of the released models; two blocks hold everything that more of them repeat."""
+EVERYTHING = [
+    *(("tiny", kind, size) for kind in KINDS for size in SIZES),
+    *((width, kind, (224, 308)) for width in ("S, cut", "B, cut") for kind in KINDS),
+    ("S, cut", "plain", (518, 518)),
+    ("B, cut", "plain", (98, 98)),
+    ("B, cut", "registers", (224, 224)),
+]
+
+
+@pytest.mark.parametrize(("shape", "kind", "size"), EVERYTHING, ids=name_of)
+def test_all_outputs_losses_and_gradients_at_every_width_and_size(shape, kind, size, tmp_path):
+    theirs, ours = pair_of("ForImageClassification", shape, kind, tmp_path)
+    theirs.set_attn_implementation("eager")
+    ours.set_attn_implementation("eager")
+    x, labels = torch.randn(1, 3, *size), torch.tensor([4])
+    wanted = {"labels": labels, "output_hidden_states": True, "output_attentions": True}
+    want, got = theirs(x, **wanted), ours(x, **wanted)
+    differences = {name: largest(want[name], got[name]) for name in ("loss", "logits", "hidden_states", "attentions")}
+    with torch.no_grad():
+        bare = (theirs.base_model(x), ours.base_model(x))
+    differences["pooler"] = largest(bare[0].pooler_output, bare[1].pooler_output)
+    want.loss.backward()
+    got.loss.backward()
+    differences["gradients"] = largest_of_gradients(theirs, ours, tmp_path)
+    print(shape, kind, size, {name: f"{value:.1e}" for name, value in differences.items()})
+    assert len(got.attentions) == ours.config.num_hidden_layers
+    assert max(differences.values()) <= LIMIT
 
 
 @pytest.mark.parametrize("kind", ["plain", "registers"])
@@ -128,18 +175,9 @@ def test_logits_loss_and_gradients(kind, problem, tmp_path):
     assert max(largest(want.logits, got.logits), largest(want.loss, got.loss)) <= LIMIT
     want.loss.backward()
     got.loss.backward()
-    ours.save_pretrained(tmp_path / "ours")  # our names are those of the folder; theirs are mapped by saving gradients
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
-    theirs.save_pretrained(tmp_path / "gradients")
-    wanted = type(ours).from_pretrained(tmp_path / "gradients").state_dict()
-    differences = {
-        name: largest(wanted[name], torch.zeros_like(p) if p.grad is None else p.grad)
-        for name, p in ours.named_parameters()
-    }
-    print(kind, problem, "gradients", max(differences.values()))
-    assert max(differences.values()) <= LIMIT
+    difference = largest_of_gradients(theirs, ours, tmp_path)
+    print(kind, problem, "gradients", difference)
+    assert difference <= LIMIT
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -37,6 +37,10 @@ def flatten(images: Any) -> list[Any]:  # noqa: ANN401  Pillow, numpy, torch, ne
     if isinstance(images, np.ndarray | Tensor) and images.ndim in (4, 5):
         return [image for item in images for image in flatten(item)]
     if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim in (2, 3)):
+        if 0 in (images.size if isinstance(images, Image.Image) else images.shape):
+            raise InputError(
+                f"an image without pixels came: {tuple(getattr(images, 'shape', images.size))}; leave it out"
+            )
         return [images]
     shape = f" of shape {tuple(images.shape)}" if hasattr(images, "shape") else ""
     raise InputError(f"{type(images).__name__}{shape} is no image; pass Pillow images, numpy arrays or torch tensors")
@@ -44,6 +48,7 @@ def flatten(images: Any) -> list[Any]:  # noqa: ANN401  Pillow, numpy, torch, ne
 
 def exact(image: Any, settings: "Settings", layout: str | None) -> Shaped[np.ndarray, "C h w"]:  # noqa: ANN401
     """One image, with the numbers of transformers' Pillow processor bit for bit."""
+    _check_finite(image)
     if isinstance(image, Image.Image) and settings.do_convert_rgb:
         image = opaque(image)
     if isinstance(image, Image.Image) and image.mode in ("L", "RGB", "RGBA") and settings.do_resize:
@@ -58,7 +63,8 @@ def exact(image: Any, settings: "Settings", layout: str | None) -> Shaped[np.nda
     if planes.dtype == np.uint8 and (settings.do_rescale or settings.do_normalize):
         table = _table(_key(settings, planes.shape[0]))
         return np.stack([values.take(plane) for values, plane in zip(table, planes, strict=True)])
-    return _values(planes, _key(settings, planes.shape[0]))
+    out = _values(planes, _key(settings, planes.shape[0]))
+    return out if out.flags.writeable else out.copy()  # Pillow's own pixels are read-only
 
 
 def fast(
@@ -68,6 +74,7 @@ def fast(
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "C h w"] | UInt8[Tensor, "C h w"]:
     """One image on its device, resized as bytes with antialiasing."""
+    _check_finite(image)
     planes = _tensor(image, settings.do_convert_rgb, layout)
     planes = planes if device is None else planes.to(device)
     if settings.do_resize:
@@ -82,6 +89,13 @@ def fast(
         mean, std = (torch.tensor(v, dtype=torch.float32, device=planes.device)[:, None, None] for v in (mean, std))
         planes = (planes.float() - mean) / std
     return planes
+
+
+def _check_finite(image: Any) -> None:  # noqa: ANN401
+    floats = isinstance(image, Tensor) and image.is_floating_point()
+    floats = floats or (isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating))
+    if floats and not bool((torch.isfinite(image) if isinstance(image, Tensor) else np.isfinite(image)).all()):
+        raise InputError("an image holds values that are not finite (NaN or infinite); replace them before")
 
 
 def target_size(size: Sequence[int], wanted: Any) -> tuple[int, int]:  # noqa: ANN401  a mapping
@@ -266,6 +280,12 @@ def _resize_with_torch(
     whole = not planes.is_floating_point()
     # bytes are resized as bytes on the CPU, where that is the fastest; elsewhere torch has no such kernel
     native = planes.dtype == torch.uint8 and planes.device.type == "cpu"
+    if whole and not native:
+        low, high = (int(value) for value in planes.float().aminmax())
+        if low < 0 or high > 255:
+            raise InputError(
+                f"values from {low} to {high} cannot be resized as bytes; scale them to 0..1 or 0..255 before"
+            )
     pixels = planes.contiguous()[None] if native else planes[None].float()
     out = F.interpolate(pixels, size=size, mode=mode, **smooth)[0]
     return out if native or not whole else out.round().clamp(0, 255).to(planes.dtype)

@@ -94,7 +94,7 @@ class Dinov2ImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self.do_resize = do_resize
         self.size = size_of({"shortest_edge": 256} if size is None else size, "size")
-        self.resample = resample
+        self.resample = resample_of(resample)
         self.do_center_crop = do_center_crop
         self.crop_size = size_of({"height": 224, "width": 224} if crop_size is None else crop_size, "crop_size")
         self.do_rescale = do_rescale
@@ -187,7 +187,7 @@ class Dinov2ImageProcessor(BaseImageProcessor):
         values |= {name: value for name, value in given.items() if name in values and value is not None}
         for name in ("size", "crop_size"):
             values[name] = size_of(values[name], name)
-        values["resample"] = int(values["resample"])
+        values["resample"] = resample_of(values["resample"])
         return Settings(**values)
 
     @staticmethod
@@ -225,10 +225,27 @@ def size_of(size: Size, name: str) -> dict[str, int]:
         size = {"height": size[0], "width": size[1]}
     if hasattr(size, "keys"):
         pairs: Any = size  # transformers 5 has a SizeDict that is no Mapping
-        sides = {str(key): int(value) for key, value in dict(pairs).items() if value}
-        if set(sides) in ({"height", "width"}, {"shortest_edge"}):
+        sides = {str(key): int(value) for key, value in dict(pairs).items() if value is not None}
+        forms = ({"height", "width"}, {"shortest_edge"}) if name == "size" else ({"height", "width"},)
+        if set(sides) in forms and min(sides.values()) >= 1:
             return sides
-    raise InputError(f'{name}={size!r}; {{"height": .., "width": ..}} or, for size, {{"shortest_edge": ..}} was wanted')
+    raise InputError(
+        f'{name}={size!r}; {{"height": .., "width": ..}} or, for size, {{"shortest_edge": ..}} was wanted, '
+        "in pixels from 1 on"
+    )
+
+
+def resample_of(resample: int) -> int:
+    """Pillow's number of a filter.
+
+    Raises:
+        InputError: Pillow has no such filter.
+    """
+    known = {int(kind): kind.name.lower() for kind in Image.Resampling}
+    if isinstance(resample, bool) or int(resample) not in known:
+        names = ", ".join(f"{number} ({kind})" for number, kind in sorted(known.items()))
+        raise InputError(f"resample={resample!r} is no filter of Pillow; choose one of {names}")
+    return int(resample)
 
 
 def backend_of(backend: str | None, use_fast: bool | None = None) -> str:

@@ -105,7 +105,8 @@ import sys, opendino
 from opendino import hf
 from opendino.errors import CheckpointError
 name = "facebook/dinov2-with-registers-small"
-print(float(hf.AutoModel.from_pretrained(name).layernorm.weight.detach().sum()), hf.AutoConfig.from_pretrained(name).model_type)
+weights = hf.AutoModel.from_pretrained(name).layernorm.weight.detach()
+print(float(weights.sum()), hf.AutoConfig.from_pretrained(name).model_type)
 print(hf.AutoImageProcessor.from_pretrained(name).crop_size, hf.AutoBackbone.from_pretrained(name).channels)
 for ask in (hf.AutoModel, hf.AutoConfig, hf.AutoImageProcessor, hf.Dinov2Model):
     try:

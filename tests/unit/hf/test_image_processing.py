@@ -137,3 +137,49 @@ def test_auto_reads_a_folder_of_settings_only(tmp_path):
     processor = AutoImageProcessor.from_pretrained(tmp_path, use_fast=True)
     assert type(processor) is Dinov2ImageProcessor
     assert (processor.crop_size["height"], processor.backend) == (98, "torch")
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 224}, {"height": 224}, 0, -5, {"height": 224, "width": 0}])
+def test_crops_that_are_none(size):
+    with pytest.raises(InputError, match="crop_size="):
+        Dinov2ImageProcessor(crop_size=size)
+
+
+@pytest.mark.parametrize("size", [-5, 0, {"shortest_edge": -1}, {"height": -2, "width": 3}])
+def test_sides_below_one(size, image):
+    with pytest.raises(InputError, match="in pixels from 1 on"):
+        Dinov2ImageProcessor(size=size)
+    with pytest.raises(InputError, match="in pixels from 1 on"):
+        Dinov2ImageProcessor()(image, size=size)
+
+
+@pytest.mark.parametrize("resample", [9, -1, True])
+def test_filters_that_pillow_has_not(resample, image):
+    with pytest.raises(InputError, match=r"is no filter of Pillow; choose one of 0 \(nearest\)"):
+        Dinov2ImageProcessor(resample=resample)
+    with pytest.raises(InputError, match="is no filter of Pillow"):
+        Dinov2ImageProcessor()(image, resample=resample)
+
+
+@pytest.mark.parametrize("backend", ["pil", "torch"])
+def test_images_that_are_none(backend):
+    processor = Dinov2ImageProcessor(backend=backend)
+    for empty in (np.zeros((0, 5, 3), np.uint8), torch.zeros(3, 0, 5), Image.new("RGB", (0, 4))):
+        with pytest.raises(InputError, match="an image without pixels came"):
+            processor(empty)
+    for value in (np.nan, np.inf):
+        spoilt = np.full((30, 40, 3), value, np.float32)
+        with pytest.raises(InputError, match="not finite"):
+            processor(spoilt)
+        with pytest.raises(InputError, match="not finite"):
+            processor(torch.from_numpy(spoilt))
+    deep = np.full((30, 40, 3), 4095, np.uint16)
+    with pytest.raises(InputError, match="values from 4095 to 4095 cannot be resized"):
+        processor(deep)
+
+
+def test_arrays_that_come_back_can_be_written():
+    plain = Dinov2ImageProcessor(do_resize=False, do_center_crop=False, do_rescale=False, do_normalize=False)
+    (array,) = plain(Image.new("RGB", (4, 4)))["pixel_values"]
+    array += 1
+    torch.from_numpy(array)
