@@ -8,6 +8,10 @@ figures tell. Each is a pure function of a tensor and can be called from a train
 |------------------------|---------------------------|------------------------------------|
 | effective rank         | tens and more             | 1 to 2                             |
 | mean cosine            | near 0                    | towards 1                          |
+| centred rank           | tens and more             | 1                                  |
+| alpha-ReQ              | around 1                  | far above, or not a number         |
+| uniformity             | -2 and lower              | towards 0                          |
+| std                    | near 1                    | towards 0                          |
 | dead dimensions        | 0                         | towards 1                          |
 | prototypes used        | many, perplexity near it  | one or few                         |
 | entropy of the mean    | near 1 (parts of ln K)    | near 0                             |
@@ -34,8 +38,11 @@ from opendino.distributed import is_main
 from opendino.errors import ConfigError
 from opendino.eval._features import FeatureConfig, extract, place
 from opendino.eval._results import Results, describe
+from opendino.eval._sampled import sampled
+from opendino.eval._spectrum import alpha_req, mean_std, uniformity
 from opendino.eval.adapters import Backbone
 
+_MOST_PAIRED = 2000  # images of which all pairs are compared
 NO_PROTOTYPES = (
     "prototypes are not measured: weights hold the backbone without its heads; a run records their use and entropies "
     "in metrics.jsonl, under health/, where knn.every is not 0"
@@ -53,6 +60,9 @@ class HealthConfig:
         image_column: column of image bytes in a Parquet file; found by its name when empty.
         value_range: the two values that become 0 and 1 in images of more than 8 bits; None where the file says it.
         orient: whether the EXIF orientation is applied.
+        sample: images whose patches and random views are looked at too: the figures `patch_...`, `lidar` and
+            `alignment`; 0 for none.
+        views: random views of each of them.
         features: how images become features.
     """
 
@@ -61,7 +71,13 @@ class HealthConfig:
     image_column: str = ""
     value_range: tuple[float, float] | None = None
     orient: bool = True
+    sample: int = 128
+    views: int = 4
     features: FeatureConfig = field(default_factory=FeatureConfig)
+
+    def __post_init__(self) -> None:
+        if self.sample < 0 or self.views < 2:
+            raise ConfigError(f"sample = {self.sample}, views = {self.views}: use 0 or more images, and 2 or more views")
 
 
 class PrototypeUse(NamedTuple):
@@ -127,6 +143,8 @@ def run(
         raise ConfigError(f"data = {config.data}: health compares images and found one; give two or more")
     figures = {f"cls_{name}": value for name, value in summary(features.cls).items()}
     figures |= {f"patch_mean_{name}": value for name, value in summary(features.patch_mean).items()}
+    if config.sample:
+        figures |= sampled(backbone, dataset, config.features, images=config.sample, views=config.views)
     data = {"source": config.data, "images": len(features), "skipped": list(features.skipped)}
     notes = (f"{len(features.skipped)} images could not be read and were left out",) if features.skipped else ()
     notes = (*notes, NO_PROTOTYPES)
@@ -148,11 +166,17 @@ def summary(features: Float[Tensor, "n D"], probabilities: Float[Tensor, "n K"] 
     norms = features.float().norm(dim=1)
     figures = {
         "effective_rank": effective_rank(features),
+        "centred_rank": effective_rank(features, center=True),
+        "uniformity": uniformity(features[:_MOST_PAIRED]),
+        "std": mean_std(features),
         "mean_cosine": mean_cosine(features),
         "dead_dimensions": dead_dimensions(features),
         "norm_mean": float(norms.mean()),
         "norm_std": float(norms.std(correction=0)),
     }
+    alpha = alpha_req(features)
+    if math.isfinite(alpha):  # a handful of images has no spectrum
+        figures["alpha_req"] = alpha
     if probabilities is not None:
         use, entropy = prototype_usage(probabilities), entropy_ratio(probabilities)
         figures |= {
