@@ -13,6 +13,7 @@ VERBS = MappingProxyType(
         "pretrain": "opendino.cli.pretrain",
         "eval": "opendino.cli.eval",
         "embed": "opendino.cli.embed",
+        "search": "opendino.cli.search",
         "view": "opendino.cli.view",
         "convert": "opendino.cli.convert",
         "config": "opendino.cli.config",

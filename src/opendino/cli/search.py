@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`opendino search`: images like an image, and near-duplicates, in an embedded folder."""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opendino.cli._words import split
+from opendino.errors import ConfigError
+
+if TYPE_CHECKING:
+    from opendino.data.decode import Decoded
+    from opendino.search import Index
+
+SUMMARY = "images like an image, and near-duplicates, in an embedded folder"
+USAGE = """
+usage: opendino search build      EMBEDDED [out=DIR] [feature=NAME] [search.engine=hnsw]
+       opendino search query      INDEX QUERY ... [k=10] [page=results.html]
+       opendino search duplicates INDEX [threshold=0.9] [page=duplicates.html] [list=spare.txt]
+
+EMBEDDED  a folder that `opendino embed` finished
+INDEX     what build wrote, or EMBEDDED itself (its index is then built in EMBEDDED/index)
+QUERY     an image file, or row:12 for row 12 of the data set
+
+build       unit vectors that are mapped, not read; engine exact compares with all of them, hnsw and ivf (faiss, from
+            about a million images on) with a part
+query       the k images of largest cosine with each query, as lines and as a page with thumbnails
+duplicates  groups of images above a cosine, the one of most pixels first; list=FILE gets the names of all others
+
+Some settings:
+  model=runs/mine (where the model is now) device=cpu search.ef=256 search.nprobe=64
+"""
+_MODES = ("build", "query", "duplicates")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Settings of `opendino search`.
+
+    Attributes:
+        k: images for each query.
+        threshold: cosine above which two images are near-duplicates.
+        neighbours: of each image that are looked at for near-duplicates.
+        page: HTML file; none when empty.
+        list: file of the names of spare images; none when empty.
+        model: where the model is now; empty for where it was.
+        device: of the model.
+    """
+
+    k: int = 10
+    threshold: float = 0.9
+    neighbours: int = 20
+    page: str = ""
+    list: str = ""
+    model: str = ""
+    device: str = "auto"
+
+
+def main(argv: list[str]) -> int:
+    """Build, ask, or find duplicates."""
+    names, words = split(argv, most=len(argv))
+    mode = names[0] if names else ""
+    if mode not in _MODES:
+        close = difflib.get_close_matches(mode, _MODES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_MODES)}"
+        raise ConfigError(f"opendino search {mode}: no such thing; {hint}")
+    wanted = {"build": 2, "query": 3, "duplicates": 2}[mode]
+    if len(names) < wanted or (mode != "query" and len(names) > wanted):
+        raise ConfigError(f"opendino search {mode}: wanted {USAGE.split(mode)[1].splitlines()[0].strip()}; see --help")
+    from opendino import logs
+
+    logs.setup()
+    return {"build": _build, "query": _query, "duplicates": _duplicates}[mode](names[1:], words)
+
+
+def _build(names: list[str], words: list[str]) -> int:
+    from opendino.config import load
+    from opendino.curate._search import SearchConfig
+    from opendino.search import build
+
+    @dataclass(frozen=True)
+    class BuildSettings:
+        out: str = ""
+        feature: str = ""
+        search: SearchConfig = field(default_factory=SearchConfig)
+
+    settings = load(BuildSettings, None, words)
+    index = build(names[0], settings.out, settings.feature, settings.search)
+    print(f"{len(index)} vectors of {index.vectors.dim} numbers ({index.about['feature']}), {index.config.engine}")
+    print(f"written: {index.folder}")
+    return 0
+
+
+def _query(names: list[str], words: list[str]) -> int:
+    import torch
+
+    from opendino.config import load
+    from opendino.search import open_index
+
+    settings, index = load(SearchSettings, None, words), open_index(names[0])
+    vectors, pictures, own = [], [], []
+    for name in names[1:]:
+        picture, vector, position = _open_query(name, index, settings)
+        vectors.append(vector)
+        pictures.append((name, picture))
+        own.append(position)
+    hits = index.hits(torch.stack(vectors), settings.k, leave_out=own)
+    for name, found in zip(names[1:], hits, strict=True):
+        print(name)
+        for hit in found:
+            print(f"  {hit.score:.4f}  row {hit.row}  {hit.path}")
+    if settings.page:
+        from opendino.search.page import results_page
+
+        print(f"written: {results_page(settings.page, index, pictures, hits)}")
+    return 0
+
+
+def _open_query(name: str, index: "Index", settings: SearchSettings) -> "tuple[Decoded, object, int]":
+    """Picture, vector and position (-1 for a new image) of a query."""
+    if name.startswith("row:"):
+        number = name.removeprefix("row:")
+        if not number.isdigit():
+            raise ConfigError(f"{name}: row:N was wanted, such as row:12")
+        position = index.position_of(int(number))
+        return index.dataset.image(int(number)), index.vectors.block(position, position + 1)[0], position
+    from opendino.data.decode import decode
+
+    embedder, opened = index.embedder(settings.model, settings.device), index.opened
+    picture = decode(Path(name), embedder.backbone.in_chans, orient=opened["orient"], value_range=opened["value_range"])
+    return picture, index.vectors_of([picture], embedder)[0], -1
+
+
+def _duplicates(names: list[str], words: list[str]) -> int:
+    from opendino.config import load
+    from opendino.errors import DataError
+    from opendino.files import write_whole
+    from opendino.search import find_duplicates, open_index
+
+    settings, index = load(SearchSettings, None, words), open_index(names[0])
+    groups = find_duplicates(index, settings.threshold, settings.neighbours)
+    for group in groups[:20]:
+        print(f"keep {group.images[0].path}")
+        for hit in group.spare:
+            print(f"  {hit.score:.4f}  {hit.path}")
+    spare = [hit.path for group in groups for hit in group.spare]
+    more = ", the 20 largest are shown" if len(groups) > 20 else ""
+    print(f"{len(groups)} groups{more}; {len(spare)} of {len(index)} images are spare")
+    if settings.list:
+        text = "".join(f"{path}\n" for path in spare)
+        print(f"written: {write_whole(Path(settings.list), text, error=DataError)}")
+    if settings.page:
+        from opendino.search.page import duplicates_page
+
+        print(f"written: {duplicates_page(settings.page, index, groups, settings.threshold)}")
+    return 0

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+import shutil
+
+import pytest
+import torch
+
+from opendino.checkpoint.weights import save_weights
+from opendino.cli import search
+from opendino.embed import EmbedConfig, embed
+from opendino.errors import ConfigError
+from opendino.models.vision_transformer import VisionTransformer
+
+
+def test_build_ask_and_find_duplicates(tmp_path, picture_folder, capsys):
+    shutil.copytree(picture_folder / "class0", tmp_path / "images")
+    shutil.copy(tmp_path / "images" / "00.png", tmp_path / "images" / "zz.png")
+    torch.manual_seed(0)
+    save_weights(VisionTransformer(img_size=16, patch_size=4, embed_dim=64, depth=2, num_heads=1), tmp_path / "w")
+    folder = str(tmp_path / "f")
+    embed(str(tmp_path / "w"), str(tmp_path / "images"), folder, EmbedConfig(size=16, device="cpu"))
+    assert search.main(["build", folder]) == 0
+    assert "11 vectors of 64 numbers (cls), exact" in capsys.readouterr().out
+    words = ["query", folder, str(tmp_path / "images" / "00.png"), "row:0", "k=2", f"page={tmp_path / 'p.html'}"]
+    assert search.main([*words, "device=cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:3] == ["1.0000", "row", "0"]
+    assert lines[2].endswith("zz.png")
+    assert lines[4].endswith("zz.png"), "an image of the index is not told that it is like itself"
+    assert (tmp_path / "p.html").read_text().count("<img") == 6
+    spare = tmp_path / "spare.txt"
+    words = ["duplicates", folder, "threshold=0.999999", f"list={spare}", f"page={tmp_path / 'd.html'}"]
+    assert search.main(words) == 0
+    assert "1 groups; 1 of 11 images are spare" in capsys.readouterr().out
+    assert spare.read_text() == f"{tmp_path / 'images' / 'zz.png'}\n"
+    with pytest.raises(ConfigError, match="row:N was wanted"):
+        search.main(["query", folder, "row:x"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "there are build, query, duplicates"),
+        (["biuld"], "did you mean build"),
+        (["query", "x"], r"wanted INDEX QUERY"),
+        (["build"], "wanted EMBEDDED"),
+    ],
+)
+def test_words_that_do_not_fit(words, message):
+    with pytest.raises(ConfigError, match=message):
+        search.main(words)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from opendino.curate._search import SearchConfig
+from opendino.embed import matrix
+from opendino.errors import ConfigError, DataError
+from opendino.search import build, open_index
+
+
+def brute_force(vectors, queries, k):
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    cosines = queries.astype(np.float64) @ vectors.T
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(cosines, order, axis=1)
+
+
+@pytest.mark.parametrize("feature", ["", "patch_mean"])
+def test_the_exact_search_is_exact(embedded, tmp_path, feature):
+    index = build(embedded, tmp_path / "index", feature)
+    rng = np.random.default_rng(0)
+    queries = rng.normal(size=(5, 64)).astype(np.float32)
+    scores, places = index.search(torch.from_numpy(queries) * 7, 6)
+    wanted = brute_force(matrix(embedded, feature), queries, 6)
+    np.testing.assert_allclose(scores, wanted, atol=1e-5)
+    # Copies are equally near: the positions have to have the cosines, in whatever order.
+    bank = matrix(embedded, feature)
+    bank, units = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))
+    np.testing.assert_allclose((bank[places] * units[:, None]).sum(-1), wanted, atol=1e-5)
+    assert all(len(set(row)) == 6 for row in places.tolist())
+
+
+def test_an_image_finds_itself_and_its_copy(embedded):
+    index = open_index(embedded)
+    picture = index.dataset.image(0)
+    hits = index.hits(index.vectors_of([picture], index.embedder(device="cpu")), 2)[0]
+    assert hits[0].path.endswith("class0/00.png")
+    assert hits[1].path.endswith("class3/copy00.png")
+    assert hits[1].score == pytest.approx(1, abs=1e-5)
+    place = index.position_of(0)
+    left = index.hits(index.vectors.block(place, place + 1), 1, leave_out=[place])[0]
+    assert [hit.path for hit in left] == [hits[1].path]
+
+
+def test_rows_count_images_that_could_not_be_read(embedded):
+    index = open_index(embedded)
+    lost = next(row for row in range(43) if row not in index.table["row"].to_pylist())
+    with pytest.raises(DataError, match=f"row {lost} is not in the index"):
+        index.position_of(lost)
+    assert index.table["row"][index.position_of(lost + 1)].as_py() == lost + 1
+
+
+def test_an_index_is_made_once(embedded, tmp_path):
+    out = tmp_path / "index"
+    build(embedded, out)
+    before = (out / "vectors.npy").stat().st_mtime_ns
+    build(embedded, out)
+    assert (out / "vectors.npy").stat().st_mtime_ns == before
+    assert build(embedded, out, "patch_mean").about["feature"] == "patch_mean"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("engine", ["hnsw", "ivf"])
+def test_approximate_engines_find_what_the_exact_one_finds(embedded, tmp_path, engine):
+    build(embedded, tmp_path / engine, "patch_mean", SearchConfig(engine=engine, nprobe=100))
+    index, exact = open_index(tmp_path / engine), build(embedded, tmp_path / "exact", "patch_mean")
+    queries = exact.vectors.block(0, 10)
+    torch.testing.assert_close(index.search(queries, 3)[0], exact.search(queries, 3)[0])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("faiss") is not None, reason="faiss is installed")
+def test_without_faiss_the_error_says_what_to_install(embedded, tmp_path):
+    with pytest.raises(ConfigError, match=r"opendino\[faiss\]"):
+        build(embedded, tmp_path / "hnsw", search=SearchConfig(engine="hnsw"))
+
+
+def test_what_does_not_fit(embedded, tmp_path):
+    index = open_index(embedded)
+    with pytest.raises(DataError, match="a query of 3 numbers"):
+        index.search(torch.ones(1, 3))
+    with pytest.raises(DataError, match="has no direction"):
+        index.search(torch.zeros(1, 64))
+    with pytest.raises(DataError, match="there are cls, patch_mean"):
+        build(embedded, tmp_path / "x", "patches")
+    with pytest.raises(DataError, match="is no index and no folder of features"):
+        open_index(tmp_path)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="holds files that are no index"):
+        build(embedded, tmp_path)
+    (tmp_path / "index.json").write_text(json.dumps({"format": "opendino index 0"}))
+    with pytest.raises(ConfigError, match="another version"):
+        open_index(tmp_path)
+    assert len(index.hits(torch.ones(1, 64), 1000)[0]) == len(index)
