@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +20,10 @@ from torch import Tensor
 
 from opendino.data.datasets import ImageDataset
 from opendino.distributed import all_reduce_sum, world_size
+from opendino.errors import OpendinoError
 from opendino.eval._results import model_hash
 from opendino.eval.adapters import Backbone
+from opendino.files import write_whole
 
 _VERSION = "features 1"
 _log = logging.getLogger(__name__)
@@ -81,14 +82,11 @@ def read(folder: str, name: str) -> Kept | None:
 
 def write(folder: str, name: str, tensors: dict[str, Tensor], skipped: tuple[str, ...]) -> None:
     """Keep features; a disk that cannot take them is named in a warning, and costs only time later."""
-    path = Path(folder) / f"{name}.safetensors"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    whole = {part: tensor.contiguous() for part, tensor in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({part: tensor.contiguous() for part, tensor in tensors.items()}, temporary,
-                  metadata={"skipped": json.dumps(skipped)})  # fmt: skip
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        write_whole(
+            Path(folder) / f"{name}.safetensors",
+            lambda path: save_file(whole, path, metadata={"skipped": json.dumps(skipped)}),
+        )
+    except (OpendinoError, SafetensorError) as error:
         _log.warning("features are not kept in %s (%s)", folder, error)

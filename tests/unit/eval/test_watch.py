@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
+import torch
+
+from opendino.errors import ConfigError, TrainingError
+from opendino.eval.health import summary
+from opendino.eval.watch import Watch, WatchConfig, states
+
+
+def healthy():
+    return summary(torch.randn(200, 32), (torch.randn(200, 64) * 2).softmax(1))
+
+
+def test_healthy_figures_are_not_named():
+    watch = Watch()
+    for step in range(0, 1000, 50):
+        assert watch.look(step, healthy()) == []
+
+
+def test_each_collapse_has_its_name():
+    spread, even = torch.randn(200, 32), (torch.randn(200, 64) * 2).softmax(1)
+    constant = torch.ones(200, 32) + 1e-3 * torch.randn(200, 32)
+    assert set(states(summary(constant, even))) == {"features"}
+    line = torch.linspace(-1, 1, 200)[:, None] * torch.randn(1, 32) + 1e-4 * torch.randn(200, 32)
+    assert "directions" in states(summary(line))["features"]
+    favourite = (torch.randn(200, 64) + 6 * torch.eye(64)[3]).softmax(1)
+    assert "prototype" in states(summary(spread, favourite))
+    sure = torch.zeros(200, 64)
+    sure[:, 3] = 1
+    assert set(states(summary(spread, sure))) == {"prototype", "sharp"}
+    undecided = (1e-3 * torch.randn(200, 64)).softmax(1)
+    assert set(states(summary(spread, undecided))) == {"flat"}
+    assert states({"mean_cosine": math.nan})["not finite"]
+
+
+def test_a_state_has_to_last_and_is_named_once_until_it_has_passed():
+    watch = Watch(WatchConfig(patience=2, start=100))
+    bad = {"health/mean_cosine": 0.999}
+    assert watch.look(50, bad) == []  # before the start
+    assert watch.look(100, bad) == []
+    (sentence,) = watch.look(150, bad)
+    assert sentence.startswith("collapse at step 150: features are constant, mean cosine 0.9990; lower")
+    assert watch.look(200, bad) == []
+    assert watch.look(250, {"health/mean_cosine": 0.1}) == []
+    assert watch.look(300, bad) == []
+    assert len(watch.look(350, bad)) == 1
+
+
+def test_it_stops_or_looks_away():
+    stop = Watch(WatchConfig("stop", patience=1, start=0))
+    with pytest.raises(TrainingError, match="collapse at step 0"):
+        stop.look(0, {"mean_cosine": 1.0})
+    assert Watch(WatchConfig("off", patience=1, start=0)).look(0, {"mean_cosine": 1.0}) == []
+    with pytest.raises(ConfigError, match=r"watch\.action = 'shout'"):
+        WatchConfig("shout")
+    with pytest.raises(ConfigError, match=r"watch\.mean_cosine = 2"):
+        WatchConfig(mean_cosine=2.0)
+    with pytest.raises(ConfigError, match=r"watch\.patience = 0"):
+        WatchConfig(patience=0)
