@@ -77,7 +77,7 @@ def load_checked(
     _check_config(name, kwargs)
     files = weight_files(name, kwargs)
     pickled = any(path.suffix == ".bin" for path in files)
-    header = {} if pickled else read_header(files, quantised=_is_quantised(name, kwargs))
+    header = {} if pickled else read_header(files, quantised=with_info or _is_quantised(name, kwargs))
     source, arguments = name, kwargs
     if pickled or any(IN_MEMORY in key for key in header):
         state = hub_names(read_weights(files), str(name))

@@ -37,13 +37,12 @@ def flatten(images: Any) -> list[Any]:  # noqa: ANN401  Pillow, numpy, torch, ne
     if isinstance(images, np.ndarray | Tensor) and images.ndim in (4, 5):
         return [image for item in images for image in flatten(item)]
     if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim in (2, 3)):
-        if 0 in (images.size if isinstance(images, Image.Image) else images.shape):
-            raise InputError(
-                f"an image without pixels came: {tuple(getattr(images, 'shape', images.size))}; leave it out"
-            )
+        shape = images.size if isinstance(images, Image.Image) else tuple(images.shape)
+        if 0 in shape:
+            raise InputError(f"an image without pixels came: {shape}; leave it out")
         return [images]
-    shape = f" of shape {tuple(images.shape)}" if hasattr(images, "shape") else ""
-    raise InputError(f"{type(images).__name__}{shape} is no image; pass Pillow images, numpy arrays or torch tensors")
+    size = f" of shape {tuple(images.shape)}" if hasattr(images, "shape") else ""
+    raise InputError(f"{type(images).__name__}{size} is no image; pass Pillow images, numpy arrays or torch tensors")
 
 
 def exact(image: Any, settings: "Settings", layout: str | None) -> Shaped[np.ndarray, "C h w"]:  # noqa: ANN401
