@@ -83,7 +83,8 @@ def run_stage(stage: Stage, engine: Engine, parts: int, task: Task, sum_up: Call
     if distributed.is_main():
         stage.begin()
     distributed.barrier()
-    run_parts(engine, parts, task)
+    if engine.name == "torchrun" or distributed.is_main():  # what is local is one process's work
+        run_parts(engine, parts, task)
     if distributed.is_main():
         stage.finish(sum_up())
     distributed.barrier()
