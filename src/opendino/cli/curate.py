@@ -29,7 +29,7 @@ Some settings:
   search.engine=hnsw     approximate neighbours by faiss, above a million images on a CPU
   engine.workers=4       processes; engine.name=torchrun under torchrun, engine.name=ray engine.gpus=1 on a Ray cluster
 
-The result is out/manifest/manifest.parquet: opendino pretrain data=DIR/manifest/manifest.parquet
+The results are DIR/manifest/manifest.parquet, for opendino pretrain data=, and DIR/report.html
 """
 
 
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
     folder = run(config, stage, told)
     if is_main():
-        print(f"written: {folder}")
+        print(f"written: {folder}" if stage != "report" else f"written: {folder / 'report.html'}")
     return 0
 
 

@@ -212,18 +212,39 @@ def plus_plus(rows: Float[Tensor, "n D"], k: int, rng: np.random.Generator) -> I
 def split(
     data: Matrix,
     cluster: Int64[np.ndarray, " n"],
-    number: int,
+    clusters: int,
     into: int,
     config: KMeansConfig,
+    *,
     seed: int,
     device: torch.device,
 ) -> Float32[Tensor, "k D"]:
-    """Centroids of the rows of one cluster, clustered on their own: how very many clusters are reached."""
-    members = np.flatnonzero(cluster == number)
-    if not len(members):
-        return torch.zeros(0, data.dim)
-    inner = InMemory(data.take(members))
-    return kmeans(inner, min(into, len(members)), config, seed=seed * 1_000_003 + number, device=device, alone=True)
+    """Centroids of every cluster's rows clustered on their own: how very many clusters are reached.
+
+    With a process group each process splits its share of the clusters, and every process has to call it.
+
+    Args:
+        data: rows.
+        cluster: of every row.
+        clusters: how many there are.
+        into: parts of each; a cluster of fewer rows gets one for each row.
+        config: how.
+        seed: of the initial rows.
+        device: that computes.
+    """
+    order = np.argsort(cluster, kind="stable")
+    bounds = np.searchsorted(cluster[order], np.arange(clusters + 1))
+    ends = np.concatenate([[0], np.cumsum(np.minimum(np.diff(bounds), into))])
+    centroids = torch.zeros(int(ends[-1]), data.dim)
+    for number in range(distributed.rank(), clusters, distributed.world_size()):
+        members = order[bounds[number] : bounds[number + 1]]
+        if len(members):
+            own = InMemory(data.take(members))
+            k = int(ends[number + 1] - ends[number])
+            found = kmeans(own, k, config, seed=seed * 1_000_003 + number, device=device, alone=True)
+            centroids[ends[number] : ends[number + 1]] = found
+    # Every row is zero on all processes but one, so the sum copies it without rounding.
+    return distributed.all_reduce_sum(centroids.to(device)).cpu() if distributed.world_size() > 1 else centroids
 
 
 def _blocks(rows: int, alone: bool) -> list[tuple[int, int]]:

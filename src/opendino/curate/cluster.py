@@ -6,7 +6,6 @@ flattens that density, so that clusters cover the features more evenly. Read nex
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from opendino.curate._kmeans import Assignment, KMeansConfig
 from opendino.curate._search import device_of
 from opendino.curate._stage import Stage, digest_of, write_array
 from opendino.data.samplers import keyed_rng
-from opendino.errors import ConfigError
+from opendino.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,12 @@ def run(out: Path, selection: Path, features: Path, config: ClusterConfig, name:
 
     Raises:
         ConfigError: more clusters than images.
+        DataError: no image is left.
     """
     folder = out / name
     data = OnDisk(features, np.load(selection / "kept.npy"))
+    if not len(data):
+        raise DataError(f"{selection}: no image is left to cluster; loosen what was dropped before")
     settings = resolved(config, len(data))
     inputs = {"features": digest_of(features), "selection": digest_of(selection)}
     parameters = asdict(settings) | {"kmeans": {k: v for k, v in asdict(settings.kmeans).items() if k != "device"}}
@@ -160,8 +162,7 @@ def _first(
                                    note=folder / f".kmeans-{level}-first.npy")  # fmt: skip
         if parts > 1:
             cluster = _kmeans.assign(rows, centroids, device=device).cluster
-            cut = partial(_kmeans.split, rows, cluster, into=parts, config=config.kmeans, seed=seed, device=device)
-            centroids = torch.cat([cut(number) for number in range(len(centroids))])
+            centroids = _kmeans.split(rows, cluster, len(centroids), parts, config.kmeans, seed=seed, device=device)
         _write(path, centroids.numpy())
     return torch.from_numpy(np.load(path))
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from opendino.curate import balance, cluster, decontaminate, dedup, embed, index, mix, prune, retrieve
+from opendino import distributed
+from opendino.curate import balance, cluster, decontaminate, dedup, embed, index, mix, prune, report, retrieve
 from opendino.curate._embedders import EmbedConfig
 from opendino.curate._engines import Engine, meet, part_ways
 from opendino.curate._search import SearchConfig
@@ -82,7 +81,7 @@ def run(config: CurateConfig, until: str = "report", told: Callable[[str, dict[s
         raise ConfigError("out: names no folder; give one for the results, out=DIR")
     joined = meet(config.engine)
     try:
-        return _Run(config, told or _silent).until(until)
+        return _Run(config, told or _silent, until).go()
     finally:
         if joined:
             part_ways()
@@ -95,18 +94,22 @@ def _silent(name: str, counts: dict[str, Any]) -> None:
 class _Run:
     """One pass over the stages; keeps where each left its results."""
 
-    def __init__(self, config: CurateConfig, told: Callable[[str, dict[str, Any]], None]) -> None:
-        self.config, self.told = config, told
+    def __init__(self, config: CurateConfig, told: Callable[[str, dict[str, Any]], None], last: str) -> None:
+        self.config, self.told, self.last = config, told, last
         self.selections: dict[str, Path] = {}
+        wanted = {*config.mix.parts, last}
+        # A tree over a whole pool is dear, and retrieval alone has no use for it.
+        self.wants_tree = not config.mix.parts or bool(wanted & {"cluster", "prune", "balance"})
 
-    def until(self, last: str) -> Path:
+    def go(self) -> Path:
         folder = Path()
         for stage in STAGES:
             made = getattr(self, f"_{stage}")()
             if made is not None:
                 folder = made
-                self.told(stage, counts_of(folder))
-            if stage == last:
+                if stage != "report":
+                    self.told(stage, counts_of(folder))
+            if stage == self.last:
                 break
         return folder
 
@@ -166,20 +169,24 @@ class _Run:
         )
         return self.retrieved
 
-    def _cluster(self) -> Path:
+    def _cluster(self) -> Path | None:
+        if not self.wants_tree:
+            return None
         self.clusters = cluster.run(self.config.out, self.selection, self.features, self.config.cluster)
         return self.clusters
 
     def _prune(self) -> Path | None:
         config = self.config
-        if not config.prune.eps:
+        if not config.prune.eps or not self.wants_tree:
             return None
         self.selections["prune"] = prune.run(config.out, self.selection, self.features, self.clusters, config.prune)
         # The tree has to stand on what is left.
         self.clusters = cluster.run(config.out, self.selection, self.features, config.cluster, "pruned_cluster")
         return self.selection
 
-    def _balance(self) -> Path:
+    def _balance(self) -> Path | None:
+        if not self.wants_tree:
+            return None
         self.selections["balance"] = balance.run(self.config.out, self.selection, self.clusters, self.config.balance)
         return self.selection
 
@@ -191,10 +198,7 @@ class _Run:
         self.manifest = mix.run(config.out, self.index, chosen, config.mix, config.index.image_column)
         return self.manifest
 
-    def _report(self) -> Path | None:
-        return None
-
-
-def kept_rows(folder: Path) -> np.ndarray:
-    """Rows of the index that a stage kept."""
-    return np.load(folder / "kept.npy")
+    def _report(self) -> Path:
+        if distributed.is_main():
+            report.run(self.config.out, self.config.index.image_column)
+        return self.config.out

@@ -84,14 +84,17 @@ def test_a_cut_short_run_ends_in_the_same_place(tmp_path):
     assert torch.equal(kmeans(InMemory(rows), 9, config, seed=1, device=CPU, note=note), whole)
 
 
-def test_a_cluster_is_split_on_its_own():
+def test_clusters_are_split_on_their_own():
     rows = blobs(k=2, dim=2)
-    cluster = np.arange(600) % 2
-    found = split(InMemory(rows), cluster, 0, 5, KMeansConfig(device="cpu"), 0, CPU)
-    assert found.shape == (5, 2)
-    away = (found - rows[::2].mean(0)).norm(dim=1)
-    assert (away < (found - rows[1::2].mean(0)).norm(dim=1)).all()
-    assert len(split(InMemory(rows), cluster, 7, 5, KMeansConfig(device="cpu"), 0, CPU)) == 0
+    cluster = np.where(np.arange(600) % 2, 2, 0)  # cluster 1 is empty
+    cluster[1] = 3
+    found = split(InMemory(rows), cluster, 4, 5, KMeansConfig(device="cpu"), seed=0, device=CPU)
+    assert found.shape == (5 + 0 + 5 + 1, 2)
+    assert torch.equal(found[-1], rows[1])
+    middle = rows[::2].mean(0), rows[1::2].mean(0)
+    away = torch.stack([(found - one).norm(dim=1) for one in middle])
+    assert away[:, :5].argmin(0).tolist() == [0] * 5
+    assert away[:, 5:10].argmin(0).tolist() == [1] * 5
 
 
 def test_more_clusters_than_rows():

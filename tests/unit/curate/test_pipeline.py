@@ -17,10 +17,10 @@ def test_a_folder_becomes_a_manifest(tmp_path, picture_folder):
     manifest = open_dataset(tmp_path / "manifest" / "manifest.parquet")
     assert len(manifest) == 12
     assert manifest.classes == ["class0", "class1", "class2", "class3"]
-    assert folder.parent == tmp_path
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert folder == tmp_path
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix not in ("", ".html")}
     run(load(CurateConfig, None, words))
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_single_stage(tmp_path, picture_folder):
@@ -30,6 +30,25 @@ def test_a_single_stage(tmp_path, picture_folder):
     assert len(np.load(tmp_path / "dedup" / "kept.npy"))
     with pytest.raises(ConfigError, match=r"embed.model: names nothing"):
         run(load(CurateConfig, None, words))
+
+
+def test_retrieval_alone_grows_no_tree(tmp_path, picture_folder):
+    words = [f"out={tmp_path}", f"index.sources=[{picture_folder}]", f"queries=[{picture_folder / 'class1'}]",
+             "embed.model=thumbnail", "retrieve.method=sample", "retrieve.k=1", "dedup.threshold=0.9999",
+             "mix.parts=[retrieve]", "search.device=cpu"]  # fmt: skip
+    run(load(CurateConfig, None, words))
+    assert not (tmp_path / "cluster").exists()
+    manifest = open_dataset(tmp_path / "manifest" / "manifest.parquet")
+    assert {manifest.classes[label] for label in manifest.targets} == {"class1"}
+
+
+def test_every_shipped_recipe_loads():
+    from pathlib import Path
+
+    recipes = sorted((Path(__file__).parents[3] / "configs" / "curate").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        assert load(CurateConfig, path, ["index.sources=[x]"]).dedup.threshold == 0.6
 
 
 def test_no_folder():

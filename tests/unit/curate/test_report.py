@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+import re
+
+import pytest
+from PIL import Image
+
+from opendino.config import load
+from opendino.curate import pipeline, report
+from opendino.errors import DataError
+
+
+def test_the_page_shows_what_was_done(tmp_path, picture_folder):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for path in sorted(picture_folder.rglob("*.png"))[:16]:
+        Image.open(path).resize((32, 32)).save(pool / f"{path.parent.name}-{path.name}")
+    first = sorted(pool.iterdir())[0]
+    Image.open(first).resize((30, 30)).save(pool / "zz-copy.png")
+    (pool / "broken.png").write_bytes(b"nothing")
+    words = [f"out={tmp_path / 'out'}", f"index.sources=[{pool}]", f"references=[{first.parent}]",
+             "embed.model=thumbnail", "balance.size=4", "dedup.threshold=0.999", "decontaminate.threshold=0.9999999",
+             "cluster.kmeans.device=cpu"]  # fmt: skip
+    with pytest.raises(DataError, match="no image is left"):  # every image is an evaluation image
+        pipeline.run(load(pipeline.CurateConfig, None, words))
+    words = [word for word in words if not word.startswith("references")]
+    folder = pipeline.run(load(pipeline.CurateConfig, None, words))
+    assert folder == tmp_path / "out"
+    text = (folder / "report.html").read_text()
+    for word in ("Near copies", "broken.png", "unreadable", "kept", "dropped", "cluster", "Balance"):
+        assert word in text
+    assert not re.search(r'(src|href)="(?!data:)', text)  # nothing is fetched
+    assert report.run(folder).read_text() == text
+
+
+def test_without_an_index(tmp_path):
+    with pytest.raises(DataError, match="run `opendino curate"):
+        report.run(tmp_path)
