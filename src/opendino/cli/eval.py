@@ -15,6 +15,10 @@ usage: opendino eval knn    MODEL data.train=DIR data.val=DIR [key=value ...]
        opendino eval logreg MODEL data.train=DIR data.val=DIR [key=value ...]
        opendino eval segment MODEL data.train=MASKED data.val=MASKED [segment.head=linear|ms|knn] [key=value ...]
        opendino eval depth  MODEL data.train=DEPTHS data.val=DEPTHS data.max_depth=METRES [key=value ...]
+       opendino eval finetune MODEL data.train=DIR data.val=DIR out=NEW [finetune.mode=full|last|lora] [key=value ...]
+       opendino eval retrieval MODEL data.queries=DIR data.database=DIR [key=value ...]
+       opendino eval robust MODEL data.train=DIR data.val=DIR [robust.kinds=[fog,...]] [tests.sources=[DIR,...]]
+       opendino eval correspond MODEL data=PAIRS.json [key=value ...]
        opendino eval health MODEL data=DIR [key=value ...]
        opendino eval table  FILE_OR_RUN [...] [out=FILE.md]
 
@@ -26,6 +30,10 @@ segment semantic segmentation on frozen patches: a linear head, its multi-scale 
         segment.weights=FILE reads a trained head, the published ones too
 depth   monocular depth: depth.head=lin1, lin4 (default) or dpt; the range is that of the data, data.layout=nyu or kitti
         knows its own; depth.weights=FILE reads a trained head, the published ones too
+finetune  trains a classifier and the backbone under it; out=NEW/model opens as Dinov2ForImageClassification
+retrieval  mAP, recall and GAP by labels; data.ground_truth=FILE.json data.images=DIR as the revisited Oxford and Paris
+robust  a linear classifier of clean images on fifteen corruptions in five severities, and on shifted test sets
+correspond  PCK of points of one image that are found in another
 health  rank, spread and norms of the features; needs no labels. Prototypes are not in weights: their use and entropies
         are in the run's metrics.jsonl, under health/, where knn.every is not 0
 
@@ -71,9 +79,11 @@ def main(argv: list[str]) -> int:
     from opendino import logs
     from opendino.cli._decoding import decoding_of
     from opendino.config import load as load_config
+    from opendino.distributed import is_main
     from opendino.eval.adapters import open_backbone
 
     logs.setup()
+    _join_group()
     place, config_class, _ = PROTOCOLS[protocol]
     module = import_module(place)
     settings = [word for word in words if not word.startswith("out=")]
@@ -83,7 +93,34 @@ def main(argv: list[str]) -> int:
     defaults = decoding | ({"features.cache": str(Path(out) / "features")} if out else {})
     config = load_config(getattr(module, config_class), find_recipe(recipe) if recipe else None, settings, defaults)
     results = module.run(open_backbone(model), config, out=Path(out) if out else None, source={"source": model})
+    main_process = is_main()
+    _leave_group()
+    if not main_process:
+        return 0
     print(f"{protocol} of {model}, {results.seconds:.1f} s")
     print(results.table())
     print(f"written: {Path(out) / results.file_name()}" if out else "not written; give out=DIR to keep these figures")
     return 0
+
+
+def _join_group() -> None:
+    """The group of processes that torchrun started, where it did."""
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.distributed.init_process_group("nccl" if gpu else "gloo")
+
+
+def _leave_group() -> None:
+    from opendino.distributed import is_initialized
+
+    if is_initialized():
+        import torch
+
+        torch.distributed.destroy_process_group()

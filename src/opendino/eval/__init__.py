@@ -31,6 +31,18 @@ PROTOCOLS = MappingProxyType(
             "DepthConfig",
             "monocular depth on frozen features: linear heads on one or four layers, DPT",
         ),
+        "finetune": (
+            "opendino.eval.finetune",
+            "FinetuneConfig",
+            "a classifier and the backbone under it, all of it, its last blocks, or by LoRA; writes a model",
+        ),
+        "retrieval": (
+            "opendino.eval.retrieval",
+            "RetrievalConfig",
+            "ranking by cosine: mAP of easy, medium and hard, recall, GAP",
+        ),
+        "robust": ("opendino.eval.robust", "RobustConfig", "a linear classifier on corrupted and shifted images"),
+        "correspond": ("opendino.eval.correspond", "CorrespondConfig", "points of one image found in another, PCK"),
         "health": ("opendino.eval.health", "HealthConfig", "rank, spread and norms of the features, without labels"),
     }
 )

@@ -218,11 +218,11 @@ def _fixed(
 class Crops(torch.utils.data.Dataset):
     """Random crops of training images; item p is the p-th image of the endless row."""
 
-    def __init__(self, pair: LabelledPair, transform: EvalTransform, config: HeadsConfig) -> None:
-        self.pair, self.transform, self.config = pair, transform, config
+    def __init__(self, pair: LabelledPair, transform: EvalTransform, seed: int) -> None:
+        self.pair, self.transform, self.seed = pair, transform, seed
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, int]:
-        n, seed = len(self.pair.train), self.config.seed
+        n, seed = len(self.pair.train), self.seed
         row = int(permute(index % n, n, seed, index // n)[()])
         try:
             image = match_channels(self.pair.train.image(row), self.transform.channels)
@@ -246,7 +246,7 @@ def _augmented(
     ]
     workers = config.features.workers
     workers = (min(8, cores()) if device.type == "cuda" else 0) if workers is None else workers
-    crops = Crops(pair, transform_of(backbone, config.features), linear)
+    crops = Crops(pair, transform_of(backbone, config.features), linear.seed)
     loader = torch.utils.data.DataLoader(crops, batch_sampler=places, num_workers=workers, collate_fn=list)
     backbone.eval()
     for batch in loader:
