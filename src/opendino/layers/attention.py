@@ -65,8 +65,8 @@ def _mix_values(
     q: Float[Tensor, "B A T d"], k: Float[Tensor, "B A T d"], v: Float[Tensor, "B A T d"]
 ) -> Float[Tensor, "B A T d"]:
     """softmax(q k^T / sqrt(d)) v, by whichever of PyTorch's ways is the faster one for this device and dtype."""
-    # The fused kernel in bfloat16 on a CPU takes 1.0 to 1.7 times as long forward, 1.7 to 4.7 with its backward pass.
+    # Fused, bfloat16 on a CPU takes 0.9 to 1.8 times as long, 1.5 to 5 with its backward pass (benchmarks/attention.py).
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+        return scores.softmax(dim=-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)
