@@ -65,7 +65,7 @@ def _mix_values(
     q: Float[Tensor, "B A T d"], k: Float[Tensor, "B A T d"], v: Float[Tensor, "B A T d"]
 ) -> Float[Tensor, "B A T d"]:
     """softmax(q k^T / sqrt(d)) v, by whichever of PyTorch's ways is the faster one for this device and dtype."""
-    # Fused, bfloat16 on a CPU takes 0.9 to 1.8 times as long, 1.5 to 5 with its backward pass (benchmarks/attention.py).
+    # Fused, bfloat16 on a CPU takes 0.9 to 1.8 times as long, backward 1.5 to 5 times (benchmarks/attention.py).
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         return scores.softmax(dim=-1).to(v.dtype) @ v
