@@ -7,6 +7,7 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from opendino.errors import CheckpointError
 _WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
 NAMES = 2**20
 """Bytes that names, shapes and padding of a weights file stay below; those of ViT-g take 0.2 million."""
+_SHA256 = re.compile("[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
 
 
@@ -79,6 +81,9 @@ def hub_folder(repository: str) -> Path:
 def check_file(path: Path, entry: Entry) -> None:
     """Compare a file's size with what its numbers take, and its hash with the published one, where there is one.
 
+    The catalogue has the hashes of the official backbones. The hub publishes those of its large files, and
+    huggingface_hub gives them as names to the files of its cache, which the folders with readable names link to.
+
     Raises:
         CheckpointError: it is smaller or larger, or another file.
     """
@@ -93,10 +98,18 @@ def check_file(path: Path, entry: Entry) -> None:
             f"{path}: has {size} bytes, and {entry.name} takes {entry.tensor_bytes} or more; "
             "it was cut short: remove it, and download or copy it again"
         )
-    if entry.sha256 is not None and sha256(path) != entry.sha256:
+    published = entry.sha256 or _name_in_cache(path)
+    if published is not None and sha256(path) != published:
         raise CheckpointError(
-            f"{path}: its SHA-256 is not {entry.sha256}, that of {entry.name}; remove it, and download or copy it again"
+            f"{path}: its SHA-256 is not {published}, that of {entry.name}; remove {path.resolve()}, and download or "
+            "copy it again"
         )
+
+
+def _name_in_cache(path: Path) -> str | None:
+    """The SHA-256 by which huggingface_hub's cache knows a file; None outside a cache, and for small files."""
+    file = path.resolve()
+    return file.name if file.parent.name == "blobs" and _SHA256.fullmatch(file.name) else None
 
 
 def _hub_file(repository: str, file: str) -> Path | None:

@@ -15,6 +15,25 @@ _SIZES = MappingProxyType({"official": (224, 224), "hf": (224, 224), "timm": (51
 _TIMM_TAG = ".lvd142m"
 
 
+_SHA256 = MappingProxyType(
+    {
+        "vits14": "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+        "vitb14": "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+        "vitl14": "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+        "vitg14": "baf8467e50af277596bbbafa06887c177ee899ab46033649c383577d7e9309d3",
+        "vits14_reg4": "f433177089a681826f849f194ece3bb48f4d63fb38d32fc837e3dc7a4e5641fb",
+        "vitb14_reg4": "73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71",
+        "vitl14_reg4": "36e4deffbaef061a2576705b0c36f93621e2ae20bf6274694821b0b492551b51",
+        "vitg14_reg4": "746ecb8c6301c645c5c855be91687d274587d6e48fdaec4a729753160b34a283",
+    }
+)
+"""Preset -> SHA-256 of the official backbone's file.
+
+Source: the official repository publishes none. Projects that pin the files they downloaded from `OFFICIAL_URL` do;
+    each of these was found alike in three or more of them, all eight in the conversion script of refiners.
+"""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One published model.
@@ -25,7 +44,7 @@ class Entry:
         preset: architecture, a name of `opendino.models.presets.PRESETS`.
         parameters: numbers in `file`.
         heads: how many blocks a linear classifier reads; official heads are files of their own.
-        sha256: of `file`; checked where it is given. None is: no file was at hand to take it from.
+        sha256: of `file`; checked where it is given. The hub says it of its files itself, see `_fetch.check_file`.
         licence: of the weights.
         mean: of each channel, on a scale where images lie in [0, 1].
         std: of each channel.
@@ -81,22 +100,22 @@ HEADS, ONE = (1, 4), (1,)
 
 ENTRIES: tuple[Entry, ...] = (
     # the official repository; torch.hub keeps these files
-    Entry("dinov2_vits14", "official", "vits14", 22_056_576),
-    Entry("dinov2_vitb14", "official", "vitb14", 86_580_480),
-    Entry("dinov2_vitl14", "official", "vitl14", 304_368_640),
-    Entry("dinov2_vitg14", "official", "vitg14", 1_136_480_768),
-    Entry("dinov2_vits14_reg", "official", "vits14_reg4", 22_058_112),
-    Entry("dinov2_vitb14_reg", "official", "vitb14_reg4", 86_583_552),
-    Entry("dinov2_vitl14_reg", "official", "vitl14_reg4", 304_372_736),
-    Entry("dinov2_vitg14_reg", "official", "vitg14_reg4", 1_136_486_912),
-    Entry("dinov2_vits14_lc", "official", "vits14", 22_056_576, HEADS),
-    Entry("dinov2_vitb14_lc", "official", "vitb14", 86_580_480, HEADS),
-    Entry("dinov2_vitl14_lc", "official", "vitl14", 304_368_640, HEADS),
-    Entry("dinov2_vitg14_lc", "official", "vitg14", 1_136_480_768, HEADS),
-    Entry("dinov2_vits14_reg_lc", "official", "vits14_reg4", 22_058_112, HEADS),
-    Entry("dinov2_vitb14_reg_lc", "official", "vitb14_reg4", 86_583_552, HEADS),
-    Entry("dinov2_vitl14_reg_lc", "official", "vitl14_reg4", 304_372_736, HEADS),
-    Entry("dinov2_vitg14_reg_lc", "official", "vitg14_reg4", 1_136_486_912, HEADS),
+    Entry("dinov2_vits14", "official", "vits14", 22_056_576, (), _SHA256["vits14"]),
+    Entry("dinov2_vitb14", "official", "vitb14", 86_580_480, (), _SHA256["vitb14"]),
+    Entry("dinov2_vitl14", "official", "vitl14", 304_368_640, (), _SHA256["vitl14"]),
+    Entry("dinov2_vitg14", "official", "vitg14", 1_136_480_768, (), _SHA256["vitg14"]),
+    Entry("dinov2_vits14_reg", "official", "vits14_reg4", 22_058_112, (), _SHA256["vits14_reg4"]),
+    Entry("dinov2_vitb14_reg", "official", "vitb14_reg4", 86_583_552, (), _SHA256["vitb14_reg4"]),
+    Entry("dinov2_vitl14_reg", "official", "vitl14_reg4", 304_372_736, (), _SHA256["vitl14_reg4"]),
+    Entry("dinov2_vitg14_reg", "official", "vitg14_reg4", 1_136_486_912, (), _SHA256["vitg14_reg4"]),
+    Entry("dinov2_vits14_lc", "official", "vits14", 22_056_576, HEADS, _SHA256["vits14"]),
+    Entry("dinov2_vitb14_lc", "official", "vitb14", 86_580_480, HEADS, _SHA256["vitb14"]),
+    Entry("dinov2_vitl14_lc", "official", "vitl14", 304_368_640, HEADS, _SHA256["vitl14"]),
+    Entry("dinov2_vitg14_lc", "official", "vitg14", 1_136_480_768, HEADS, _SHA256["vitg14"]),
+    Entry("dinov2_vits14_reg_lc", "official", "vits14_reg4", 22_058_112, HEADS, _SHA256["vits14_reg4"]),
+    Entry("dinov2_vitb14_reg_lc", "official", "vitb14_reg4", 86_583_552, HEADS, _SHA256["vitb14_reg4"]),
+    Entry("dinov2_vitl14_reg_lc", "official", "vitl14_reg4", 304_372_736, HEADS, _SHA256["vitl14_reg4"]),
+    Entry("dinov2_vitg14_reg_lc", "official", "vitg14_reg4", 1_136_486_912, HEADS, _SHA256["vitg14_reg4"]),
     # Hugging Face's models; a classifier is in the same file
     Entry("facebook/dinov2-small", "hf", "vits14", 22_056_576),
     Entry("facebook/dinov2-base", "hf", "vitb14", 86_580_480),

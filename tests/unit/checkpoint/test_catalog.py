@@ -58,7 +58,16 @@ def test_name_file_and_architecture_belong_together(entry):
         assert entry.file == f"{entry.home}{'_reg4' if registers else ''}_pretrain.pth"
     assert entry.licence == "Apache-2.0"
     assert len(entry.mean) == len(entry.std) == 3
+    assert (entry.sha256 is not None) == (entry.source == "official")
     assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
+
+
+def test_hashes_are_those_that_others_pin():
+    """Of the two ends, and one hash a file: a classifier's backbone is the file of the backbone alone."""
+    assert CATALOG["dinov2_vits14"].sha256.startswith("b938bf1b")
+    assert CATALOG["dinov2_vitg14_reg"].sha256.startswith("746ecb8c")
+    pairs = {(entry.file, entry.sha256) for entry in ENTRIES if entry.source == "official"}
+    assert len(pairs) == len({file for file, _ in pairs}) == len({sha for _, sha in pairs}) == 8
 
 
 def test_files_of_the_official_heads():

@@ -174,3 +174,24 @@ def test_a_hash_in_the_catalogue_is_checked(places):
     assert _fetch.official_file(replace(SMALL, sha256=right), FILE) == path
     with pytest.raises(CheckpointError, match="SHA-256 is not 0000"):
         _fetch.official_file(replace(SMALL, sha256="0" * 64), FILE)
+
+
+def test_the_hub_says_the_hash_of_a_file_in_its_cache(places):
+    """huggingface_hub names a large file by its SHA-256, and links to it."""
+    entry = Entry("facebook/dinov2-small", "hf", "vits14", 5)
+    snapshot = cache(places, entry.name, {})
+    blob = snapshot.parents[1] / "blobs" / hashlib.sha256(bytes(20)).hexdigest()
+    blob.parent.mkdir()
+    blob.write_bytes(bytes(20))
+    link = snapshot / "model.safetensors"
+    link.symlink_to(blob)
+    _fetch.check_file(link, entry)
+    blob.write_bytes(bytes(19) + b"x")
+    with pytest.raises(
+        CheckpointError, match=rf"SHA-256 is not {blob.name}, that of facebook/dinov2-small; remove {blob}"
+    ):
+        _fetch.check_file(link, entry)
+    blob = blob.rename(blob.with_name("0" * 40))  # git's hash of a small file is of another kind
+    link.unlink()
+    link.symlink_to(blob)
+    _fetch.check_file(link, entry)
