@@ -7,18 +7,24 @@ from importlib import import_module
 from opendino.cli._words import split
 from opendino.errors import ConfigError
 
-SUMMARY = "make pictures of what a backbone sees: PCA of patch features"
+SUMMARY = "pictures of what a backbone sees: PCA, attention, matches, similar patches, a map"
 USAGE = """
-usage: opendino view pca MODEL IMAGES ... [out=pca.png] [key=value ...]
+usage: opendino view PICTURE MODEL IMAGES ... [out=FILE] [key=value ...]
 
-pca     the paper's picture: the first principal component of the patch features finds the foreground, the next three
-        colour it; all images share the components, so equal colours mean equal features
+pca        the paper's picture: the first principal component of the patch features finds the foreground, the next three
+           colour it; all images share the components, so equal colours mean equal features
+attention  where the class token looks, by heads and by rollout; token=registers, layer=5, mass=0.6
+match      patches of the first image and of each other one that are each other's most similar, joined by lines
+similar    the cosine of every patch with one spot of the first image: points=[[0.3,0.5],[0.8,0.2]], x and y from 0 to 1
+embedding  a data set as a map of thumbnails: method=tsne or pca, grid=true, images=400
 
-MODEL   a run folder, a weights folder, or a .pth or .safetensors file with official names
+MODEL   a run folder, a weights folder, a .pth or .safetensors file with official names, or a published name
 IMAGES  image files, folders, or other data sets (the first 12 pictures, spread over each; images=N takes N)
 
-Some settings:
-  size=448 (longer side the model sees) background=keep joint=false threshold=0.5 components=[1,2,3] smooth=true
+FILE is a PNG; except for pca a name that ends in .html makes a page that holds its pictures. Some settings:
+  size=518 (longer side the model sees) side=336 (of each panel) smooth=false device=cpu
+  pca: background=keep joint=false threshold=0.5 components=[1,2,3]
+  match: count=30 spacing=2 foreground=false threshold=0.5
   value_range=[0,4095] (by default images are decoded as the run decoded its own)
 """
 

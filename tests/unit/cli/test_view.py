@@ -21,6 +21,20 @@ def test_a_picture_from_a_model_and_a_file(tmp_path, capsys):
         assert sheet.size == (2 * 40 + 6 + 2 * 18, 30 + 2 * 18)
 
 
+@pytest.mark.parametrize("picture", ["attention", "match", "similar", "embedding"])
+@pytest.mark.parametrize("name", ["x.png", "x.html"])
+def test_every_picture_as_file_and_page(picture, name, tmp_path, picture_folder, capsys):
+    save_weights(VisionTransformer(img_size=16, patch_size=4, embed_dim=64, depth=1, num_heads=1), tmp_path / "w")
+    out = tmp_path / name
+    words = [picture, str(tmp_path / "w"), str(picture_folder), f"out={out}", "device=cpu", "side=60", "images=4"]
+    assert view.main(words) == 0
+    if name == "x.html":
+        assert out.read_text().startswith("<!doctype html>")
+        return
+    with Image.open(out) as made:
+        assert len(made.convert("RGB").getcolors(1 << 20)) > 20
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
