@@ -3,8 +3,8 @@
 
     python benchmarks/curate_truth.py DATA/photos.parquet [photos=250] [copy.model=...] [copy.run_code=true]
 
-The pool is the photographs but every tenth, five copies of every fifth (mirrored, grey, JPEG of quality 40, half the size, a
-crop of nine tenths of each side), and one copy, of changing kind, of every tenth, which is an evaluation image.
+The pool is the photographs but every tenth, five copies of every fifth (mirrored, grey, JPEG of quality 40, half the
+size, a crop of nine tenths of each side), and one copy, of changing kind, of every tenth, an evaluation image.
 Pairs are what is counted: of copies, two images of one component; of leaks, images that were dropped.
 """
 
@@ -23,7 +23,7 @@ from opendino import config as settings
 from opendino.curate import pipeline
 from opendino.curate.index import read_index, usable
 
-THRESHOLDS = (0.45, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
+THRESHOLDS = (0.65, 0.7, 0.75, 0.8, 0.85)
 
 
 def crop(image):

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from opendino.errors import DataError
 
+_READ = 65536  # rows
+
 Rows = Int64[np.ndarray, " _"]
 """Numbers of images in the index, increasing."""
 
@@ -46,8 +48,31 @@ class Matrix(Protocol):
         """Rows from start to stop, float32."""
         ...
 
+    def short(self, start: int, stop: int, dtype: torch.dtype) -> Float[Tensor, "m D"]:
+        """Rows from start to stop in another number format, which is kept where the rows are."""
+        ...
 
-class InMemory:
+
+class _Short:
+    """Rows in another number format, kept in memory where the float32 ones are."""
+
+    _held: Float32[Tensor, "n D"] | None = None
+    _converted: Tensor | None = None
+
+    def block(self, start: int, stop: int) -> Float32[Tensor, "m D"]:
+        """Rows from start to stop."""
+        raise NotImplementedError
+
+    def short(self, start: int, stop: int, dtype: torch.dtype) -> Float[Tensor, "m D"]:
+        """Rows from start to stop in a number format."""
+        if self._held is None or dtype == torch.float32:
+            return self.block(start, stop).to(dtype)
+        if self._converted is None or self._converted.dtype != dtype:
+            self._converted = self._held.to(dtype)
+        return self._converted[start:stop]
+
+
+class InMemory(_Short):
     """Features that are there already, such as centroids.
 
     Args:
@@ -56,6 +81,7 @@ class InMemory:
 
     def __init__(self, features: Float[Tensor, "n D"]) -> None:
         self.features, self.dim = features.float(), features.shape[1]
+        self._held = self.features
         self.largest = float(self.features.abs().max()) if len(features) else 1.0
 
     def __len__(self) -> int:
@@ -70,7 +96,7 @@ class InMemory:
         return self.features[start:stop]
 
 
-class OnDisk:
+class OnDisk(_Short):
     """Shards of features, each row divided by its length when it is read.
 
     Args:
@@ -116,7 +142,17 @@ class OnDisk:
         Raises:
             DataError: a row is not finite or zero.
         """
+        if self._held is not None:
+            return self._held[start:stop]
         return self.take(np.arange(start, min(stop, len(self)), dtype=np.int64))
+
+    def hold(self, megabytes: int) -> None:
+        """Keep all rows in memory, ready for use, where they need no more than so much."""
+        if self._held is None and len(self) * self.dim * 4 <= megabytes << 20:
+            held = torch.empty(len(self), self.dim)
+            for start in range(0, len(self), _READ):
+                held[start : start + _READ] = self.block(start, start + _READ)
+            self._held = held
 
     def take(self, positions: Int64[np.ndarray, " m"]) -> Float32[Tensor, "m D"]:
         """Some rows, of length 1.
@@ -124,6 +160,11 @@ class OnDisk:
         Raises:
             DataError: a row is not finite or zero.
         """
+        if self._held is not None:
+            return self._held[torch.from_numpy(positions)]
+        return self._read(positions)
+
+    def _read(self, positions: Int64[np.ndarray, " m"]) -> Float32[Tensor, "m D"]:
         places = positions if self._places is None else self._places[positions]
         out = np.empty((len(places), self.dim), dtype=np.float32)
         shard_of = np.searchsorted(self._starts, places, side="right") - 1

@@ -20,6 +20,7 @@ from opendino.curate import _faiss
 from opendino.curate._features import OnDisk
 from opendino.curate._search import SearchConfig, nearest, pairs
 from opendino.curate._stage import marker, parts_of, write_table
+from opendino.errors import DataError
 
 ROWS_A_PART = 16384
 _AT_ONCE = 2048  # queries
@@ -50,6 +51,7 @@ class EdgesPart:
     def __call__(self, part: int) -> None:
         """Find and write the edges of rows part * rows and on."""
         matrix = open_features(self.features, self.selection)
+        matrix.hold(self.search.hold_mb)
         k = min(self.k + 1, len(matrix))
         start, stop = part * self.rows, min((part + 1) * self.rows, len(matrix))
         columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -105,13 +107,10 @@ class Stacked(OnDisk):
     def __init__(self, upper: OnDisk, lower: OnDisk) -> None:
         self.upper, self.lower, self.dim = upper, lower, upper.dim
         if upper.dim != lower.dim:
-            from opendino.errors import DataError
-
             raise DataError(f"features of {upper.dim} and of {lower.dim} numbers; one model has to make all of them")
         self.rows = np.concatenate([upper.rows, lower.rows])
 
-    def take(self, positions: Int64[np.ndarray, " m"]) -> Float32[torch.Tensor, "m D"]:
-        """Some rows, of length 1."""
+    def _read(self, positions: Int64[np.ndarray, " m"]) -> Float32[torch.Tensor, "m D"]:
         out = torch.empty(len(positions), self.dim)
         above = positions < len(self.upper)
         out[torch.from_numpy(above)] = self.upper.take(positions[above])

@@ -7,9 +7,9 @@ order of the sum, and with it the number of processes, does not matter. Read nex
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class KMeansConfig:
         init_rows: rows a cluster that k-means++ looks at; 0 for all.
         precision: of the distances, but for the last step, which is float32.
         device: "auto" takes a CUDA device where there is one.
+        hold_mb: of features that a process keeps in memory, in float32; larger sets are read again for each step.
         save_every: iterations between two notes that a killed run continues from.
     """
 
@@ -48,11 +49,17 @@ class KMeansConfig:
     init_rows: int = 32
     precision: Precision = "fp32"
     device: str = "auto"
+    hold_mb: int = 4096
     save_every: int = 10
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.save_every < 1 or self.init_rows < 0:
             raise ConfigError("cluster.iterations and save_every: give 1 or more; init_rows: 0 or more")
+
+
+def of_result(config: KMeansConfig) -> dict[str, Any]:
+    """Settings that the centroids depend on."""
+    return {name: value for name, value in asdict(config).items() if name not in ("device", "hold_mb", "save_every")}
 
 
 class Assignment(NamedTuple):

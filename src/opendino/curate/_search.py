@@ -34,6 +34,7 @@ class SearchConfig:
         precision: of the candidates; "auto" is bf16 where the device multiplies it fast. Results are float32.
         margin: candidates for each neighbour wanted, so that rounding loses none.
         memory_mb: of one block of similarities.
+        hold_mb: of features that a process keeps in memory, in float32; larger sets are read again from the disk.
         device: "auto" takes a CUDA device where there is one.
         nprobe: lists that "ivf" looks into.
         ef: breadth of the search of "hnsw".
@@ -41,15 +42,16 @@ class SearchConfig:
 
     engine: Literal["exact", "ivf", "hnsw"] = "exact"
     precision: Precision = "auto"
-    margin: float = 1.5
+    margin: float = 1.25
     memory_mb: int = 256
+    hold_mb: int = 4096
     device: str = "auto"
     nprobe: int = 32
     ef: int = 128
 
     def __post_init__(self) -> None:
-        if self.margin < 1 or self.memory_mb < 1:
-            raise ConfigError("search.margin and search.memory_mb: give 1 or more")
+        if self.margin < 1 or self.memory_mb < 1 or self.hold_mb < 0:
+            raise ConfigError("search.margin and search.memory_mb: give 1 or more; search.hold_mb: 0 or more")
 
 
 def device_of(name: str) -> torch.device:
@@ -115,7 +117,7 @@ def _candidates(
     # One buffer for all blocks: fresh memory of this size costs more than what is written into it.
     scores = torch.empty(len(queries) * min(rows, len(bank)), dtype=dtype, device=queries.device)
     for start in range(0, len(bank), rows):
-        part = bank.block(start, min(start + rows, len(bank))).to(queries.device).to(dtype)
+        part = bank.short(start, min(start + rows, len(bank)), dtype).to(queries.device)
         products = scores[: len(queries) * len(part)].view(len(queries), len(part))
         top, where = best_of(torch.mm(short, part.T, out=products), wanted)
         values, places = torch.cat([values, top], dim=1), torch.cat([places, where + start], dim=1)

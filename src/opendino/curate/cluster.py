@@ -77,7 +77,7 @@ def run(out: Path, selection: Path, features: Path, config: ClusterConfig, name:
         raise DataError(f"{selection}: no image is left to cluster; loosen what was dropped before")
     settings = resolved(config, len(data))
     inputs = {"features": digest_of(features), "selection": digest_of(selection)}
-    parameters = asdict(settings) | {"kmeans": {k: v for k, v in asdict(settings.kmeans).items() if k != "device"}}
+    parameters = asdict(settings) | {"kmeans": _kmeans.of_result(settings.kmeans)}
     stage = Stage(folder, name, inputs, parameters)
     done = stage.is_done()
     distributed.barrier()
@@ -86,6 +86,7 @@ def run(out: Path, selection: Path, features: Path, config: ClusterConfig, name:
     if distributed.is_main():
         stage.begin()
     distributed.barrier()
+    data.hold(config.kmeans.hold_mb)
     rows: Matrix = data
     counts: dict[str, Any] = {"images": len(data), "levels": []}
     for level in range(1, len(settings.levels) + 1):

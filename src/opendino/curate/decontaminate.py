@@ -22,19 +22,23 @@ from opendino.curate._stage import Stage, digest_of, write_array, write_table
 from opendino.curate.dedup import _Nothing, _of_search, check_graph
 from opendino.curate.index import read_index
 
+PUBLISHED = 0.45
+"""Threshold of the paper, for SSCD."""
+
 
 @dataclass(frozen=True)
 class DecontaminateConfig:
     """What is too near to an evaluation image.
 
     Attributes:
-        threshold: cosine above which two images are joined.
+        threshold: cosine above which two images are joined; None takes what belongs to the copy detector, see
+            `pipeline.py`.
         k: neighbours of each image that are looked at.
 
     Source: DINOv2 paper, appendix A.3: cosine 0.45 of copy-detection features; the whole component is dropped.
     """
 
-    threshold: float = 0.45
+    threshold: float | None = None
     k: int = 64
 
     def __post_init__(self) -> None:
@@ -68,13 +72,12 @@ def run(
     pool = np.load(selection / "kept.npy")
     index, other = references
     both = (features, other)
+    threshold = PUBLISHED if config.threshold is None else config.threshold
     reference_rows = OnDisk(other).rows
     inputs = {name: digest_of(path) for name, path in
               (("selection", selection), ("features", features), ("references", other))}  # fmt: skip
-    stage = Stage(
-        edges, "decontaminate_edges", inputs, {"threshold": config.threshold, "k": config.k, **_of_search(search)}
-    )
-    task = _graph.EdgesPart(edges, both, selection / "kept.npy", config.k, config.threshold, search)
+    stage = Stage(edges, "decontaminate_edges", inputs, {"threshold": threshold, "k": config.k, **_of_search(search)})
+    task = _graph.EdgesPart(edges, both, selection / "kept.npy", config.k, threshold, search)
     run_stage(stage, engine, _graph.parts_for(len(pool) + len(reference_rows)), task, lambda: _graph.counts(edges))
     stage = Stage(folder, "decontaminate", {"edges": digest_of(edges), "index": digest_of(index)}, {})
     run_stage(stage, Engine(), 0, _Nothing(folder), lambda: _drop(folder, edges, pool, index, reference_rows))

@@ -23,6 +23,9 @@ from opendino.curate._stage import Stage, digest_of, write_array, write_table
 from opendino.curate.index import read_index
 from opendino.errors import ConfigError
 
+PUBLISHED = 0.6
+"""Threshold of the paper, for SSCD."""
+
 Keep = Literal["largest", "first", "central"]
 
 
@@ -31,7 +34,8 @@ class DedupConfig:
     """What is a copy, and which one stays.
 
     Attributes:
-        threshold: cosine above which two images are copies.
+        threshold: cosine above which two images are copies; None takes what belongs to the copy detector, see
+            `pipeline.py`.
         k: neighbours of each image that are looked at; larger groups still connect through chains.
         keep: "largest" in pixels, "first" in the index, or "central": the largest sum of cosines to its copies. Ties
             go to the first in the index.
@@ -40,7 +44,7 @@ class DedupConfig:
     Differs: the paper does not say which one it keeps.
     """
 
-    threshold: float = 0.6
+    threshold: float | None = None
     k: int = 64
     keep: Keep = "largest"
 
@@ -48,13 +52,13 @@ class DedupConfig:
         check_graph("dedup", self.threshold, self.k)
 
 
-def check_graph(group: str, threshold: float, k: int) -> None:
+def check_graph(group: str, threshold: float | None, k: int) -> None:
     """Check the settings of a graph.
 
     Raises:
         ConfigError: the threshold is no cosine, or there are no neighbours.
     """
-    if not -1 < threshold < 1:
+    if threshold is not None and not -1 < threshold < 1:
         raise ConfigError(f"{group}.threshold = {threshold}: is a cosine; give a number between -1 and 1")
     if k < 1:
         raise ConfigError(f"{group}.k = {k}: give 1 or more neighbours")
@@ -70,9 +74,10 @@ def run(
     """
     edges = out / "dedup_edges"
     matrix = OnDisk(features)
-    parameters = {"threshold": config.threshold, "k": config.k, **_of_search(search)}
+    threshold = PUBLISHED if config.threshold is None else config.threshold
+    parameters = {"threshold": threshold, "k": config.k, **_of_search(search)}
     stage = Stage(edges, "dedup_edges", {"features": digest_of(features)}, parameters)
-    task = _graph.EdgesPart(edges, (features,), None, config.k, config.threshold, search)
+    task = _graph.EdgesPart(edges, (features,), None, config.k, threshold, search)
     run_stage(stage, engine, _graph.parts_for(len(matrix)), task, lambda: _graph.counts(edges))
     folder = out / "dedup"
     stage = Stage(folder, "dedup", {"edges": digest_of(edges), "index": digest_of(index)}, {"keep": config.keep})

@@ -7,7 +7,7 @@ Each stage is a file of its own, named as the stage. A stage whose outputs are w
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ from opendino.curate.retrieve import RetrieveConfig
 from opendino.errors import ConfigError
 
 STAGES = ("index", "dedup", "decontaminate", "embed", "retrieve", "cluster", "prune", "balance", "manifest", "report")
+
+
+THUMBNAIL = 0.75
+"""Threshold of both graphs for the detector without weights: precision and recall in LOG.md."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,17 @@ def run(config: CurateConfig, until: str = "report", told: Callable[[str, dict[s
             part_ways()
 
 
+def with_thresholds(config: CurateConfig) -> CurateConfig:
+    """The settings with the thresholds that belong to the copy detector: the paper's are for SSCD."""
+    own = config.copy.model == "thumbnail"
+    dedup_, leaks = config.dedup, config.decontaminate
+    if dedup_.threshold is None:
+        dedup_ = replace(dedup_, threshold=THUMBNAIL if own else dedup.PUBLISHED)
+    if leaks.threshold is None:
+        leaks = replace(leaks, threshold=THUMBNAIL if own else decontaminate.PUBLISHED)
+    return replace(config, dedup=dedup_, decontaminate=leaks)
+
+
 def _silent(name: str, counts: dict[str, Any]) -> None:
     """Tell nobody."""
 
@@ -95,7 +110,7 @@ class _Run:
     """One pass over the stages; keeps where each left its results."""
 
     def __init__(self, config: CurateConfig, told: Callable[[str, dict[str, Any]], None], last: str) -> None:
-        self.config, self.told, self.last = config, told, last
+        self.config, self.told, self.last = with_thresholds(config), told, last
         self.selections: dict[str, Path] = {}
         wanted = {*config.mix.parts, last}
         # A tree over a whole pool is dear, and retrieval alone has no use for it.

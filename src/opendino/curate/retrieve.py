@@ -85,6 +85,7 @@ class _NeighboursPart:
             open_features((self.features,), self.selection / "kept.npy"),
             open_features((self.queries,), None),
         )
+        pool.hold(self.search.hold_mb)
         find = nearest if self.search.engine == "exact" else _faiss.nearest
         start, stop = part * _QUERIES_A_PART, min((part + 1) * _QUERIES_A_PART, len(queries))
         found, cosines = [], []
@@ -147,7 +148,7 @@ def run(
         k = min(config.clusters or max(min(len(pool) // 1000, 100_000), 1), len(pool))
         flat = ClusterConfig(levels=(k,), resample=(1,), steps=0, kmeans=config.kmeans, seed=config.seed)
         clusters = cluster.run(out, selection, features, flat, "retrieve_clusters")
-    parameters = asdict(config) | {"kmeans": {k: v for k, v in asdict(config.kmeans).items() if k != "device"}}
+    parameters = asdict(config) | {"kmeans": _kmeans.of_result(config.kmeans)}
     stage = Stage(folder, "retrieve", inputs, parameters)
 
     def take() -> dict[str, Any]:

@@ -19,6 +19,17 @@ def test_rows_are_read_across_shards_with_length_one(embedded):
     np.testing.assert_allclose(some.block(0, 3), wanted[[1, 7, 11]], rtol=1e-6)
 
 
+def test_rows_are_held_where_they_fit(embedded):
+    features = np.random.default_rng(0).normal(size=(12, 3))
+    folder = embedded(features)
+    held, read = OnDisk(folder), OnDisk(folder)
+    read.hold(0)
+    held.hold(1)
+    (folder / "part-00000.npy").unlink()
+    assert torch.equal(held.block(2, 9), read.block(2, 9))
+    assert torch.equal(held.take(np.array([11, 0])), read.take(np.array([11, 0])))
+
+
 def test_a_row_without_features_is_named(embedded):
     with pytest.raises(DataError, match="image 3 of the index has no features"):
         OnDisk(embedded(np.ones((3, 2)), rows=[0, 2, 4]), np.array([2, 3]))

@@ -48,7 +48,16 @@ def test_every_shipped_recipe_loads():
     recipes = sorted((Path(__file__).parents[3] / "configs" / "curate").glob("*.yaml"))
     assert recipes
     for path in recipes:
-        assert load(CurateConfig, path, ["index.sources=[x]"]).dedup.threshold == 0.6
+        assert load(CurateConfig, path, ["index.sources=[x]"]).dedup.k == 64
+
+
+def test_thresholds_belong_to_the_detector():
+    from opendino.curate.pipeline import with_thresholds
+
+    ours = with_thresholds(CurateConfig())
+    assert (ours.dedup.threshold, ours.decontaminate.threshold) == (0.75, 0.75)
+    theirs = with_thresholds(load(CurateConfig, None, ["copy.model=torchscript:sscd.pt", "dedup.threshold=0.5"]))
+    assert (theirs.dedup.threshold, theirs.decontaminate.threshold) == (0.5, 0.45)
 
 
 def test_no_folder():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -9,16 +10,18 @@ from opendino.curate import pipeline, report
 from opendino.errors import DataError
 
 
-def test_the_page_shows_what_was_done(tmp_path, picture_folder):
+def test_the_page_shows_what_was_done(tmp_path):
     pool = tmp_path / "pool"
     pool.mkdir()
-    for path in sorted(picture_folder.rglob("*.png"))[:16]:
-        Image.open(path).resize((32, 32)).save(pool / f"{path.parent.name}-{path.name}")
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        small = Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8))
+        small.resize((48, 48), Image.Resampling.BICUBIC).save(pool / f"{number:02d}.png")
     first = sorted(pool.iterdir())[0]
-    Image.open(first).resize((30, 30)).save(pool / "zz-copy.png")
+    Image.open(first).resize((40, 40)).save(pool / "zz-copy.png")
     (pool / "broken.png").write_bytes(b"nothing")
     words = [f"out={tmp_path / 'out'}", f"index.sources=[{pool}]", f"references=[{first.parent}]",
-             "embed.model=thumbnail", "balance.size=4", "dedup.threshold=0.999", "decontaminate.threshold=0.9999999",
+             "embed.model=thumbnail", "balance.size=4", "dedup.threshold=0.97", "decontaminate.threshold=0.9999999",
              "cluster.kmeans.device=cpu"]  # fmt: skip
     with pytest.raises(DataError, match="no image is left"):  # every image is an evaluation image
         pipeline.run(load(pipeline.CurateConfig, None, words))
