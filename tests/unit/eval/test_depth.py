@@ -42,6 +42,7 @@ def home(tmp_path):
 
 @pytest.fixture
 def backbone():
+    torch.manual_seed(0)
     return VisionTransformer(img_size=32, patch_size=4, embed_dim=64, depth=4, num_heads=1)
 
 
