@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 CODE = """
 import sys
@@ -23,7 +23,8 @@ hf.Dinov2ImageProcessor(size=64, crop_size=56).save_pretrained(folder)
 def home(thing):
     return type(thing).__module__.split(".")[0]
 
-print("before", home(transformers.AutoModel.from_pretrained(folder)))
+before = transformers.AutoModel.from_pretrained(folder), transformers.AutoImageProcessor.from_pretrained(folder)
+print("before", *(home(one) for one in before))
 hf.register()
 hf.register()
 config = transformers.AutoConfig.from_pretrained(folder)
@@ -38,15 +39,34 @@ same = np.abs(np.array(features(image)) - model(**inputs).last_hidden_state.deta
 print("features", home(features.model), same)
 classes = transformers.pipeline("image-classification", model=folder)
 print("classes", home(classes.model), len(classes(image)))
+
+if transformers.__version__.startswith("4."):
+    sys.exit()  # it takes image processors from its own list first
+for family in ("Dinov2", "Dinov2WithRegisters"):
+    getattr(transformers, family + "Config")(**fields).save_pretrained(folder)
+    auto = [transformers.AutoImageProcessor.from_pretrained(folder, backend=b) for b in (None, "pil", "torchvision")]
+    print("images", *(home(one) for one in auto), *(one.backend for one in auto[1:]))
+want = hf.Dinov2ImageProcessor(size=64, crop_size=56)(image, return_tensors="np").pixel_values
+print("pixels", np.array_equal(auto[1](image, return_tensors="np").pixel_values, want), home(features.image_processor))
+transformers.HieraConfig().save_pretrained(folder)
+print("others", home(transformers.AutoImageProcessor.from_pretrained(folder)))
 """
 
 
 def test_register_is_asked_for_and_works(tmp_path):
     run = subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split("\n")[:-1] == [
-        "before transformers",
+    lines = run.stdout.split("\n")[:-1]
+    assert lines[:4] == [
+        "before transformers transformers",
         "after opendino opendino opendino opendino",
         "features opendino True",
         "classes opendino 3",
     ]
+    if not transformers.__version__.startswith("4."):
+        assert lines[4:] == [
+            "images opendino opendino opendino pil torch",
+            "images opendino opendino opendino pil torch",
+            "pixels True opendino",
+            "others transformers",
+        ]

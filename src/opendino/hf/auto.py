@@ -117,18 +117,44 @@ class AutoImageProcessor:
             return transformers.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
+class BitImageProcessorPil(Dinov2ImageProcessor):
+    """What transformers' `AutoImageProcessor` opens after `register()`, by the name that published files hold.
+
+    Other models (Bit, Hiera, FocalNet ...) share that name: theirs are transformers' own as before.
+    """
+
+    resizes_by = "pil"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *places: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Our image processor where `config.json` is of our model types, else transformers'."""
+        if _model_type(pretrained_model_name_or_path, kwargs) not in CONFIGS:
+            theirs = getattr(transformers, cls.__name__)
+            return theirs.from_pretrained(pretrained_model_name_or_path, *places, **kwargs)
+        kwargs["backend"] = cls.resizes_by
+        return Dinov2ImageProcessor.from_pretrained(pretrained_model_name_or_path, *places, **kwargs)
+
+
+class BitImageProcessor(BitImageProcessorPil):
+    """The same for the backend "torchvision", which transformers takes where torchvision is installed."""
+
+    resizes_by = "torch"
+
+
 def register() -> None:
     """Make transformers' own Auto classes and pipelines use our classes for our model types, in this process.
 
-    Calling it again changes nothing. Folders stay what they are: nothing is written into them.
+    Calling it again changes nothing. Folders stay what they are: nothing is written into them. transformers 4 looks
+    for the image processors of published files in its own list first, so its `AutoImageProcessor` keeps them.
     """
+    processors = {"pil": BitImageProcessorPil, "torchvision": BitImageProcessor, "opendino": Dinov2ImageProcessor}
     for model_type, config in CONFIGS.items():
         transformers.AutoConfig.register(model_type, config, exist_ok=True)
         for name, models in MODELS.items():
             getattr(transformers, name).register(config, models[model_type], exist_ok=True)
         register_processor = transformers.AutoImageProcessor.register
         if "image_processor_classes" in inspect.signature(register_processor).parameters:  # transformers 5
-            register_processor(config, image_processor_classes={"pil": Dinov2ImageProcessor}, exist_ok=True)
+            register_processor(config, image_processor_classes=dict(processors), exist_ok=True)
         else:
             register_processor(config, slow_image_processor_class=Dinov2ImageProcessor, exist_ok=True)
 
