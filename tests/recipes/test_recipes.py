@@ -53,7 +53,7 @@ def settings_of(cls):
 
 SETTINGS = list(dict.fromkeys(settings_of(PretrainConfig)))
 RUNS = [
-    "dino.centering=centering knn.every=2 log.picture=true crops.blur=paper",
+    "dino.centering=centering knn.every=2 log.picture=true crops.blur=paper watch.start=0",
     "dino.centering=sinkhorn_knopp ibot.separate_head=true ibot.prototypes=16 ibot.hidden_dim=16 ibot.bottleneck_dim=8",
 ]
 """Between them they come by every place where a setting matters."""

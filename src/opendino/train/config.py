@@ -20,6 +20,7 @@ from opendino.data.loaders import LoaderConfig
 from opendino.data.masking import MaskConfig
 from opendino.distributed import world_size
 from opendino.errors import ConfigError, ModelError
+from opendino.eval.watch import WatchConfig
 from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig, TeacherConfig
 from opendino.models.presets import BackboneConfig
 from opendino.optim.adamw import OptimConfig
@@ -113,6 +114,7 @@ class PretrainConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     knn: ProbeConfig = field(default_factory=ProbeConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:

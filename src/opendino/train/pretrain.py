@@ -223,7 +223,8 @@ def _go(
     """The run itself, in a folder that is ready for it."""
     probe = Probe(config.knn, dataset, run.device, config.train.precision)
     metrics = MetricLog(claim.folder, run.step, config.log)
-    upkeep = Upkeep(claim.folder, metrics, probe, config.checkpoint, config.train.batch_size, feed.bad, seconds)
+    batch_size = config.train.batch_size
+    upkeep = Upkeep(claim.folder, metrics, probe, config.checkpoint, batch_size, feed.bad, seconds, config.watch)
 
     def after(run: Run, record: Mapping[str, float]) -> None:
         claim.keep()

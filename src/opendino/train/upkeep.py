@@ -14,6 +14,7 @@ from opendino.config import read_yaml
 from opendino.data.loaders import BadImages
 from opendino.distributed import is_main, world_size
 from opendino.errors import CheckpointError
+from opendino.eval.watch import Watch, WatchConfig
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.train import state
 from opendino.train.loop import Run
@@ -59,6 +60,7 @@ class Upkeep:
         batch_size: images of a step over all processes.
         bad: counts the images that could not be read.
         seconds: of the run so far, those of earlier processes included.
+        watch: what counts as collapsed, and what is done about it; None for the defaults.
     """
 
     def __init__(
@@ -70,9 +72,11 @@ class Upkeep:
         batch_size: int,
         bad: BadImages,
         seconds: Callable[[], float] = lambda: 0.0,
+        watch: WatchConfig | None = None,
     ) -> None:
         self.folder, self.metrics, self.probe, self.bad = folder, metrics, probe, bad
         self._checkpoints, self._batch_size, self._seconds = checkpoints, batch_size, seconds
+        self._watch = Watch(watch or WatchConfig())
 
     def begin(self, run: Run) -> None:
         """Look at the untrained teacher, which everything later is compared with."""
@@ -121,3 +125,5 @@ class Upkeep:
         ]
         rank = f"effective rank {record['health/effective_rank']:.1f}"
         _log.info("step %d: teacher's %s", run.step, ", ".join([*shown, rank]))
+        for sentence in self._watch.look(run.step, record):
+            _log.warning("%s", sentence)

@@ -59,3 +59,44 @@ def test_it_stops_or_looks_away():
         WatchConfig(mean_cosine=2.0)
     with pytest.raises(ConfigError, match=r"watch\.patience = 0"):
         WatchConfig(patience=0)
+
+
+def drill(*, centre, temp, steps=200, seed=0):
+    """Self-distillation in the small: two views of points, a student and its slow copy, 64 prototypes.
+
+    What the watch says of the teacher, looked at each 20 steps.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(128, 16, generator=generator)
+    student = [torch.randn(16, 32, generator=generator) / 4, torch.randn(32, 64, generator=generator) / 6]
+    teacher = [w.clone() for w in student]
+    for w in student:
+        w.requires_grad_()
+    centred, watch, said = torch.zeros(64), Watch(), []
+
+    def features(x, weights):
+        return torch.nn.functional.layer_norm((x @ weights[0]).relu(), (32,))
+
+    for step in range(steps + 1):
+        views = [points + 0.3 * torch.randn(points.shape, generator=generator) for _ in range(2)]
+        with torch.no_grad():
+            logits = features(views[0], teacher) @ teacher[1]
+            target = ((logits - centred * centre) / temp).softmax(1)
+            centred = 0.9 * centred + 0.1 * logits.mean(0)
+            if step % 20 == 0:
+                said += watch.look(step, summary(features(points, teacher), target))
+        loss = -(target * (features(views[1], student) @ student[1] / 0.1).log_softmax(1)).sum(1).mean()
+        gradients = torch.autograd.grad(loss, student)
+        with torch.no_grad():
+            for w, g, t in zip(student, gradients, teacher, strict=True):
+                w -= 0.1 * g
+                t.lerp_(w, 0.1)
+    return said, watch.named
+
+
+def test_a_run_forced_to_collapse_is_named_within_200_steps_and_a_healthy_one_is_not():
+    assert drill(centre=1.0, temp=0.07) == ([], set())
+    for temp in (1.0, 5.0):  # nothing centres, nothing sharpens: every image becomes undecided
+        said, named = drill(centre=0.0, temp=temp)
+        assert named == {"flat"}
+        assert int(said[0].split()[3].rstrip(":")) <= 200

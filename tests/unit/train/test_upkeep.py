@@ -8,6 +8,8 @@ from opendino.checkpoint.hub import load_backbone
 from opendino.checkpoint.store import CheckpointConfig
 from opendino.config import load
 from opendino.data.loaders import BadImages
+from opendino.errors import TrainingError
+from opendino.eval.watch import Watch, WatchConfig
 from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.metrics import LogConfig, MetricLog
 from opendino.train.pretrain import build_run, open_images
@@ -78,3 +80,15 @@ def test_the_weights_are_the_teachers_backbone(make, tmp_path):
     images = torch.randn(2, 3, 16, 16)
     assert backbone(images).equal(run.method.teacher["backbone"](images))
     assert backbone.input_spec == run.method.teacher["backbone"].input_spec
+
+
+def test_a_collapse_is_named_as_the_settings_say(make, tmp_path, caplog, monkeypatch):
+    upkeep, run = make(knn=2)
+    monkeypatch.setattr(upkeep, "probe", lambda *_: {"health/effective_rank": 1.0, "health/mean_cosine": 1.0})
+    monkeypatch.setattr(upkeep, "_watch", Watch(WatchConfig(start=0, patience=2)))
+    for run.step in (0, 2, 4):
+        upkeep._look(run, 0.05)
+    assert caplog.text.count("collapse at step 2: features are constant") == 1
+    monkeypatch.setattr(upkeep, "_watch", Watch(WatchConfig("stop", start=0, patience=1)))
+    with pytest.raises(TrainingError, match="collapse at step 4"):
+        upkeep._look(run, 0.05)
