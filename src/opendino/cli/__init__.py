@@ -15,6 +15,7 @@ VERBS = MappingProxyType(
         "embed": "opendino.cli.embed",
         "search": "opendino.cli.search",
         "view": "opendino.cli.view",
+        "export": "opendino.cli.export",
         "convert": "opendino.cli.convert",
         "config": "opendino.cli.config",
         "doctor": "opendino.cli.doctor",

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model in the form that other programs run; every export is opened again by its own runtime and compared.
+
+Start with `shipping.py` (what all formats share), then a format: `hf_folder.py`, `program.py` (traces and
+torch.export), `onnx.py`.
+"""
+
+from types import MappingProxyType
+
+FORMATS = MappingProxyType(
+    {
+        "hf": ("opendino.export.hf_folder", "a folder that transformers opens, with a card"),
+        "trace": ("opendino.export.program", "a TorchScript trace (.pt), for libtorch"),
+        "program": ("opendino.export.program", "a torch.export program (.pt2)"),
+        "onnx": ("opendino.export.onnx", "an ONNX graph (.onnx)"),
+    }
+)
+"""Format -> (module, what it is); modules are imported when asked for."""

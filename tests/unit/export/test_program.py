@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+import torch
+
+from opendino.checkpoint.hub import load
+from opendino.export.shipping import ExportConfig, export, largest
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("dynamic", ["all", "none"])
+def test_a_trace_runs_without_us(weights, tmp_path, dynamic, no_shape_checks):
+    done = export(weights, tmp_path / "x.pt", ExportConfig(to="trace", dynamic=dynamic))
+    assert largest(done.differences) <= 1e-5
+    extra = {"opendino.json": ""}
+    again = torch.jit.load(str(done.path), _extra_files=extra)
+    assert json.loads(extra["opendino.json"])["outputs"] == list(done.outputs)
+    images = torch.randn(2, 3, 56, 56)
+    torch.testing.assert_close(again(images)[0], load(weights)(images), atol=1e-5, rtol=0)
+
+
+def test_a_program_holds_at_other_sizes(weights, tmp_path, no_shape_checks):
+    done = export(weights, tmp_path / "x.pt2", ExportConfig(to="program"))
+    assert largest(done.differences) <= 1e-5
+    images = torch.randn(3, 3, 28, 84)
+    with torch.no_grad():
+        again = torch.export.load(str(done.path)).module()(images)
+        torch.testing.assert_close(again[0], load(weights)(images), atol=1e-5, rtol=0)

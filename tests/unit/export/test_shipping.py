@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from PIL import Image
+
+from opendino.checkpoint.hub import load
+from opendino.errors import CheckpointError, ConfigError, ConversionError
+from opendino.export import program, shipping
+from opendino.export.shipping import ExportConfig, Graph, compare, export, trials
+from opendino.models.classifier import LinearClassifier
+from opendino.models.vision_transformer import VisionTransformer
+
+
+def backbone(**settings):
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
+    return VisionTransformer(**(sizes | settings)).eval()
+
+
+@pytest.mark.parametrize(("registers", "layers"), [(0, 1), (2, 3)])
+def test_the_graph_of_a_classifier_gives_what_it_gives(registers, layers):
+    model = LinearClassifier(backbone(num_register_tokens=registers), 5, layers).eval()
+    images = torch.randn(2, 3, 16, 24)
+    graph = Graph(model)
+    found = dict(zip(graph.outputs, graph(images), strict=True))
+    wanted = model.backbone.forward_features(images)
+    torch.testing.assert_close(found["logits"], model(images))
+    torch.testing.assert_close(found["patches"], wanted["x_norm_patchtokens"])
+    torch.testing.assert_close(found["cls"], wanted["x_norm_clstoken"])
+    assert ("registers" in found) is bool(registers)
+
+
+def test_a_wrong_or_missing_output_is_seen():
+    graph, images = Graph(backbone()), torch.randn(1, 3, 16, 16)
+    exact = lambda x: dict(zip(graph.outputs, graph(x), strict=True))  # noqa: E731
+    assert compare(graph, exact, images).largest == 0
+    off = lambda x: exact(x) | {"patches": exact(x)["patches"] + 0.25}  # noqa: E731
+    assert compare(graph, off, images)[1:] == ("patches", pytest.approx(0.25, abs=1e-5))
+    assert compare(graph, lambda x: {"cls": exact(x)["cls"]}, images).largest == float("inf")
+    nan = lambda x: exact(x) | {"cls": exact(x)["cls"] * float("nan")}  # noqa: E731
+    assert not compare(graph, nan, images).largest <= 1
+
+
+def test_what_is_promised_is_tried(tmp_path):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
+    model = backbone()
+    shapes = lambda **s: {tuple(one.shape) for one in trials(model, (16, 16), ExportConfig(**s))}  # noqa: E731
+    everything = shapes(dynamic="all", images=str(tmp_path))
+    assert {one[0] for one in everything} == {1, 3}
+    assert {one[2:] for one in everything} == {(16, 16), (24, 36), (8, 12)}
+    assert {one[2:] for one in shapes(dynamic="batch")} == {(16, 16)}
+    assert shapes(dynamic="none", batch=4, images=str(tmp_path / "a.png")) == {(4, 3, 16, 16)}
+
+
+def test_a_difference_leaves_no_file(weights, tmp_path, monkeypatch, no_shape_checks):
+    def wrong(graph, example, path, config):
+        path.write_bytes(b"something")
+        return lambda images: {name: one + 1 for name, one in zip(graph.outputs, graph(images), strict=True)}
+
+    monkeypatch.setattr(program, "write", wrong)
+    with pytest.raises(ConversionError, match=r"differ by 1.0e\+00"):
+        export(weights, tmp_path / "out" / "x.pt", ExportConfig(to="trace", dynamic="none"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_does_not_fit(weights, tmp_path):
+    with pytest.raises(ConfigError, match=r"ends in .onnx"):
+        export(weights, tmp_path / "x.pt", ExportConfig())
+    with pytest.raises(ConfigError, match=r"multiples of the model's patch, 14; try \[224, 28\]"):
+        export(weights, tmp_path / "x.pt2", ExportConfig(to="program", size=(225, 30)))
+    with pytest.raises(CheckpointError, match="exists already"):
+        export(weights, weights, ExportConfig(to="hf"))
+    for settings in ({"to": "tflite"}, {"to": "trace", "precision": "fp16"}, {"opset": 11}, {"batch": 0}):
+        with pytest.raises(ConfigError):
+            ExportConfig(**settings)
+    assert shipping._baked(load(weights), (28, 42)).grid == (2, 3)
