@@ -34,3 +34,20 @@ def test_protocols_have_settings_a_run_and_words_in_the_help(protocol):
     assert config.load(settings) == settings()
     assert f"opendino eval {protocol}" in USAGE
     assert f"\n{protocol} " in USAGE
+
+
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_what_a_run_recorded_is_taken_where_it_is_known(protocol, tmp_path):
+    from opendino.cli.eval import defaults_of
+
+    (tmp_path / "config.yaml").write_text("images: {value_range: [0, 4095], orient: false}\n")
+    module, name, _ = PROTOCOLS[protocol]
+    settings = getattr(import_module(module), name)
+    known = config.fields_of(settings)
+    defaults = defaults_of(protocol, str(tmp_path), str(tmp_path / "out"), known)
+    assert defaults["features.cache"] == str(tmp_path / "out" / "features")
+    loaded = config.leaves(config.load(settings, None, (), defaults))
+    assert all(loaded[key] == value for key, value in defaults.items())
+    if protocol in ("knn", "linear", "logreg", "segment", "finetune", "robust", "health"):
+        prefix = "" if protocol == "health" else "data."
+        assert loaded[f"{prefix}value_range"] == [0, 4095]

@@ -2,13 +2,15 @@
 """`opendino eval`: measure a backbone by a published protocol."""
 
 import difflib
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from opendino.cli._words import find_recipe, split
 from opendino.errors import ConfigError
 
-SUMMARY = "measure a backbone: k-NN, logistic regression, health"
+SUMMARY = "measure a backbone: k-NN, linear, segmentation, depth, retrieval, health and others"
 USAGE = """
 usage: opendino eval knn    MODEL data.train=DIR data.val=DIR [key=value ...]
        opendino eval linear MODEL data.train=DIR data.val=DIR [tests.sources=[DIR,...]] [key=value ...]
@@ -77,7 +79,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"opendino eval {protocol}: name a model: a run folder, a weights folder or a weights file")
 
     from opendino import logs
-    from opendino.cli._decoding import decoding_of
+    from opendino.config import fields_of
     from opendino.config import load as load_config
     from opendino.distributed import is_main
     from opendino.eval.adapters import open_backbone
@@ -87,11 +89,11 @@ def main(argv: list[str]) -> int:
     place, config_class, _ = PROTOCOLS[protocol]
     module = import_module(place)
     settings = [word for word in words if not word.startswith("out=")]
-    decoding = decoding_of(model, "" if protocol == "health" else "data.")
     if not out and (Path(model) / "config.yaml").is_file():
         out = str(Path(model) / "eval")
-    defaults = decoding | ({"features.cache": str(Path(out) / "features")} if out else {})
-    config = load_config(getattr(module, config_class), find_recipe(recipe) if recipe else None, settings, defaults)
+    config_type = getattr(module, config_class)
+    defaults = defaults_of(protocol, model, out, fields_of(config_type))
+    config = load_config(config_type, find_recipe(recipe) if recipe else None, settings, defaults)
     results = module.run(open_backbone(model), config, out=Path(out) if out else None, source={"source": model})
     main_process = is_main()
     _leave_group()
@@ -101,6 +103,15 @@ def main(argv: list[str]) -> int:
     print(results.table())
     print(f"written: {Path(out) / results.file_name()}" if out else "not written; give out=DIR to keep these figures")
     return 0
+
+
+def defaults_of(protocol: str, model: str, out: str, known: Sequence[str]) -> dict[str, Any]:
+    """Settings that a protocol takes from the model's own run and from where results go, of those that it knows."""
+    from opendino.cli._decoding import decoding_of
+
+    decoding = decoding_of(model, "" if protocol == "health" else "data.")
+    defaults = decoding | ({"features.cache": str(Path(out) / "features")} if out else {})
+    return {name: value for name, value in defaults.items() if name in known}
 
 
 def _join_group() -> None:

@@ -13,7 +13,7 @@ Read next: `_ranking.py`, `_features.py`.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,7 +177,7 @@ def run(
     else:
         raise ConfigError("data is missing: give data.queries and data.database, or data.ground_truth and data.images")
     # Boxes are not part of a file, so features of cut queries are not kept.
-    without = settings.load(FeatureConfig, None, (), {**settings.to_dict(config.features), "cache": ""})
+    without = replace(config.features, cache="")
     asked = extract(backbone, queries, without if truths else config.features, what="queries")
     known = extract(backbone, database, config.features, what="database")
     if asked.skipped or (truths and known.skipped):

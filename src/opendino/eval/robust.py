@@ -11,7 +11,7 @@ Read next: `_corruptions.py`, `linear.py`.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def run(
     best = int(np.argmax(scores))
     figures = {"clean_top1": scores[best]}
     # What is corrupted has the files of the clean images: their features must not be taken for it.
-    plain = settings.load(FeatureConfig, None, (), {**settings.to_dict(config.features), "cache": ""})
+    plain = replace(config.features, cache="")
     transform, errors = transform_of(backbone, config.features), {}
     for kind in config.robust.kinds or tuple(KINDS):
         found = []
