@@ -53,11 +53,11 @@ def timed(work):
 
 
 def ours(bank, queries, config):
-    parts = [nearest(queries[at : at + 2048], bank, K, config) for at in range(0, len(queries), 2048)]
+    parts = [nearest(queries[at : at + 1024], bank, K, config) for at in range(0, len(queries), 1024)]
     return torch.cat([rows for _, rows in parts])
 
 
-def search(rows, queries, margin=1.25):
+def search(rows, queries, margin=1.1):
     bank = features(rows)
     asked = bank[:: rows // queries][:queries].contiguous()
     print(f"{rows} x {DIM}, {queries} queries, {K} nearest (itself counted), one thread")

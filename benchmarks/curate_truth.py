@@ -23,7 +23,7 @@ from opendino import config as settings
 from opendino.curate import pipeline
 from opendino.curate.index import read_index, usable
 
-THRESHOLDS = (0.65, 0.7, 0.75, 0.8, 0.85)
+THRESHOLDS = (0.7, 0.75, 0.8)
 
 
 def crop(image):

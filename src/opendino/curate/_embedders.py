@@ -28,7 +28,7 @@ from opendino.errors import ConfigError, ModelError
 from opendino.eval._features import FeatureConfig, place, tokens_of, transform_of
 from opendino.eval.adapters import open_backbone
 
-_SIDE, _KEPT, _TILT = 32, 8, 0.75  # by benchmarks/curate_truth.py, see LOG.md
+_SIDE, _KEPT, _TILT = 32, 7, 0.75  # by benchmarks/curate_truth.py, see LOG.md
 
 
 @dataclass(frozen=True)

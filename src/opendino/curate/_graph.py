@@ -23,7 +23,7 @@ from opendino.curate._stage import marker, parts_of, write_table
 from opendino.errors import DataError
 
 ROWS_A_PART = 16384
-_AT_ONCE = 2048  # queries
+_AT_ONCE = 1024  # queries
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ class SearchConfig:
 
     engine: Literal["exact", "ivf", "hnsw"] = "exact"
     precision: Precision = "auto"
-    margin: float = 1.25
-    memory_mb: int = 256
+    margin: float = 1.1
+    memory_mb: int = 512
     hold_mb: int = 4096
     device: str = "auto"
     nprobe: int = 32

@@ -29,7 +29,7 @@ from opendino.data.samplers import keyed_rng
 from opendino.errors import ConfigError
 
 _QUERIES_A_PART = 16384
-_AT_ONCE = 2048
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Killed at random, again and again, the pipeline ends with the same bytes, and makes no finished part twice."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# A child that curates, with every stage's parts slowed down a little, and notes which parts it makes.
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from opendino.config import load
+from opendino.curate import _engines, pipeline
+made = _engines._make
+def slow(task, part):
+    if not _engines.marker(task.folder, part).exists():
+        time.sleep(0.02)
+        made(task, part)
+        with Path(sys.argv[1]).open("a") as file:
+            file.write(f"{task.folder.name} {part}\\n")
+_engines._make = slow
+pipeline.run(load(pipeline.CurateConfig, None, sys.argv[2:]))
+"""
+WORDS = """
+embed.model=thumbnail index.rows=5 dedup.threshold=0.95 cluster.levels=[10,3] cluster.steps=3 cluster.resample=[3,2]
+cluster.kmeans.device=cpu cluster.kmeans.iterations=6 cluster.kmeans.save_every=2 search.device=cpu balance.size=20
+"""
+
+
+@pytest.fixture(scope="module")
+def heap(tmp_path_factory):
+    root, rng = tmp_path_factory.mktemp("heap"), np.random.default_rng(0)
+    for number in range(60):
+        small = Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8))
+        small.resize((40, 40), Image.Resampling.BICUBIC).save(root / f"{number:02d}.png")
+    return root
+
+
+def start(heap, out, made):
+    words = [f"out={out}", f"index.sources=[{heap}]", *WORDS.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(made), *words], env=environment)
+
+
+def results(out):
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files if path.suffix != ".html"}
+
+
+@pytest.mark.slow
+def test_killed_at_random(heap, tmp_path):
+    kills = int(os.environ.get("OPENDINO_TEST_KILLS", "4"))
+    began = time.monotonic()
+    whole = start(heap, tmp_path / "whole", tmp_path / "made_whole")
+    assert whole.wait(timeout=250) == 0
+    lasts = time.monotonic() - began
+    dice = random.Random(0)
+    for _ in range(kills):
+        child = start(heap, tmp_path / "killed", tmp_path / "made")
+        try:
+            child.wait(timeout=dice.uniform(0.4, 1.0) * lasts)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+        child.wait()
+    child = start(heap, tmp_path / "killed", tmp_path / "made")
+    assert child.wait(timeout=250) == 0
+    found, wanted = results(tmp_path / "killed"), results(tmp_path / "whole")
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+    made = (tmp_path / "made").read_text().split("\n")[:-1]
+    assert len(made) == len(set(made))
+    assert set(made) <= set((tmp_path / "made_whole").read_text().split("\n"))
