@@ -243,8 +243,9 @@ def _not_in_the_file(backbone: VisionTransformer, partial: Path) -> dict[str, An
 
 
 def _largest(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
+    """Not a number where any difference is none, which Python's own `max` would pass over."""
     differences = [(wanted[name] - found[name]).abs() for name in found if name in wanted and wanted[name].numel()]
-    return max(float(difference.max()) for difference in differences)
+    return float(torch.stack([difference.max() for difference in differences]).max())
 
 
 @contextlib.contextmanager

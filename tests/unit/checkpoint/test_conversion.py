@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import math
 
 import pytest
 import torch
@@ -244,3 +245,10 @@ def test_the_fixed_image_is_the_same_for_everybody():
     assert float(image[0, 1, 0, 0]) == pytest.approx(2**0.5 * 0.8414709848)
     large = fixed_image(draw(img_size=224))
     assert float(large.std()) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("order", [("cls", "patches"), ("patches", "cls")])
+def test_a_difference_that_is_no_number_is_not_passed_over(order):
+    found = {"cls": torch.zeros(1, 2), "patches": torch.tensor([[0.0, torch.nan]])}
+    wanted = {name: torch.zeros(1, 2) for name in found}
+    assert math.isnan(conversion._largest(wanted, {name: found[name] for name in order}))
