@@ -16,6 +16,7 @@ VERBS = MappingProxyType(
         "search": "opendino.cli.search",
         "view": "opendino.cli.view",
         "export": "opendino.cli.export",
+        "serve": "opendino.cli.serve",
         "convert": "opendino.cli.convert",
         "config": "opendino.cli.config",
         "doctor": "opendino.cli.doctor",

@@ -29,6 +29,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from opendino import config
+from opendino.curate._features import _Short
 from opendino.curate._search import SearchConfig, nearest
 from opendino.curate._stage import digest_of, write_table
 from opendino.data.datasets import ImageDataset, open_dataset
@@ -41,6 +42,7 @@ from opendino.search import _faiss
 _INDEX, _VECTORS, _IMAGES, _GRAPH = "index.json", "vectors.npy", "images.parquet", "graph.faiss"
 _FORMAT = "opendino index 1"
 EXACT = SearchConfig()
+_FEW = 32  # queries
 _log = logging.getLogger(__name__)
 
 
@@ -60,14 +62,14 @@ class Hit(NamedTuple):
     path: str
 
 
-class Vectors:
+class Vectors(_Short):
     """Unit vectors on the disk, as the search reads them; see `curate._features.Matrix`."""
 
     largest = 1.0
 
     def __init__(self, path: Path) -> None:
         # Mapped copy-on-write: torch wants memory that could be written to.
-        self._all = torch.from_numpy(np.load(path, mmap_mode="c"))
+        self._all = self._held = torch.from_numpy(np.load(path, mmap_mode="c"))
         self.dim = self._all.shape[1]
 
     def __len__(self) -> int:
@@ -126,7 +128,10 @@ class Index:
             raise DataError("search: a query is a zero vector or not finite, so it has no direction")
         queries, k = F.normalize(queries.float(), dim=1), min(max(k, 1), len(self))
         if self.config.engine == "exact":
-            return nearest(queries, self.vectors, k, self.config)
+            # For a few queries reading the vectors is all the work: making short copies of them would only add to it.
+            few = len(queries) < _FEW and self.config.precision == "auto"
+            how = replace(self.config, precision="fp32") if few else self.config
+            return nearest(queries, self.vectors, k, how)
         return _faiss.among(self._graph, queries, self.vectors, k)
 
     def hits(self, queries: Float[Tensor, "q D"], k: int = 10, *, leave_out: Sequence[int] = ()) -> list[list[Hit]]:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+for name in ("fastapi", "httpx", "python_multipart"):
+    pytest.importorskip(name, reason=f"{name} is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+from opendino.config import load  # noqa: E402
+from opendino.embed import matrix  # noqa: E402
+from opendino.errors import ConfigError  # noqa: E402
+from opendino.serve.app import ServeConfig, make_app  # noqa: E402
+
+
+@pytest.fixture
+def client(served):
+    from starlette.testclient import TestClient
+
+    words = [f"index={served / 'features'}", "embed.device=cpu", "limits.images=3", "limits.bytes=100000",
+             "limits.pixels=10000", "batching.queue=8"]  # fmt: skip
+    with TestClient(make_app(str(served / "w"), load(ServeConfig, None, words))) as client:
+        yield client
+
+
+def files(served):
+    return sorted((served / "images").iterdir())
+
+
+def test_vectors_are_those_of_the_embedded_folder(client, served):
+    wanted = matrix(served / "features")
+    one = client.post("/embed", content=files(served)[4].read_bytes())
+    assert one.status_code == 200, one.text
+    assert one.json()["feature"] == "patch_mean"
+    np.testing.assert_allclose(one.json()["vectors"], wanted[4:5], atol=1e-5)
+    several = [("images", (path.name, path.read_bytes(), "image/png")) for path in files(served)[:3]]
+    found = np.load(BytesIO(client.post("/embed?format=npy", files=several).content))
+    np.testing.assert_allclose(found, wanted[:3], atol=1e-5)
+
+
+def test_neighbours_and_pictures(client, served):
+    hits = client.post("/similar?k=2", content=files(served)[4].read_bytes()).json()["hits"]
+    assert hits[0]["row"] == 4
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-5)
+    assert len(hits) == 2
+    thumbnail = Image.open(BytesIO(client.get("/image/4").content))
+    assert thumbnail.size == (24, 24)
+    made = Image.open(BytesIO(client.post("/pca", content=files(served)[4].read_bytes()).content))
+    assert max(made.size) == 512
+
+
+def big(width, height):
+    buffer = BytesIO()
+    Image.new("L", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("send", "status"),
+    [
+        ({"content": b""}, 400),
+        ({"content": b"no image"}, 422),
+        ({"content": big(8, 8)[:45]}, 422),
+        ({"content": big(200, 200)}, 413),
+        ({"content": b"x" * 200_000}, 413),
+        ({"content": lambda: iter([b"x" * 60_000] * 3)}, 413),
+        ({"files": [("a", ("a", b"no", "image/png"))]}, 422),
+        ({"files": [("a", ("a", b"x", "image/png"))] * 4}, 413),
+        ({"content": b"--x\r\nbroken", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 400),
+        ({"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 400),
+        ({"data": {"a": "words"}, "headers": {}}, 422),
+    ],
+)
+@pytest.mark.parametrize("path", ["/embed", "/similar", "/pca"])
+def test_bad_bodies_are_the_sender_s_fault(client, path, send, status):
+    content = send.get("content")
+    answer = client.post(path, **(send | ({"content": content()} if callable(content) else {})))
+    assert answer.status_code == status, answer.text
+    assert answer.json()["detail"]
+
+
+def test_bad_words(client):
+    assert client.post("/embed?format=xml", content=b"x").status_code == 422
+    assert client.post("/similar?k=0", content=b"x").status_code == 422
+    assert client.get("/image/99").status_code == 422
+    assert client.get("/image/-1").status_code == 404
+    assert client.get("/nothing").status_code == 404
+
+
+def test_state(client, served):
+    assert client.get("/health").json() == {
+        "status": "ok", "model": str(served / "w"), "feature": "patch_mean", "index": 10,
+    }  # fmt: skip
+    client.post("/embed", content=b"no")
+    client.get("/secret/path")
+    counts = client.get("/metrics").text
+    assert 'opendino_requests_total{path="/embed",status="422"} 1' in counts
+    assert "secret" not in counts
+    assert "<title>opendino" in client.get("/").text
+    assert "/embed" in client.get("/openapi.json").json()["paths"]
+
+
+def test_many_at_once_get_an_answer_or_a_no(client, served):
+    data = files(served)[0].read_bytes()
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: client.post("/embed", content=data), range(60)))
+    codes = {answer.status_code for answer in answers}
+    assert codes <= {200, 429}
+    assert 200 in codes
+    vectors = [answer.json()["vectors"] for answer in answers if answer.status_code == 200]
+    np.testing.assert_allclose(vectors, np.broadcast_to(vectors[0], np.shape(vectors)), atol=1e-5)
+    assert client.get("/metrics").text.splitlines()[-1] == "opendino_waiting_images 0"
+
+
+def test_a_token_is_asked_for(served):
+    from starlette.testclient import TestClient
+
+    config = load(ServeConfig, None, ["token=secret", "embed.device=cpu"])
+    with TestClient(make_app(str(served / "w"), config)) as client:
+        data = files(served)[0].read_bytes()
+        assert client.post("/embed", content=data).status_code == 401
+        assert client.get("/metrics").status_code == 401
+        assert client.get("/health").status_code == 200
+        assert client.post("/embed", content=data, headers={"Authorization": "Bearer secret"}).status_code == 200
+        assert client.post("/similar", content=data, headers={"Authorization": "Bearer secret"}).status_code == 404
+
+
+def test_one_feature_is_served():
+    with pytest.raises(ConfigError, match="one feature"):
+        load(ServeConfig, None, ["embed.features=[cls,patch_mean]"])
