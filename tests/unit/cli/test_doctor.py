@@ -39,6 +39,12 @@ def test_a_gpu(capsys, monkeypatch):
     assert "Tensor Machine, 80 GiB, capability 9.0, bf16" in capsys.readouterr().out
 
 
+def test_speed_is_measured_when_asked_for(capsys, monkeypatch):
+    monkeypatch.setattr("opendino.cli._speed.measure", lambda: [("decoding", "fast enough")])
+    assert main(["doctor", "speed"]) == 0
+    assert "fast enough" in capsys.readouterr().out
+
+
 def test_words_are_refused(capsys):
     assert main(["doctor", "seed=1"]) == 2
     assert "takes no words" in capsys.readouterr().err
