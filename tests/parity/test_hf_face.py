@@ -54,6 +54,8 @@ def pair_of(what, shape, kind, folder, **fields):
                 torch.nn.init.uniform_(parameter, 0.1, 0.5)
             elif "token" in name or "position" in name:  # tokens near zero would blow rounding up in the first norm
                 torch.nn.init.normal_(parameter, std=0.3)
+            elif name.endswith(("query.weight", "key.weight", "q_proj.weight", "k_proj.weight")):
+                torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)  # attention far from even
             else:
                 torch.nn.init.normal_(parameter, std=0.02)
     theirs.save_pretrained(folder)
@@ -62,9 +64,14 @@ def pair_of(what, shape, kind, folder, **fields):
 
 def largest(theirs, ours):
     if isinstance(theirs, tuple):
-        return max(largest(a, b) for a, b in zip(theirs, ours, strict=True))
+        return most(largest(a, b) for a, b in zip(theirs, ours, strict=True))
     assert theirs.shape == ours.shape
     return (theirs - ours).abs().max().item()
+
+
+def most(differences):
+    """The largest, or not a number where one is none: Python's `max` passes over those."""
+    return np.max(list(differences)).item()
 
 
 @torch.no_grad()
@@ -74,7 +81,7 @@ def largest_of_gradients(theirs, ours, folder):
         parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     theirs.save_pretrained(folder / "gradients")
     wanted = type(ours).from_pretrained(folder / "gradients").state_dict()
-    return max(
+    return most(
         largest(wanted[name], torch.zeros_like(p) if p.grad is None else p.grad) for name, p in ours.named_parameters()
     )
 
@@ -92,7 +99,7 @@ def test_outputs_and_hidden_states(shape, kind, size, tmp_path):
     differences = {name: largest(want[name], got[name]) for name in want}
     print(shape, kind, size, differences)
     assert list(want) == list(got)
-    assert max(differences.values()) <= LIMIT
+    assert most(differences.values()) <= LIMIT
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -109,14 +116,14 @@ WIDTHS = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4},
     "S, cut": {"hidden_size": 384, "num_hidden_layers": 2, "num_attention_heads": 6},
     "B, cut": {"hidden_size": 768, "num_hidden_layers": 2, "num_attention_heads": 12},
+    "B, one block": {"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12},
 }
-"""The widths of the released models; two blocks hold everything that more of them repeat."""
+"""The widths of the released models; two blocks hold everything that more of them repeat, at 1,370 tokens one has to
+do."""
 EVERYTHING = [
-    *(("tiny", kind, size) for kind in KINDS for size in SIZES),
-    *((width, kind, (224, 308)) for width in ("S, cut", "B, cut") for kind in KINDS),
-    ("S, cut", "plain", (518, 518)),
-    ("B, cut", "plain", (98, 98)),
-    ("B, cut", "registers", (224, 224)),
+    *((width, kind, size) for width in ("tiny", "S, cut") for kind in KINDS for size in SIZES),
+    *(("B, cut", kind, size) for kind in KINDS for size in SIZES if size != (518, 518)),
+    *(("B, one block", kind, (518, 518)) for kind in KINDS),
 ]
 
 
@@ -134,10 +141,12 @@ def test_all_outputs_losses_and_gradients_at_every_width_and_size(shape, kind, s
     differences["pooler"] = largest(bare[0].pooler_output, bare[1].pooler_output)
     want.loss.backward()
     got.loss.backward()
+    queries = [p.grad.abs().max().item() for name, p in ours.named_parameters() if name.endswith("query.weight")]
     differences["gradients"] = largest_of_gradients(theirs, ours, tmp_path)
+    assert min(queries) > 20 * LIMIT, "attention too even: its gradients are too small to show a difference"
     print(shape, kind, size, {name: f"{value:.1e}" for name, value in differences.items()})
     assert len(got.attentions) == ours.config.num_hidden_layers
-    assert max(differences.values()) <= LIMIT
+    assert most(differences.values()) <= LIMIT
 
 
 @pytest.mark.parametrize("kind", ["plain", "registers"])
@@ -172,7 +181,7 @@ def test_logits_loss_and_gradients(kind, problem, tmp_path):
     x = torch.randn(2, 3, 98, 98)
     want, got = theirs(x, labels=labels), ours(x, labels=labels)
     assert theirs.config.problem_type == ours.config.problem_type == problem
-    assert max(largest(want.logits, got.logits), largest(want.loss, got.loss)) <= LIMIT
+    assert most([largest(want.logits, got.logits), largest(want.loss, got.loss)]) <= LIMIT
     want.loss.backward()
     got.loss.backward()
     difference = largest_of_gradients(theirs, ours, tmp_path)
