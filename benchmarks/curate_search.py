@@ -23,7 +23,7 @@ from opendino.curate._search import SearchConfig, fast_dtype, nearest, recall
 
 DIM, CENTRES, K = 384, 2000, 65
 try:
-    import faiss
+    import faiss  # pyrefly: ignore[missing-import]  an extra
 except ImportError:
     faiss = None
 

@@ -77,7 +77,9 @@ class HealthConfig:
 
     def __post_init__(self) -> None:
         if self.sample < 0 or self.views < 2:
-            raise ConfigError(f"sample = {self.sample}, views = {self.views}: use 0 or more images, and 2 or more views")
+            raise ConfigError(
+                f"sample = {self.sample}, views = {self.views}: use 0 or more images, and 2 or more views"
+            )
 
 
 class PrototypeUse(NamedTuple):
