@@ -5,6 +5,7 @@ A graph takes normalised images [B, C, H, W] and gives `cls` [B, D], `patches` [
 are some; that of a classifier gives `logits` too. Read next: `program.py`, `onnx.py`.
 """
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -177,7 +178,7 @@ def export(source: str, out: str | Path, config: ExportConfig = ExportConfig()) 
         runner = module.write(graph, example, place / out.name, config)
         differences = [compare(graph, runner, images) for images in trials(model, size, config)]
         worst = max(differences, key=lambda one: one.largest)
-        if not worst.largest <= config.allowed:  # also where it is not a number
+        if worst.largest > config.allowed:
             raise ConversionError(
                 f"{out}: opened again, its {worst.of} of images {list(worst.images)} differ by {worst.largest:.1e}, "
                 f"more than tolerance={config.allowed:g}; nothing was written"
@@ -192,7 +193,7 @@ def export(source: str, out: str | Path, config: ExportConfig = ExportConfig()) 
 
 @torch.no_grad()
 def compare(graph: Graph, runner: Runner, images: Images) -> Difference:
-    """The largest difference of any output; infinite where one is missing or of another shape."""
+    """The largest difference of any output; infinite where one is missing, not a number, or of another shape."""
     wanted = dict(zip(graph.outputs, graph(images), strict=True))
     found = runner(images)
     worst = Difference(tuple(images.shape), graph.outputs[0], 0.0)
@@ -200,7 +201,9 @@ def compare(graph: Graph, runner: Runner, images: Images) -> Difference:
         if name not in found or found[name].shape != tensor.shape:
             return Difference(tuple(images.shape), name, float("inf"))
         largest = float((found[name].float() - tensor.float()).abs().max())
-        if not largest <= worst.largest:
+        if math.isnan(largest):
+            return Difference(tuple(images.shape), name, float("inf"))
+        if largest > worst.largest:
             worst = Difference(tuple(images.shape), name, largest)
     return worst
 
