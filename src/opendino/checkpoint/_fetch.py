@@ -4,7 +4,6 @@
 `HF_HUB_OFFLINE=1` forbids the network for both. A file in a cache is used as it is, without asking for a newer one.
 """
 
-import contextlib
 import logging
 import os
 import re
@@ -63,8 +62,10 @@ def hub_folder(repository: str) -> Path:
         CheckpointError: a file is not there and cannot be downloaded, or the repository holds no weights.
     """
     _hub_file(repository, CONFIG)
-    with contextlib.suppress(CheckpointError):  # the model works without it, with the published settings
+    try:
         _hub_file(repository, PREPROCESSOR)
+    except CheckpointError:  # the model works without it
+        _log.warning("%s: %s is out of reach; images get the published mean and std", repository, PREPROCESSOR)
     cached = (_cached(repository, name) for name in _WEIGHTS)
     path = next((path for path in cached if isinstance(path, Path)), None)
     if path is None:

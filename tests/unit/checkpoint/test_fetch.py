@@ -126,6 +126,17 @@ def test_what_is_missing_is_downloaded_and_what_does_not_exist_is_passed_over(pl
     assert asked[-1] == "pytorch_model.bin"
 
 
+def test_an_unreachable_preprocessor_is_told_of(places, monkeypatch, caplog):
+    cache(places, "a/b", {"config.json": "x", "model.safetensors": "x"})
+
+    def download(repository, file):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    _fetch.hub_folder("a/b")
+    assert "a/b: preprocessor_config.json is out of reach" in caplog.text
+
+
 def test_a_repository_without_weights(places, monkeypatch):
     def download(repository, file):
         raise EntryNotFoundError("404")
