@@ -207,11 +207,11 @@ def demo(recipe: Path, config: DemoConfig, words: Sequence[str] = ()) -> Demonst
     """
     from opendino.train.demo_report import write_report
 
-    begun, threads = time.perf_counter(), torch.get_num_threads()
+    begun = time.perf_counter()
     home = Path(config.output_dir)
     planned = prepare(recipe, config, words)
     outcome = pretrain(planned.config, {key: choice.value for key, choice in planned.choices.items()})
-    torch.set_num_threads(threads)  # a small model may train fastest with fewer; to be measured it gets all again
+    # With the threads that training found fastest: more of them wait for each other where other work runs beside.
     measured = measure(planned.config)
     found = Demonstration(planned.config, outcome, measured, outcome.seconds_before + time.perf_counter() - begun)
     write_report(home / REPORT, found)

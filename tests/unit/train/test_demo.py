@@ -119,8 +119,7 @@ def test_what_a_kill_left_of_the_mark_is_no_stranger(tmp_path):
     assert (tmp_path / demo.MARK).is_file()
 
 
-def test_it_is_measured_with_the_threads_that_the_process_began_with(tmp_path, monkeypatch):
-    """However few the training of a small model took for itself."""
+def test_it_is_measured_with_the_threads_that_training_found(tmp_path, monkeypatch):
     before, seen = torch.get_num_threads(), []
 
     def train(*_):
@@ -139,4 +138,4 @@ def test_it_is_measured_with_the_threads_that_the_process_began_with(tmp_path, m
             demo.demo(tmp_path / "recipe.yaml", DemoConfig())
     finally:
         torch.set_num_threads(before)
-    assert seen == [before]
+    assert seen == [before + 1]
