@@ -45,7 +45,9 @@ def test_a_run_on_deep_arrays_is_measured_and_shown_without_saying_their_range_a
         assert eval_verb.main(["knn", str(place), *data, "knn.k=[1]", out, device]) == 0
         assert eval_verb.main(["health", str(place), f"data={val}", out, device]) == 0
     written = [
-        json.loads(path.read_text()) for name in ("whole", "folder", "file") for path in (tmp_path / name).iterdir()
+        json.loads(path.read_text())
+        for name in ("whole", "folder", "file")
+        for path in (tmp_path / name).glob("*.json")
     ]
     assert {record["protocol"] for record in written} == {"knn", "health"}
     for record in written:
@@ -78,7 +80,7 @@ def test_grey_models(tmp_path):
         Image.fromarray(rng.integers(0, 255, (24, 24, 3), np.uint8)).save(photos / f"{i}.png")
     out = tmp_path / "out"
     assert eval_verb.main(["health", str(tmp_path / "w"), f"data={photos}", f"out={out}", "features.device=cpu"]) == 0
-    (path,) = out.iterdir()
+    (path,) = out.glob("*.json")
     figures = json.loads(path.read_text())["figures"]
     assert 1.0 < figures["cls_effective_rank"] <= 4.0
     assert figures["cls_mean_cosine"] < 1.0 - 1e-6
