@@ -9,8 +9,8 @@ Queries are rows of the set, so a self-join costs rows / queries times as much. 
 of Zipf sizes, a seventh of them near copies. Needs faiss (pip install 'opendino[faiss]'); without it only ours is run.
 """
 
+import argparse
 import resource
-import sys
 import time
 
 import numpy as np
@@ -120,10 +120,14 @@ def peak():
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="search", choices=["search", "kmeans", "growth"])
+    parser.add_argument("words", nargs="*", help="key=value for what is measured")
+    given = parser.parse_args()
+    name, words = given.name, given.words
     torch.set_num_threads(1)
     if faiss:
         faiss.omp_set_num_threads(1)
-    name, *words = sys.argv[1:] or ["search"]
     arguments = {
         key: float(value) if "." in value else int(value) for key, value in (word.split("=") for word in words)
     }

@@ -8,8 +8,8 @@ size, a crop of nine tenths of each side), and one copy, of changing kind, of ev
 Pairs are what is counted: of copies, two images of one component; of leaks, images that were dropped.
 """
 
+import argparse
 import io
-import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import combinations
@@ -83,7 +83,11 @@ def score(found: set, planted: set) -> tuple[float, float]:
 
 
 def main() -> None:
-    path, *words = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="photographs: whatever opendino.data opens")
+    parser.add_argument("words", nargs="*", help="photos=N, and settings of opendino curate")
+    given = parser.parse_args()
+    path, words = given.data, given.words
     most = next((int(word.partition("=")[2]) for word in words if word.startswith("photos=")), 250)
     words = [word for word in words if not word.startswith("photos=")]
     with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@
 One thread. Tables of positions have unit variance (37 x 37); times are medians of one image of 640 x 480.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ PAIRS = [("hf", "official"), ("hf", "timm"), ("official", "timm")]
 
 def main() -> None:
     """Print both tables."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     smooth = F.interpolate(torch.randn(1, 256, 9, 9), size=(37, 37), mode="bicubic")
