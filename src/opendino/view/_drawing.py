@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
@@ -18,7 +17,6 @@ from opendino.data.crops import size_of
 from opendino.data.decode import Decoded
 from opendino.errors import ConfigError
 from opendino.files import write_whole
-from opendino.models.vision_transformer import VisionTransformer
 from opendino.view import report
 from opendino.view.pca import PcaConfig, read, shown
 
@@ -58,21 +56,6 @@ class Panel(NamedTuple):
 
     picture: Image.Image
     words: str = ""
-
-
-def place(backbone: VisionTransformer, device: str) -> None:
-    """Move the backbone to the device that a setting names.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        backbone.to(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device = {device}: cannot be used here ({reason}); try cpu") from None
 
 
 def read_all(sources: Sequence[str], channels: int, config: PictureConfig) -> list[Decoded]:

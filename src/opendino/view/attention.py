@@ -20,8 +20,8 @@ from opendino.data.decode import Decoded
 from opendino.data.transforms import EvalTransform
 from opendino.errors import ConfigError, DataError
 from opendino.models.vision_transformer import VisionTransformer
-from opendino.view._drawing import Panel, PictureConfig, fitted, overlay, place, read_all, write
-from opendino.view.pca import patch_grid
+from opendino.view._drawing import Panel, PictureConfig, fitted, overlay, read_all, write
+from opendino.view.pca import patch_grid, place
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.decode import Decoded
 from opendino.errors import ConfigError, DataError
 from opendino.models.vision_transformer import VisionTransformer
-from opendino.view._drawing import Panel, PictureConfig, fitted, place, write
+from opendino.view._drawing import Panel, PictureConfig, fitted, write
 from opendino.view._tsne import tsne
 from opendino.view.attention import as_input
-from opendino.view.pca import principal_axes
+from opendino.view.pca import place, principal_axes
 
 _log = logging.getLogger(__name__)
 _COLOURS = (

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from opendino.errors import ConfigError, DataError
 from opendino.models.vision_transformer import VisionTransformer
-from opendino.view._drawing import Panel, PictureConfig, fitted, place, read_all, write
-from opendino.view.pca import foreground, patch_features
+from opendino.view._drawing import Panel, PictureConfig, fitted, read_all, write
+from opendino.view.pca import foreground, patch_features, place
 
 _GAP = 12  # pixels between the two images
 

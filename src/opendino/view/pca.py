@@ -124,7 +124,7 @@ def run(backbone: VisionTransformer, sources: Sequence[str], config: PcaConfig) 
         DataError: a source cannot be opened, or an image not read.
         ConfigError: there is no such device, or the file cannot be written.
     """
-    _place(backbone, config.device)
+    place(backbone, config.device)
     images = [image for source in sources for image in read(source, backbone.in_chans, config)]
     if not images:
         raise DataError("view pca: no image was named; give files, a folder or a data set")
@@ -295,7 +295,12 @@ def sheet(pairs: Sequence[tuple[Image.Image, Image.Image]], side: int) -> Image.
     return whole
 
 
-def _place(backbone: VisionTransformer, device: str) -> None:
+def place(backbone: VisionTransformer, device: str) -> None:
+    """Move the backbone to the device that a setting names.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from opendino.errors import ConfigError, DataError
 from opendino.models.vision_transformer import VisionTransformer
-from opendino.view._drawing import Panel, PictureConfig, fitted, overlay, place, read_all, write
-from opendino.view.pca import patch_features
+from opendino.view._drawing import Panel, PictureConfig, fitted, overlay, read_all, write
+from opendino.view.pca import patch_features, place
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from PIL import Image
 
 from opendino.errors import ConfigError
 from opendino.models.vision_transformer import VisionTransformer
-from opendino.view import _drawing
+from opendino.view import _drawing, pca
 from opendino.view._drawing import Panel, PictureConfig
 
 
@@ -41,6 +41,6 @@ def test_fitted_keeps_the_shape():
 
 def test_devices_and_sizes_that_are_not():
     with pytest.raises(ConfigError, match="abacus"):
-        _drawing.place(VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=1), "abacus")
+        pca.place(VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=1), "abacus")
     with pytest.raises(ConfigError, match="give 1 or more"):
         PictureConfig(side=0)
