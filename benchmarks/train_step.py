@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -26,6 +27,7 @@ from opendino.data.collate import PretrainBatch
 from opendino.data.masking import batch_masks
 from opendino.data.normalization import normalization
 from opendino.data.samplers import keyed_rng
+from opendino.methods.dinov2 import DINOv2
 from opendino.optim.clipping import clip_gradients
 from opendino.optim.param_groups import set_schedule
 from opendino.train import run_folder
@@ -62,7 +64,7 @@ def step(run: Run, batches: Iterator[PretrainBatch], clock: Clock) -> None:
     now = run.schedules.at(run.step)
     set_schedule(run.optimizer, now["lr"], now["weight_decay"], now["last_layer_lr"])
     run.optimizer.zero_grad(set_to_none=True)
-    method = run.method
+    method = cast("DINOv2", run.method)
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
         targets = clock("teacher", lambda: method.targets(batch, now["teacher_temp"]))
         views = clock("student", lambda: method.student_views(batch))

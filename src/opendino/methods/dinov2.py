@@ -21,8 +21,8 @@ from opendino.losses.dino import dino_loss
 from opendino.losses.ibot import ibot_loss
 from opendino.losses.koleo import koleo_loss
 from opendino.losses.sinkhorn import sinkhorn_knopp
+from opendino.methods.method import Method, StepOutput
 from opendino.models.vision_transformer import VisionTransformer
-from opendino.optim.ema import update_ema
 from opendino.optim.schedules import Schedule, cosine, linear, steps_of
 
 
@@ -146,25 +146,6 @@ def teacher_schedules(config: TeacherConfig, total: int) -> TeacherSchedules:
     return TeacherSchedules(momentum=cosine(*config.momentum, total), temp=linear(*config.temp, warmup))
 
 
-class StepOutput(NamedTuple):
-    """The loss of a batch and what it is made of.
-
-    Attributes:
-        loss: to be back-propagated.
-        terms: `dino_local`, `dino_global`, `ibot` and `koleo` as they enter the loss, weights included, without
-            gradient; added up in this order they are the loss, to the last bit. A term that is left out is 0.
-
-    The official log shows other figures of the same loss: its `ibot_loss` and `koleo_loss` are half of ours, its DINO
-    losses are ours over `dino.loss_weight`, and its `total_loss` is the sum of those, not what it back-propagates.
-    With K prototypes a run starts a little above 16/18 ln K, 2/18 ln K and 0.5 ln K, with a running centre only after
-    some twenty steps: before the centre is there, student and teacher agree on a few prototypes, and the first losses
-    are about 7 % lower. `koleo` starts at 1 to 2 where LayerScale starts at 1e-5.
-    """
-
-    loss: Float32[Tensor, ""]
-    terms: dict[str, Float32[Tensor, ""]]
-
-
 class Targets(NamedTuple):
     """What the teacher says; None where no term asks.
 
@@ -193,7 +174,7 @@ class StudentViews(NamedTuple):
     patch_logits: Float[Tensor, "M Kp"] | None
 
 
-class DINOv2(nn.Module):
+class DINOv2(Method):
     """Student, teacher and their losses.
 
     The teacher starts as a copy of the student, whatever it held before, is always in evaluation mode and has no
@@ -290,14 +271,6 @@ class DINOv2(nn.Module):
         loss = sum(terms.values(), start=zero)
         return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
 
-    def subnetworks(self) -> dict[str, nn.Module]:
-        """The student's networks by name, each of which is clipped by its own gradient norm."""
-        return dict(self.student.items())
-
-    def update_teacher(self, momentum: float) -> None:
-        """Move the teacher towards the student, after the optimizer's step."""
-        update_ema(self.teacher, self.student, momentum)
-
     def reset_teacher(self) -> None:
         """Make the teacher a copy of the student, as at the start of a run.
 
@@ -311,12 +284,6 @@ class DINOv2(nn.Module):
                 f"student and teacher differ in shape; build both from the same settings: {error}"
             ) from None
         self.teacher.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "DINOv2":
-        """Training mode for the student and the centres; the teacher stays in evaluation mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def _to_targets(self, center: str, logits: Float[Tensor, "rows K"], temp: float) -> Float32[Tensor, "rows K"]:
         if self.config.dino.centering == "sinkhorn_knopp":

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from opendino.data.collate import PretrainBatch
 from opendino.distributed import rank, world_size
 from opendino.errors import TrainingError
-from opendino.methods.dinov2 import DINOv2
+from opendino.methods.method import Method
 from opendino.optim.clipping import clip_gradients
 from opendino.optim.param_groups import set_schedule
 from opendino.optim.schedules import Schedule
@@ -78,7 +78,7 @@ class Run:
         step: steps done.
     """
 
-    method: DINOv2
+    method: Method
     optimizer: Optimizer
     schedules: Schedules
     total: int

@@ -10,6 +10,7 @@ from opendino.data.normalization import normalization
 from opendino.distributed import rank
 from opendino.errors import ConfigError
 from opendino.methods.dinov2 import DINOv2, DINOv2Config, TeacherConfig, teacher_schedules
+from opendino.methods.method import Method
 from opendino.models.input_spec import InputSpec
 from opendino.models.presets import BackboneConfig
 from opendino.models.vision_transformer import VisionTransformer
@@ -57,7 +58,7 @@ def build_method(student: BackboneConfig, crops: CropsConfig, config: DINOv2Conf
     return method
 
 
-def build_optimizer(method: DINOv2, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(method: Method, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW on the student's parameters, in groups of equal multipliers."""
     groups = param_groups(
         method.student, layerwise_decay=config.layerwise_decay, patch_embed_lr_mult=config.patch_embed_lr_mult

@@ -65,7 +65,10 @@ class Outcome:
 
 
 def pretrain(
-    config: PretrainConfig, chosen: Mapping[str, Any] | None = None, dataset: ImageDataset | None = None
+    config: PretrainConfig,
+    chosen: Mapping[str, Any] | None = None,
+    dataset: ImageDataset | None = None,
+    build: Callable[[PretrainConfig], Run] | None = None,
 ) -> Outcome:
     """Train a student and its teacher from images alone, or continue the run in `config.output_dir`.
 
@@ -73,6 +76,7 @@ def pretrain(
         config: every setting; `plan.plan` makes one from a recipe and words.
         chosen: those settings among them that were chosen and not given, to be remembered for a resume.
         dataset: the images of `config.data`, where they have been opened already; by default they are opened here.
+        build: makes the run at step 0 of the filled-in config; `build_run` by default, for another method another.
 
     Returns:
         Where the run is and what it came to.
@@ -91,7 +95,7 @@ def pretrain(
     config = fill_in(config, len(dataset))
     if stored is not None:
         run_folder.check_same(folder, stored, config, {"images": len(dataset)})
-    run = build_run(config)
+    run = (build or build_run)(config)
     facts = {"images": len(dataset), "threads": _threads(config, run, stored)}
     torch.set_num_threads(facts["threads"])
     with Claim(folder, kept=stored is not None) as claim:

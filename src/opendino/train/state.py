@@ -8,10 +8,11 @@ import hashlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from opendino.checkpoint.store import Checkpoint, check_fit
+from opendino.methods.method import Method
 
 _NETWORKS = ("student", "teacher")
 
@@ -22,7 +23,7 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
     torch.manual_seed(int.from_bytes(key, "little") >> 1)
 
 
-def collect(method: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
+def collect(method: Method, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
     """Every tensor of a run, in the parts that a checkpoint keeps in files of their own.
 
     "student" and "teacher" hold the networks, "targets" what else the method remembers (centres), "optimizer" the
@@ -45,7 +46,7 @@ def collect(method: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Tens
     return {part: tensors for part, tensors in parts.items() if tensors}
 
 
-def restore(method: nn.Module, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+def restore(method: Method, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's tensors back, in place.
 
     Raises:

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every method is: a student, a teacher that follows or leads, and a loss of a batch; read `dinov2.py` next."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float32
+from torch import Tensor, nn
+
+from opendino.data.collate import PretrainBatch
+from opendino.optim.ema import update_ema
+
+
+class StepOutput(NamedTuple):
+    """The loss of a batch and what it is made of.
+
+    Attributes:
+        loss: to be back-propagated.
+        terms: `dino_local`, `dino_global`, `ibot` and `koleo` as they enter the loss, weights included, without
+            gradient; added up in this order they are the loss, to the last bit. A term that is left out is 0.
+
+    The official log shows other figures of the same loss: its `ibot_loss` and `koleo_loss` are half of ours, its DINO
+    losses are ours over `dino.loss_weight`, and its `total_loss` is the sum of those, not what it back-propagates.
+    With K prototypes a run starts a little above 16/18 ln K, 2/18 ln K and 0.5 ln K, with a running centre only after
+    some twenty steps: before the centre is there, student and teacher agree on a few prototypes, and the first losses
+    are about 7 % lower. `koleo` starts at 1 to 2 where LayerScale starts at 1e-5.
+    """
+
+    loss: Float32[Tensor, ""]
+    terms: dict[str, Float32[Tensor, ""]]
+
+
+class Method(nn.Module):
+    """A student and a teacher with a loss between them; the loop in `train/loop.py` knows no more than this.
+
+    A method is called with a batch and the teacher's temperature and returns what is to be back-propagated. It never
+    calls `.backward()`.
+
+    Attributes:
+        student: networks by name, "backbone" among them; the optimizer has their parameters.
+        teacher: networks by name, "backbone" among them, without gradients and always in evaluation mode; the run's
+            weights and figures are taken of them.
+    """
+
+    student: nn.ModuleDict
+    teacher: nn.ModuleDict
+
+    def forward(self, batch: PretrainBatch, teacher_temp: float) -> StepOutput:
+        """Loss of a batch.
+
+        Args:
+            batch: normalised crops and masks, on the device of the networks.
+            teacher_temp: temperature of the targets at this step.
+        """
+        raise NotImplementedError
+
+    def subnetworks(self) -> dict[str, nn.Module]:
+        """The student's networks by name, each of which is clipped by its own gradient norm."""
+        return dict(self.student.items())
+
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher towards the student, after the optimizer's step."""
+        update_ema(self.teacher, self.student, momentum)
+
+    def train(self, mode: bool = True) -> "Method":
+        """Training mode for the student and what remembers targets; the teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
