@@ -36,7 +36,8 @@ class DINOConfig:
         hidden_dim: width of the head's MLP.
         bottleneck_dim: width before the prototypes.
         nlayers: linear layers of the head's MLP.
-        centering: targets by a running centre, or by Sinkhorn-Knopp.
+        centering: targets by a running centre, or by Sinkhorn-Knopp; "none" leaves nothing against collapse, for
+            experiments on it.
     """
 
     loss_weight: float = 1.0
@@ -44,7 +45,7 @@ class DINOConfig:
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
     nlayers: int = 3
-    centering: Literal["centering", "sinkhorn_knopp"] = "centering"
+    centering: Literal["centering", "sinkhorn_knopp", "none"] = "centering"
 
     def __post_init__(self) -> None:
         _check_weight("dino.loss_weight", self.loss_weight)
@@ -271,6 +272,17 @@ class DINOv2(Method):
         loss = sum(terms.values(), start=zero)
         return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
 
+    @torch.no_grad()
+    def probabilities(self, logits: Float[Tensor, "n K"], temp: float) -> Float32[Tensor, "n K"]:
+        """The teacher's probabilities of images, less the running centre where there is one; it does not move.
+
+        What Sinkhorn-Knopp would make of them is left out: it evens them out whatever the network says.
+        """
+        logits = logits.float()
+        if hasattr(self, "dino_loss"):
+            logits = logits - self.dino_loss.center
+        return super().probabilities(logits, temp)
+
     def reset_teacher(self) -> None:
         """Make the teacher a copy of the student, as at the start of a run.
 
@@ -288,6 +300,8 @@ class DINOv2(Method):
     def _to_targets(self, center: str, logits: Float[Tensor, "rows K"], temp: float) -> Float32[Tensor, "rows K"]:
         if self.config.dino.centering == "sinkhorn_knopp":
             return sinkhorn_knopp(logits, temp)
+        if self.config.dino.centering == "none":
+            return super().probabilities(logits, temp)
         return self.get_submodule(center)(logits, temp)
 
     def _logits(

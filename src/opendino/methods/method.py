@@ -3,7 +3,8 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Float32
+import torch
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from opendino.data.collate import PretrainBatch
@@ -52,6 +53,15 @@ class Method(nn.Module):
             teacher_temp: temperature of the targets at this step.
         """
         raise NotImplementedError
+
+    def probabilities(self, logits: Float[Tensor, "n K"], temp: float) -> Float32[Tensor, "n K"]:
+        """What the teacher says of images, as looks at a run see it; nothing is remembered of them.
+
+        Args:
+            logits: of the prototypes, by the teacher's "dino_head".
+            temp: the teacher's temperature.
+        """
+        return torch.softmax(logits.float() / temp, dim=-1)
 
     def subnetworks(self) -> dict[str, nn.Module]:
         """The student's networks by name, each of which is clipped by its own gradient norm."""

@@ -168,6 +168,28 @@ def test_targets_are_of_whole_crops_and_of_the_patches_that_are_masked():
     assert torch.allclose(found.patches, wanted, atol=1e-6)
 
 
+def test_without_centering_targets_are_the_plain_softmax_for_ever_and_nothing_is_remembered():
+    method, batch = made_method(centering="none"), made_batch()
+    logits = method.teacher["dino_head"](method.teacher["backbone"](batch.global_crops))
+    first, second = method.targets(batch, 1.0), method.targets(batch, 1.0)
+    assert torch.allclose(first.crops.flatten(0, 1), logits.exp() / logits.exp().sum(dim=1, keepdim=True), atol=1e-6)
+    assert torch.equal(first.crops, second.crops)
+    assert {name.split(".")[0] for name in method.state_dict()} == {"student", "teacher"}
+
+
+def test_probabilities_are_the_targets_of_centering_and_move_no_centre():
+    method, batch = made_method(), made_batch()
+    method(batch, 0.05)
+    centre = method.dino_loss.center.clone()
+    logits = method.teacher["dino_head"](method.teacher["backbone"](batch.global_crops))
+    found = method.probabilities(logits, 0.05)
+    assert torch.equal(method.dino_loss.center, centre)
+    assert centre.abs().max() > 0
+    assert torch.allclose(found, method.eval().targets(batch, 0.05).crops.flatten(0, 1), atol=1e-6)
+    plain = made_method(centering="sinkhorn_knopp").probabilities(logits, 0.05)
+    assert torch.allclose(plain, (logits / 0.05).softmax(dim=1))
+
+
 def test_the_student_sees_masks_on_global_crops_only():
     method, batch = made_method(), made_batch()
     views = method.student_views(batch)
