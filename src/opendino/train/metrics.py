@@ -3,7 +3,9 @@
 
 import contextlib
 import math
+import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +91,12 @@ class MetricLog:
 def _event_files(folder: Path, done: int) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter
 
+    # Files are read in the order of their names, which have the second, then the process number: one begun in the same
+    # second as that of a process killed just now might be read before it, and be purged with it.
+    second = re.compile(r"tfevents\.0*(\d+)\.")
+    stamps = [int(match[1]) for path in folder.glob("*tfevents*") if (match := second.search(path.name))]
+    if int(time.time()) in stamps:
+        time.sleep(1 - time.time() % 1)
     # Events beyond the checkpoint, of a process that was killed, are hidden by the purge; at step 0 also what was
     # measured before it.
     return SummaryWriter(str(folder), purge_step=done + 1 if done else 0)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from opendino.errors import CheckpointError, ConfigError
+from opendino.train import metrics
 from opendino.train.metrics import LogConfig, MetricLog
 
 PLAIN = LogConfig(tensorboard=False)
@@ -63,6 +64,24 @@ def test_tensorboard_has_each_step_once_after_a_resume(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 30), (4, 40)]
+
+
+def test_an_event_file_begun_in_the_second_of_a_killed_process_is_read_after_it(tmp_path, monkeypatch):
+    folder = tmp_path / "tensorboard"
+    folder.mkdir()
+    now, slept = [1_700_000_000.25], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(metrics.time, "time", lambda: now[0])
+    monkeypatch.setattr(metrics.time, "sleep", sleep)
+    killed = folder / "events.out.tfevents.1700000000.host.99999999.0"  # a number that sorts after ours
+    killed.touch()
+    MetricLog(tmp_path, 3, LogConfig()).close()
+    assert slept == [0.75]
+    assert sorted(path.name for path in folder.iterdir())[0] == killed.name
 
 
 def test_tensorboard_of_a_run_that_begins_anew_has_no_doubles(tmp_path):
