@@ -9,9 +9,11 @@ the optimum in tens of passes over the features where plain coordinates take hun
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
 
-_ROWS = 65_536  # at once: bounds the memory for logits, never changes the result but for rounding
+_ROWS = 512  # at once, so that they are still in the cache when they are read again for the gradient
 _PAIRS = 20  # steps that L-BFGS remembers
 
 
@@ -94,8 +96,10 @@ def fit(
         return value, (gradient * units).ravel()
 
     begin = np.zeros((classes, len(units))) if start is None else start / units
+    # Only as many threads as torch has been given: more of them wait for each other where other work runs beside.
     options = {"gtol": tolerance, "ftol": 0.0, "maxiter": max_iterations, "maxcor": _PAIRS}
-    found = minimize(loss, begin.ravel(), jac=True, method="L-BFGS-B", options=options)
+    with threadpool_limits(torch.get_num_threads(), user_api="blas"):
+        found = minimize(loss, begin.ravel(), jac=True, method="L-BFGS-B", options=options)
     # 1 is the limit of iterations; 2 a search along a line that rounding ends, which is as far as one gets.
     return Fit(found.x.reshape(classes, -1) * units, found.status != 1, int(found.nfev))
 
