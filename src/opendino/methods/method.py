@@ -67,6 +67,10 @@ class Method(nn.Module):
         """The student's networks by name, each of which is clipped by its own gradient norm."""
         return dict(self.student.items())
 
+    def results(self) -> dict[str, nn.Module]:
+        """The backbones that a run is for, by name, "" that of its weights; others get a folder under `students/`."""
+        return {"": self.teacher["backbone"]}
+
     def update_teacher(self, momentum: float) -> None:
         """Move the teacher towards the student, after the optimizer's step."""
         update_ema(self.teacher, self.student, momentum)

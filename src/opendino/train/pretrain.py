@@ -28,8 +28,10 @@ from opendino.errors import CheckpointError, ConfigError, TrainingError
 from opendino.files import write_whole
 from opendino.logs import JsonLines
 from opendino.machine import cores
+from opendino.methods.method import Method
 from opendino.train import run_folder, state
 from opendino.train.config import PretrainConfig, check, fill_in, method_config
+from opendino.train.glance import Glance
 from opendino.train.loop import NotFinite, Run, train
 from opendino.train.metrics import MetricLog
 from opendino.train.parts import build_method, build_optimizer, build_schedules, pick_device
@@ -148,12 +150,18 @@ def open_images(config: PretrainConfig, opened: ImageDataset | None = None) -> I
     return opened
 
 
-def build_run(config: PretrainConfig) -> Run:
-    """Networks, optimizer and schedules at step 0, on the run's device."""
+def build_run(config: PretrainConfig, make: Callable[[PretrainConfig], Method] | None = None) -> Run:
+    """Networks, optimizer and schedules at step 0, on the run's device.
+
+    Args:
+        config: filled in.
+        make: makes the method, on the CPU; DINOv2 by default.
+    """
     device = pick_device(config.train.device)
     if device.type == "cuda" and config.train.precision == "bf16":
         torch.set_float32_matmul_precision("high")  # what autocast leaves in float32 may use TensorFloat-32
-    method = build_method(config.student, config.crops, method_config(config), config.seed).to(device)
+    method = make(config) if make else build_method(config.student, config.crops, method_config(config), config.seed)
+    method.to(device)
     return Run(
         method=method,
         optimizer=build_optimizer(method, config.optim),
@@ -228,7 +236,10 @@ def _go(
     probe = Probe(config.knn, dataset, run.device, config.train.precision)
     metrics = MetricLog(claim.folder, run.step, config.log)
     batch_size = config.train.batch_size
-    upkeep = Upkeep(claim.folder, metrics, probe, config.checkpoint, batch_size, feed.bad, seconds, config.watch)
+    glance = Glance(config.watch, dataset, config.crops, batch_size // world_size(), config.train.precision)
+    upkeep = Upkeep(
+        claim.folder, metrics, probe, config.checkpoint, batch_size, feed.bad, seconds, config.watch, glance
+    )
 
     def after(run: Run, record: Mapping[str, float]) -> None:
         claim.keep()

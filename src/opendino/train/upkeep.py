@@ -2,6 +2,8 @@
 """What happens between the steps of a run: records, looks at the teacher, checkpoints; called by `loop.py`."""
 
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +19,7 @@ from opendino.errors import CheckpointError
 from opendino.eval.watch import Watch, WatchConfig
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.train import state
+from opendino.train.glance import Glance
 from opendino.train.loop import Run
 from opendino.train.metrics import MetricLog
 from opendino.train.probe import Probe
@@ -24,11 +27,25 @@ from opendino.train.run_folder import versions
 
 _log = logging.getLogger(__name__)
 
+_LINES = 20  # of glances on the terminal in a run
+_MUCH = 0.05  # share of the time, above which looking is too much
+_SHOWN = {
+    "effective_rank": ("rank", ".1f"),
+    "mean_cosine": ("mean cosine", ".2f"),
+    "prototypes_used": ("prototypes used", ".0f"),
+    "entropy_of_mean": ("entropy of the mean", ".3f"),
+    "mean_entropy": ("mean entropy", ".3f"),
+    "teacher_kl": ("KL", ".3f"),
+}
+
 
 def write_weights(run: Run, folder: Path, images_seen: int, images: str) -> None:
-    """Write the teacher's backbone into `weights/` of a run's folder."""
+    """Write the teacher's backbone into `weights/` of a run's folder, and other results beside it."""
     origin = {"step": run.step, "images_seen": images_seen, "images": images, "decoding": _decoding(folder)}
-    save_weights(cast("VisionTransformer", run.method.teacher["backbone"]), folder / RUN_WEIGHTS, origin)
+    # The run's own last: `mend_weights` looks at its step alone.
+    for name, backbone in reversed(run.method.results().items()):
+        home = folder / "students" / name if name else folder
+        save_weights(cast("VisionTransformer", backbone), home / RUN_WEIGHTS, origin)
 
 
 def mend_weights(run: Run, folder: Path, images_seen: int, images: str) -> None:
@@ -61,6 +78,7 @@ class Upkeep:
         bad: counts the images that could not be read.
         seconds: of the run so far, those of earlier processes included.
         watch: what counts as collapsed, and what is done about it; None for the defaults.
+        glance: looks at a few images without labels more often than the probe does; None for never.
     """
 
     def __init__(
@@ -73,16 +91,20 @@ class Upkeep:
         bad: BadImages,
         seconds: Callable[[], float] = lambda: 0.0,
         watch: WatchConfig | None = None,
+        glance: Glance | None = None,
     ) -> None:
         self.folder, self.metrics, self.probe, self.bad = folder, metrics, probe, bad
         self._checkpoints, self._batch_size, self._seconds = checkpoints, batch_size, seconds
-        self._watch = Watch(watch or WatchConfig())
+        self._watch, self._glance = Watch(watch or WatchConfig()), glance
+        self._looking = Share()
 
     def begin(self, run: Run) -> None:
         """Look at the untrained teacher, which everything later is compared with."""
-        if run.step == 0 and self.probe.config.every:
+        if run.step:
+            return
+        if self.probe.config.every:
             _log.info("looking at the teacher: %s", self.probe.note)
-            self._look(run, run.schedules.teacher_temp(0))
+        self._look_if_due(run, run.schedules.teacher_temp(0))
 
     def after(self, run: Run, record: Mapping[str, float]) -> None:
         """Everything that is due after a step; a checkpoint last, so that it never lacks what belongs to its step."""
@@ -90,9 +112,10 @@ class Upkeep:
         if step % self.metrics.config.every == 0 or last or step == 1:
             more = {"images_seen": self.images_seen(run), "skipped": self.bad.failed}
             self.metrics.write(step, {**record, **more})
-        every = self.probe.config.every
-        if every and (step % every == 0 or last):
-            self._look(run, record["teacher_temp"])
+        self._look_if_due(run, record["teacher_temp"])
+        if last and self._looking.seconds:
+            self.metrics.write(step, self._looking.record())
+            self._looking.tell(self.probe.config.every)
         if step % self._checkpoints.every == 0 or last:
             self.save(run)
 
@@ -117,13 +140,76 @@ class Upkeep:
         """Images that all processes have been trained on so far, counted as often as they came."""
         return run.step * self._batch_size
 
-    def _look(self, run: Run, teacher_temp: float) -> None:
-        record = self.probe(run.method.teacher, teacher_temp)
-        self.metrics.write(run.step, record)
-        shown = [
-            f"{key.partition('/')[2]} {value:.1f} %" for key, value in record.items() if key.startswith("knn/top1")
-        ]
-        rank = f"effective rank {record['health/effective_rank']:.1f}"
-        _log.info("step %d: teacher's %s", run.step, ", ".join([*shown, rank]))
-        for sentence in self._watch.look(run.step, record):
+    def _look_if_due(self, run: Run, teacher_temp: float) -> None:
+        """What the probe and the glance are due for at this step, at the start and at the end both; then the watch."""
+        every, ends = self.probe.config.every, run.step in (0, run.total)
+        probes = every > 0 and (ends or run.step % every == 0)
+        glances = self._glance is not None and (probes or self._glance.due(run.step) or (ends and self._glance.due(0)))
+        if not (probes or glances):
+            return
+        with self._looking:
+            record = self.probe(run.method, teacher_temp) if probes else {}
+            seen = self._glance(run.method, teacher_temp) if glances and self._glance is not None else {}
+        if record | seen:
+            self.metrics.write(run.step, record | seen)
+        if probes:
+            _log.info("step %d: teacher's %s", run.step, _sentence(record))
+        elif self._tells(run):
+            _log.info("step %d: %s", run.step, _seen_sentence(seen))
+        # What few images seem to say is checked against the probe's many where both looked.
+        for sentence in self._watch.look(run.step, seen | record):
             _log.warning("%s", sentence)
+
+    def _tells(self, run: Run) -> bool:
+        """Whether a glance gets a line on the terminal: about twenty of a run do."""
+        if self._glance is None:
+            return False
+        part = max(run.total // _LINES, 1)
+        return run.step // part != (run.step - self._glance.pace.every) // part
+
+
+class Share:
+    """Time spent on something, as a part of all the time since this was made; use as a context."""
+
+    def __init__(self) -> None:
+        self.seconds, self._made, self._entered = 0.0, time.perf_counter(), 0.0
+
+    def __enter__(self) -> "Share":
+        self._entered = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._entered
+
+    def record(self) -> dict[str, float]:
+        """The figures that a run writes down at its end."""
+        whole = time.perf_counter() - self._made
+        return {"looking_seconds": self.seconds, "looking_share": self.seconds / max(whole, 1e-9)}
+
+    def tell(self, every: int) -> None:
+        """Say it, and what helps where it is much.
+
+        Args:
+            every: steps between two looks of the probe.
+        """
+        share = self.record()["looking_share"]
+        _log.info("looking at the teacher took %.1f s, %.1f %% of the time", self.seconds, 100 * share)
+        if share > _MUCH and every:
+            _log.warning(
+                "that is more than %.0f %%; knn.every=%d would have kept it there, or fewer images, knn.max_train",
+                *(100 * _MUCH, math.ceil(every * share / _MUCH)),
+            )
+
+
+def _sentence(record: Mapping[str, float]) -> str:
+    names = [key for key in record if key.startswith(("knn/top1", "linear/top1"))]
+    shown = [f"{key.replace('/', ' ').removeprefix('knn ')} {record[key]:.1f} %" for key in names]
+    return ", ".join([*shown, f"effective rank {record['health/effective_rank']:.1f}"])
+
+
+def _seen_sentence(seen: Mapping[str, float]) -> str:
+    """What a glance saw, in a line."""
+    parts = [
+        f"{what} {seen[f'watch/{name}']:{form}}" for name, (what, form) in _SHOWN.items() if f"watch/{name}" in seen
+    ]
+    return ", ".join(parts)

@@ -33,3 +33,8 @@ def test_the_teacher_moves_towards_the_student():
 
 def test_each_of_the_students_networks_is_clipped_by_itself():
     assert list(Pair().subnetworks()) == ["backbone", "dino_head"]
+
+
+def test_what_a_run_is_for_is_the_teachers_backbone():
+    method = Pair()
+    assert method.results() == {"": method.teacher["backbone"]}
