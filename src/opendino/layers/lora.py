@@ -34,9 +34,14 @@ class LoRALinear(nn.Module):
         return self.linear(x) + self.scale * (x @ self.down.T) @ self.up.T
 
     @torch.no_grad()
+    def merged_weight(self) -> Float[Tensor, "out in"]:
+        """Weight of the plain layer that gives the same."""
+        return self.linear.weight + self.scale * self.up @ self.down
+
+    @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The plain layer that gives the same."""
-        self.linear.weight += self.scale * self.up @ self.down
+        self.linear.weight.copy_(self.merged_weight())
         return self.linear
 
 
@@ -70,6 +75,21 @@ def merge_lora(module: nn.Module) -> None:
     for name, part in list(module.named_modules()):
         if isinstance(part, LoRALinear):
             _replace(module, name, part.merged())
+
+
+def merged_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters as `merge_lora` would leave them, under their plain names; the module stays as it is."""
+    layers = {name: part for name, part in module.named_modules() if isinstance(part, LoRALinear)}
+    merged: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        owner = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
+        if owner is None:
+            merged[name] = parameter
+        elif name == f"{owner}.linear.weight":
+            merged[f"{owner}.weight"] = layers[owner].merged_weight()
+        elif name == f"{owner}.linear.bias":
+            merged[f"{owner}.bias"] = parameter
+    return merged
 
 
 def _linear(module: nn.Module, name: str) -> nn.Linear:

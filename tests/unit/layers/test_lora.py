@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from opendino.errors import ConfigError
-from opendino.layers.lora import LoRALinear, add_lora, merge_lora
+from opendino.layers.lora import LoRALinear, add_lora, merge_lora, merged_parameters
 
 
 def network():
@@ -36,3 +36,16 @@ def test_only_the_products_learn():
     assert layer.up.grad.abs().sum() > 0
     with pytest.raises(ConfigError, match="no linear layer's name ends on"):
         add_lora(network(), "attn", 2, 2.0)
+
+
+def test_merged_parameters_are_those_after_merging():
+    model = network()
+    add_lora(model, "0|2", rank=2, alpha=6.0)
+    with torch.no_grad():
+        model[0].up.normal_()
+        model[2].up.normal_()
+    before, told = {name: p.clone() for name, p in model.named_parameters()}, merged_parameters(model)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()), "the module stays as it is"
+    merge_lora(model)
+    assert list(told) == [name for name, _ in model.named_parameters()]
+    assert all(torch.equal(told[name], p) for name, p in model.named_parameters())
