@@ -25,7 +25,7 @@ from opendino.data.augment import Crops, CropsConfig, MultiCrop, check_crops
 from opendino.data.collate import PretrainBatch, Skipped, collate
 from opendino.data.datasets import ImageDataset
 from opendino.data.decode import Decoded
-from opendino.data.masking import MaskConfig, batch_masks
+from opendino.data.masking import BatchMasks, MaskConfig, draw_masks, mask_shares
 from opendino.data.normalization import normalization
 from opendino.data.samplers import InfiniteSampler, keyed_rng
 from opendino.errors import ConfigError, DataError
@@ -126,8 +126,22 @@ class _Steps(Dataset):
             image, index = self._readable(position, index, skipped)
             views.append(self.crops(image, keyed_rng(sampler.seed, "crops", position)))
             ids.append(index)
-        rng = keyed_rng(sampler.seed, f"masks of rank {sampler.rank}", step)
-        return collate(views, batch_masks(2 * here, self.grid, self.masks, rng), ids, skipped)
+        return collate(views, self._masks(step, positions), ids, skipped)
+
+    def _masks(self, step: int, positions: np.ndarray) -> BatchMasks:
+        """Masks of both global crops of the images at these positions, the same on any number of processes.
+
+        How much of which crop is masked is drawn for the whole step, where on the crop for each crop.
+        """
+        sampler = self.sampler
+        of_all = mask_shares(2 * self.batch_size, self.masks, keyed_rng(sampler.seed, "mask shares", step))
+        shares = of_all.reshape(2, self.batch_size)[:, sampler.rank :: sampler.world].reshape(-1)
+        rngs = (
+            keyed_rng(sampler.seed, f"masks of crop {crop}", position)
+            for crop in (0, 1)
+            for position in positions.tolist()
+        )
+        return draw_masks(shares, self.grid, self.masks, rngs)
 
     def _readable(self, position: int, index: int, skipped: list[Skipped]) -> tuple[Decoded, int]:
         """The image at this position of the run, or the first readable one of those drawn to replace it."""

@@ -5,13 +5,15 @@ Half of a batch's crops get a mask. The masked shares are stratified over the ba
 heavy masks and the number of masked patches hardly varies from batch to batch.
 """
 
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from opendino.errors import ConfigError
@@ -54,7 +56,7 @@ class BatchMasks(NamedTuple):
         masks: True where the student sees the mask token; grid rows and columns in row-major order.
         indices: flat positions of the masked patches in `masks`, increasing.
         weights: one over the number of masked patches of the same crop, for each masked patch.
-        upperbound: a bound on M that depends on the shape of the batch alone, for buffers of constant size.
+        upperbound: a bound on M; for a whole batch one that depends on its shape alone.
     """
 
     masks: Bool[Tensor, "rows N"]
@@ -123,10 +125,7 @@ def _add_block(mask: np.ndarray, largest: int, remaining: int, rng: np.random.Ge
 
 
 def batch_masks(rows: int, grid: tuple[int, int], config: MaskConfig, rng: np.random.Generator) -> BatchMasks:
-    """Masks of the `rows` global crops of a batch, drawn in shuffled order.
-
-    The range of `config.ratio` is cut in as many equal parts as there are masked crops, and each masked crop draws
-    its share from its own part.
+    """Masks of the `rows` global crops of a batch, all from one generator.
 
     Args:
         rows: global crops in the batch, over all images and views.
@@ -136,18 +135,61 @@ def batch_masks(rows: int, grid: tuple[int, int], config: MaskConfig, rng: np.ra
 
     Source: official `data/collate.py`.
     """
-    patches, masked_rows = grid[0] * grid[1], int(rows * config.probability)
-    edges = np.linspace(config.ratio[0], config.ratio[1], masked_rows + 1)
-    masks = np.zeros((rows, patches), dtype=bool)
-    order = rng.permutation(rows)
-    for part in range(masked_rows):
-        share = edges[part] + (edges[part + 1] - edges[part]) * rng.random()
-        masks[order[part]] = block_mask(grid, int(patches * share), rng, config).reshape(-1)
+    patches, edges = grid[0] * grid[1], _edges(rows, config)
+    masks = draw_masks(mask_shares(rows, config, rng), grid, config, itertools.repeat(rng))
+    return masks._replace(upperbound=int(sum(int(patches * share) for share in edges[1:])))
+
+
+def mask_shares(rows: int, config: MaskConfig, rng: np.random.Generator) -> Float64[np.ndarray, " rows"]:
+    """Share of each global crop of a batch that is to be masked, 0 for the crops without a mask.
+
+    The range of `config.ratio` is cut in as many equal parts as there are masked crops, and each masked crop draws
+    its share from its own part, in shuffled order.
+
+    Args:
+        rows: global crops in the batch, over all images, views and processes.
+        config: shares.
+        rng: source of the random numbers.
+    """
+    edges, shares = _edges(rows, config), np.zeros(rows)
+    masked = len(edges) - 1
+    shares[rng.permutation(rows)[:masked]] = edges[:-1] + np.diff(edges) * rng.random(masked)
+    return shares
+
+
+def draw_masks(
+    shares: Float64[np.ndarray, " rows"],
+    grid: tuple[int, int],
+    config: MaskConfig,
+    rngs: Iterable[np.random.Generator],
+) -> BatchMasks:
+    """Masks of some crops, whose shares have been drawn for the whole batch.
+
+    Args:
+        shares: of the patches to be masked, for each crop, from `mask_shares`.
+        grid: height and width of a global crop in patches.
+        config: limits of the rectangles.
+        rngs: source of the random numbers of each crop.
+
+    Returns:
+        The masks; `upperbound` is the number of patches asked for.
+    """
+    patches = grid[0] * grid[1]
+    targets = (patches * shares).astype(int)
+    masks = np.zeros((len(shares), patches), dtype=bool)
+    for row, (target, rng) in enumerate(zip(targets.tolist(), rngs, strict=False)):
+        if target:
+            masks[row] = block_mask(grid, target, rng, config).reshape(-1)
     counts = masks.sum(axis=1)
     weights = np.repeat(1.0 / np.maximum(counts, 1), counts)
     return BatchMasks(
         masks=torch.from_numpy(masks),
         indices=torch.from_numpy(np.flatnonzero(masks)),
         weights=torch.from_numpy(weights.astype(np.float32)),
-        upperbound=int(sum(int(patches * share) for share in edges[1:])),
+        upperbound=int(targets.sum()),
     )
+
+
+def _edges(rows: int, config: MaskConfig) -> Float64[np.ndarray, " edges"]:
+    """Borders of the parts that the range of shares is cut in, one part for each masked crop."""
+    return np.linspace(config.ratio[0], config.ratio[1], int(rows * config.probability) + 1)

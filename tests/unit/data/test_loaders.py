@@ -12,7 +12,7 @@ from opendino.data.augment import Crops, CropsConfig, MultiCrop
 from opendino.data.collate import Skipped, collate, normalize
 from opendino.data.datasets import open_dataset
 from opendino.data.loaders import BadImages, LoaderConfig, pretrain_loader, require_readable
-from opendino.data.masking import MaskConfig, batch_masks
+from opendino.data.masking import MaskConfig, batch_masks, draw_masks, mask_shares
 from opendino.data.samplers import InfiniteSampler, keyed_rng
 from opendino.errors import ConfigError, DataError
 
@@ -52,7 +52,9 @@ def test_a_batch_is_what_its_parts_make(image_folder):
                     torch.from_numpy(pixels.copy())[None], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
                 )
                 torch.testing.assert_close(crops[number * 4 + row][None], expected)
-    masks = batch_masks(8, (4, 4), MaskConfig(), keyed_rng(1, "masks of rank 0", 1))
+    shares = mask_shares(8, MaskConfig(), keyed_rng(1, "mask shares", 1))
+    rngs = [keyed_rng(1, f"masks of crop {crop}", 4 + row) for crop in (0, 1) for row in range(4)]
+    masks = draw_masks(shares, (4, 4), MaskConfig(), rngs)
     assert torch.equal(batch.masks, masks.masks)
     assert torch.equal(batch.mask_indices, masks.indices)
 
@@ -72,7 +74,8 @@ def test_processes_share_the_batch_of_one(image_folder, world):
         assert torch.equal(torch.stack([part.ids for part in parts], dim=1).flatten(), whole.ids)
         first_crops = [part.global_crops[: part.images] for part in parts]
         assert torch.equal(torch.stack(first_crops, dim=1).flatten(0, 1), whole.global_crops[:4])
-        assert not torch.equal(parts[0].masks, parts[1].masks)
+        masks = torch.stack([part.masks.unflatten(0, (2, -1)) for part in parts], dim=2).flatten(0, 2)
+        assert torch.equal(masks, whole.masks)
 
 
 def test_seeds_are_different_runs(image_folder):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opendino.data.masking import MaskConfig, batch_masks, block_mask, max_block
+from opendino.data.masking import MaskConfig, batch_masks, block_mask, draw_masks, mask_shares, max_block
 from opendino.errors import ConfigError
 
 # (grid side, target, mean masked patches of the published generator over 1,000 draws)
@@ -140,3 +140,19 @@ def test_a_batch_may_have_no_masks(config):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=f"masks.{next(iter(wrong))} = "):
         MaskConfig(**wrong)
+
+
+def test_shares_of_a_batch_and_masks_of_a_part_of_it():
+    """What a crop is hidden by does not depend on which other crops are drawn beside it."""
+    config = MaskConfig()
+    shares = mask_shares(16, config, np.random.default_rng(0))
+    assert (shares > 0).sum() == 8
+    edges = np.linspace(0.1, 0.5, 9)
+    assert np.all((np.sort(shares)[8:] >= edges[:-1]) & (np.sort(shares)[8:] <= edges[1:]))
+
+    def drawn(rows):
+        return draw_masks(shares[rows], (8, 8), config, [np.random.default_rng(row) for row in rows])
+
+    whole, part = drawn(range(16)), drawn(range(1, 16, 2))
+    assert torch.equal(whole.masks[1::2], part.masks)
+    assert int(whole.masks.sum()) <= whole.upperbound == sum(int(64 * share) for share in shares)
