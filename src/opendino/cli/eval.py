@@ -22,6 +22,7 @@ usage: opendino eval knn    MODEL data.train=DIR data.val=DIR [key=value ...]
        opendino eval robust MODEL data.train=DIR data.val=DIR [robust.kinds=[fog,...]] [tests.sources=[DIR,...]]
        opendino eval correspond MODEL data=PAIRS.json [key=value ...]
        opendino eval health MODEL data=DIR [key=value ...]
+       opendino eval drift  MODEL against=MODEL data=DIR [key=value ...]
        opendino eval table  FILE_OR_RUN [...] [out=FILE.md]
 
 knn     the nearest training images vote, weighted by similarity; top-1 and top-5 for k = 10, 20, 100, 200
@@ -38,6 +39,7 @@ robust  a linear classifier of clean images on fifteen corruptions in five sever
 correspond  PCK of points of one image that are found in another
 health  rank, spread and norms of the features; needs no labels. Prototypes are not in weights: their use and entropies
         are in the run's metrics.jsonl, under health/, where knn.every is not 0
+drift   how far the features have moved from those of another model: cosine, CKA, common neighbours; needs no labels
 
 table   results files side by side, as Markdown; out=FILE.md appends
 
@@ -109,7 +111,7 @@ def defaults_of(protocol: str, model: str, out: str, known: Sequence[str]) -> di
     """Settings that a protocol takes from the model's own run and from where results go, of those that it knows."""
     from opendino.cli._decoding import decoding_of
 
-    decoding = decoding_of(model, "" if protocol == "health" else "data.")
+    decoding = decoding_of(model, "" if protocol in ("health", "drift") else "data.")
     defaults = decoding | ({"features.cache": str(Path(out) / "features")} if out else {})
     return {name: value for name, value in defaults.items() if name in known}
 

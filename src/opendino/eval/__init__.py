@@ -44,6 +44,11 @@ PROTOCOLS = MappingProxyType(
         "robust": ("opendino.eval.robust", "RobustConfig", "a linear classifier on corrupted and shifted images"),
         "correspond": ("opendino.eval.correspond", "CorrespondConfig", "points of one image found in another, PCK"),
         "health": ("opendino.eval.health", "HealthConfig", "rank, spread and norms of the features, without labels"),
+        "drift": (
+            "opendino.eval.drift",
+            "DriftConfig",
+            "how far features have moved from another model's, without labels",
+        ),
     }
 )
 """Protocol -> (module, config class, what it says); modules are imported when asked for."""
