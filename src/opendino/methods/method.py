@@ -63,6 +63,13 @@ class Method(nn.Module):
         """
         return torch.softmax(logits.float() / temp, dim=-1)
 
+    def begin_step(self, step: int) -> None:
+        """Called by the loop before each step, with the number of steps done; a method with phases changes here.
+
+        What it does has to follow from the number alone, for a resumed run begins anywhere, and be the same in all
+        processes. A parameter that takes no gradient for a while has none, and the optimizer leaves it as it is.
+        """
+
     def subnetworks(self) -> dict[str, nn.Module]:
         """The student's networks by name, each of which is clipped by its own gradient norm."""
         return dict(self.student.items())

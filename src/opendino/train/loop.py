@@ -137,6 +137,7 @@ def train_step(run: Run, batch: PretrainBatch) -> dict[str, float]:
     Source: official `train/train.py`, `do_train`.
     """
     seed_step(run.seed, run.step, rank())
+    run.method.begin_step(run.step)
     now = run.schedules.at(run.step)
     set_schedule(run.optimizer, now["lr"], now["weight_decay"], now["last_layer_lr"])
     run.optimizer.zero_grad(set_to_none=True)

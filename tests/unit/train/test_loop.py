@@ -164,3 +164,13 @@ def test_all_steps_are_done_and_recorded(parts):
     assert [step for step, _ in records] == [1, 2, 3, 4, 5, 6]
     assert all(record["img_per_s"] > 0 and 0 <= record["data_wait"] <= 1 for _, record in records)
     assert records[-1][1]["momentum"] > records[0][1]["momentum"]
+
+
+def test_a_method_is_told_of_each_step(parts, monkeypatch):
+    _, run, feed = parts
+    told = []
+    monkeypatch.setattr(run.method, "begin_step", told.append)
+    run.step = 3
+    for _ in range(2):
+        train_step(run, next(feed))
+    assert told == [3, 4]
