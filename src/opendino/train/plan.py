@@ -5,7 +5,7 @@ What fits is chosen once, at the first start (`settings.py`), and remembered in 
 later, or on another machine, continues with the same settings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,19 @@ class Plan:
     dataset: ImageDataset | None = None
 
 
-def plan(recipe: Path | None, words: Sequence[str]) -> Plan:
+def plan(
+    recipe: Path | None,
+    words: Sequence[str],
+    kind: type[PretrainConfig] = PretrainConfig,
+    more: Callable[[PretrainConfig, Mapping[str, Any]], dict[str, Choice]] | None = None,
+) -> Plan:
     """Read the settings of a run; looks at the images where something is left open.
 
     Args:
         recipe: YAML file, or None.
         words: `key=value` of the command line.
+        kind: the settings of another kind of training, which are these and more.
+        more: what that kind chooses where the run is new, from the settings so far and those that were given.
 
     Raises:
         ConfigError: a setting is unknown or of the wrong type, or the folder holds something else.
@@ -49,7 +56,7 @@ def plan(recipe: Path | None, words: Sequence[str]) -> Plan:
     """
     given = _given(recipe, words)
     # Mistakes in the settings show before the images are looked at, which can take a while.
-    first = _load(recipe, words, choose(given, DataFacts(), look_at_machine("cpu"), recipe is not None))
+    first = _load(kind, recipe, words, choose(given, DataFacts(), look_at_machine("cpu"), recipe is not None))
     if not first.data:
         raise ConfigError("data is missing: give data=FOLDER, a folder of images")
     if not first.output_dir:
@@ -58,10 +65,12 @@ def plan(recipe: Path | None, words: Sequence[str]) -> Plan:
     if stored is not None:
         remembered = {key: Choice(value, "chosen at the start of this run") for key, value in stored.chosen.items()}
         choices = {key: choice for key, choice in remembered.items() if key not in given}
-        return Plan(_load(recipe, words, choices), choices, resumed=True)
+        return Plan(_load(kind, recipe, words, choices), choices, resumed=True)
+    extra = {key: choice for key, choice in more(first, given).items() if key not in given} if more else {}
+    known = given | {key: choice.value for key, choice in extra.items()}
     dataset = open_images(first)
-    choices = choose(given, look_at_data(dataset), look_at_machine(first.train.device), recipe is not None)
-    return Plan(_load(recipe, words, choices), choices, resumed=False, dataset=dataset)
+    choices = extra | choose(known, look_at_data(dataset), look_at_machine(first.train.device), recipe is not None)
+    return Plan(_load(kind, recipe, words, choices), choices, resumed=False, dataset=dataset)
 
 
 def _given(recipe: Path | None, words: Sequence[str]) -> dict[str, Any]:
@@ -74,6 +83,8 @@ def _given(recipe: Path | None, words: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def _load(recipe: Path | None, words: Sequence[str], choices: dict[str, Choice]) -> PretrainConfig:
+def _load(
+    kind: type[PretrainConfig], recipe: Path | None, words: Sequence[str], choices: dict[str, Choice]
+) -> PretrainConfig:
     chosen = {key: choice.value for key, choice in choices.items()}
-    return settings.load(PretrainConfig, recipe, words, chosen)
+    return settings.load(kind, recipe, words, chosen)

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import dataclass
+
 import pytest
 
 from opendino.errors import ConfigError, DataError
+from opendino.train.config import PretrainConfig
 from opendino.train.plan import plan
 from opendino.train.pretrain import pretrain
+from opendino.train.settings import Choice
 
 
 @pytest.fixture
@@ -63,3 +67,20 @@ def test_a_resumed_run_keeps_what_was_chosen_for_it(tiny_words, monkeypatch):
     assert again.config.loader.workers == first.config.loader.workers == 0
     assert again.choices.keys() == first.choices.keys()
     assert plan(None, [*words, "loader.workers=3"]).config.loader.workers == 3
+
+
+def test_another_kind_of_training_adds_settings_and_choices(words):
+    @dataclass(frozen=True)
+    class Kind(PretrainConfig):
+        extra: int = 0
+
+    def more(first, given):
+        assert isinstance(first, Kind)
+        return {"student.patch_size": Choice(8, "said so"), "seed": Choice(9, "not asked"), "extra": Choice(3, "is")}
+
+    planned = plan(None, [*words, "seed=2"], Kind, more)
+    assert (planned.config.extra, planned.config.seed) == (3, 2)
+    assert "seed" not in planned.choices
+    # What follows from it follows from the further choice: three by three patches of 8 in images of 24.
+    assert planned.config.student.patch_size == 8
+    assert planned.config.crops.local_size % 8 == 0
