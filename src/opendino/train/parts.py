@@ -2,6 +2,7 @@
 """From settings to the parts of a run: student and teacher, optimizer, schedules; `pretrain.py` puts them together."""
 
 import dataclasses
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from opendino.optim.adamw import OptimConfig, adamw, optim_schedules
 from opendino.optim.param_groups import param_groups
 from opendino.train.loop import Schedules
 from opendino.train.state import seed_step
+
+Made = TypeVar("Made", bound=DINOv2)
 
 LAYER_SCALE = 1e-5
 """Start of LayerScale in training, as published; presets of published weights have 1, to be loaded over."""
@@ -36,7 +39,9 @@ def training_shape(student: BackboneConfig, crops: CropsConfig) -> BackboneConfi
     )
 
 
-def build_method(student: BackboneConfig, crops: CropsConfig, config: DINOv2Config, seed: int = 0) -> DINOv2:
+def build_method(
+    student: BackboneConfig, crops: CropsConfig, config: DINOv2Config, seed: int = 0, kind: type[Made] = DINOv2
+) -> Made:
     """Student, teacher and losses, initialised from the seed; the teacher is a copy without stochastic depth.
 
     Args:
@@ -44,14 +49,15 @@ def build_method(student: BackboneConfig, crops: CropsConfig, config: DINOv2Conf
         crops: say what images the backbone expects.
         config: of the method.
         seed: of the run.
+        kind: DINOv2 or what is made of it.
 
     Raises:
         ConfigError: the preset is not known.
         ModelError: a shape that cannot be built.
     """
     seed_step(seed, -1)
-    method = DINOv2(
-        _backbone(student, crops), _backbone(dataclasses.replace(student, drop_path_rate=0.0), crops), config
+    method = kind(
+        build_backbone(student, crops), build_backbone(dataclasses.replace(student, drop_path_rate=0.0), crops), config
     )
     # The processes of a run hold the same networks and draw different stochastic depth.
     seed_step(seed, -1, rank())
@@ -92,7 +98,8 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _backbone(config: BackboneConfig, crops: CropsConfig) -> VisionTransformer:
+def build_backbone(config: BackboneConfig, crops: CropsConfig) -> VisionTransformer:
+    """A fresh backbone that says what images it expects: global crops, normalised as they are."""
     backbone = config.build()
     mean, std = normalization(backbone.in_chans, crops.mean, crops.std)
     backbone.input_spec = InputSpec((crops.global_size, crops.global_size), backbone.in_chans, mean, std)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DINOv2 on a backbone that is trained already: new heads first, and LoRA in place of all of its weights.
+
+The losses are those of `dinov2.py`. Where heads are new, the backbone is frozen for the first steps, until they say
+something: gradients of heads that know nothing would undo what it has learnt. With LoRA the student's backbone holds
+thin products beside its frozen layers; the teacher's is a plain one and follows what the student would hold, merged.
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+from opendino.layers.lora import add_lora, merged_parameters
+from opendino.methods.dinov2 import DINOv2
+
+
+class Adaptation(DINOv2):
+    """DINOv2 with a phase for the heads alone, and with LoRA.
+
+    Attributes:
+        head_steps: first steps in which the backbone is frozen.
+    """
+
+    head_steps: int = 0
+    _trained: tuple[str, ...] | None = None
+    _frozen: bool | None = None
+
+    def use_lora(self, rank: int, alpha: float, layers: str, also: str) -> list[str]:
+        """Freeze the student's backbone but for LoRA's products; the teacher's stays a plain backbone.
+
+        Args:
+            rank: inner width of the products.
+            alpha: their strength.
+            layers: which linear layers get them: a regular expression for the end of their names.
+            also: parameters that learn themselves: a regular expression for the beginning of their names.
+
+        Returns:
+            Names of the layers.
+
+        Raises:
+            ConfigError: no layer has such a name.
+        """
+        backbone = self.student["backbone"]
+        names = add_lora(backbone, layers, rank, alpha)
+        opened = re.compile(also)
+        for name, parameter in backbone.named_parameters():
+            if opened.match(name):
+                parameter.requires_grad_(True)
+        return names
+
+    def begin_step(self, step: int) -> None:
+        """Freeze the backbone in the first steps, and let it learn from then on."""
+        backbone = self.student["backbone"]
+        if self._trained is None:
+            self._trained = tuple(name for name, part in backbone.named_parameters() if part.requires_grad)
+        frozen = step < self.head_steps
+        if frozen == self._frozen:
+            return
+        self._frozen = frozen
+        parameters = dict(backbone.named_parameters())
+        for name in self._trained:
+            parameters[name].requires_grad_(not frozen)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher towards what the student would hold with LoRA's products merged."""
+        current = merged_parameters(self.student)
+        averages: dict[str, Tensor] = dict(self.teacher.named_parameters())
+        torch._foreach_lerp_(list(averages.values()), [current[name] for name in averages], 1 - momentum)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+
+from opendino.data.collate import PretrainBatch
+from opendino.layers.lora import merge_lora
+from opendino.methods.adapt import Adaptation
+from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig
+from opendino.models.presets import create
+
+HEAD = {"prototypes": 16, "hidden_dim": 16, "bottleneck_dim": 8}
+
+
+def method():
+    torch.manual_seed(1)
+    shape = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "init_values": 0.5}
+    config = DINOv2Config(dino=DINOConfig(**HEAD, centering="sinkhorn_knopp"), ibot=IBOTConfig())
+    return Adaptation(create("vit_custom", **shape), create("vit_custom", **shape), config)
+
+
+def batch(images=4):
+    rng = np.random.default_rng(0)
+    masks = torch.zeros(2 * images, 4, dtype=torch.bool)
+    masks[::2, :2] = True
+    draw = lambda *shape: torch.from_numpy(rng.standard_normal(shape)).float()  # noqa: E731
+    return PretrainBatch(
+        global_crops=draw(2 * images, 3, 16, 16),
+        local_crops=draw(2 * images, 3, 8, 8),
+        masks=masks,
+        mask_indices=masks.flatten().nonzero().flatten(),
+        masks_weight=torch.full((int(masks.sum()),), 0.5),
+        images=images,
+        ids=torch.arange(images),
+    )
+
+
+def step(model, number, momentum=0.5):
+    """A step as the loop does it, without decay or clipping."""
+    model.begin_step(number)
+    for part in model.parameters():
+        part.grad = None
+    model(batch(), 0.05).loss.backward()
+    with torch.no_grad():
+        for part in model.student.parameters():
+            if part.grad is not None:
+                part -= 0.1 * part.grad
+    model.update_teacher(momentum)
+
+
+def copies(module):
+    return {name: part.detach().clone() for name, part in module.named_parameters()}
+
+
+def changed(module, before):
+    return {name for name, part in module.named_parameters() if not torch.equal(part, before[name])}
+
+
+def test_heads_alone_learn_first_and_the_backbone_stays_to_the_last_bit():
+    model = method()
+    model.head_steps = 2
+    student, teacher = copies(model.student), copies(model.teacher)
+    for number in range(2):
+        step(model, number)
+    assert {name.partition(".")[0] for name in changed(model.student, student)} == {"dino_head"}
+    assert {name.partition(".")[0] for name in changed(model.teacher, teacher)} == {"dino_head"}
+    assert all(part.grad is None for part in model.student["backbone"].parameters()), "nor is a gradient computed"
+    step(model, 2)
+    assert "backbone.blocks.0.attn.qkv.weight" in changed(model.student, student)
+    assert "backbone.blocks.0.attn.qkv.weight" in changed(model.teacher, teacher)
+
+
+def test_a_run_that_begins_after_the_border_is_not_frozen():
+    model = method()
+    model.head_steps = 2
+    model.begin_step(5)
+    assert all(part.requires_grad for part in model.student.parameters())
+    model.begin_step(1)
+    assert not any(part.requires_grad for part in model.student["backbone"].parameters())
+
+
+def test_without_lora_the_teacher_is_the_moving_average():
+    model = method()
+    model.begin_step(0)
+    with torch.no_grad():
+        for part in model.student.parameters():
+            part.fill_(1)
+        for part in model.teacher.parameters():
+            part.fill_(3)
+    model.update_teacher(0.75)
+    assert all(torch.equal(part, torch.full_like(part, 2.5)) for part in model.teacher.parameters())
+
+
+def test_with_lora_the_teacher_follows_the_merged_student_under_official_names():
+    model = method()
+    official = list(model.teacher["backbone"].state_dict())
+    names = model.use_lora(2, 4.0, r"attn\.(qkv|proj)", "mask_token")
+    assert names == [f"blocks.{block}.attn.{layer}" for block in range(2) for layer in ("qkv", "proj")]
+    student = copies(model.student["backbone"])
+    for number in range(3):
+        step(model, number, momentum=0.0)  # the teacher becomes the student
+    moved = changed(model.student["backbone"], student)
+    assert moved == {"mask_token"} | {f"{name}.{part}" for name in names for part in ("down", "up")}
+    assert list(model.teacher["backbone"].state_dict()) == official
+    images = torch.randn(2, 3, 16, 16)
+    model.eval()
+    applied = model.student["backbone"].forward_features(images)["x_norm_clstoken"]
+    taught = model.teacher["backbone"].forward_features(images)["x_norm_clstoken"]
+    torch.testing.assert_close(applied, taught, atol=1e-5, rtol=1e-5)
+    merge_lora(model.student["backbone"])
+    assert all(
+        torch.allclose(tensor, model.student["backbone"].state_dict()[name], atol=1e-7)
+        for name, tensor in model.teacher["backbone"].state_dict().items()
+    )
+
+
+def test_the_average_is_one_of_weights_and_not_of_thin_factors():
+    model = method()
+    model.use_lora(1, 1.0, r"blocks\.0\.attn\.proj", "mask_token")
+    layer = model.student["backbone"].blocks[0].attn.proj
+    start = layer.linear.weight.clone()
+    with torch.no_grad():
+        layer.up.fill_(2)
+        layer.down.fill_(3)
+    model.update_teacher(0.75)
+    # Averaged factors would give 0.5 * 3 = 1.5 at most, of weights a quarter of 6.
+    assert torch.allclose(model.teacher["backbone"].blocks[0].attn.proj.weight, start + 1.5)
+    with torch.no_grad():
+        layer.up.fill_(-2)
+    model.update_teacher(0.75)
+    assert torch.allclose(model.teacher["backbone"].blocks[0].attn.proj.weight, start + 0.75 * 1.5 - 0.25 * 6)
+
+
+def test_frozen_parts_of_lora_stay_frozen_behind_the_border():
+    model = method()
+    model.use_lora(2, 4.0, r"attn\.qkv", "mask_token|patch_embed")
+    model.head_steps = 1
+    model.begin_step(0)
+    assert not any(part.requires_grad for part in model.student["backbone"].parameters())
+    model.begin_step(1)
+    learning = {name for name, part in model.student["backbone"].named_parameters() if part.requires_grad}
+    assert learning == {"mask_token", "patch_embed.proj.weight", "patch_embed.proj.bias"} | {
+        f"blocks.{block}.attn.qkv.{part}" for block in range(2) for part in ("down", "up")
+    }
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_both_networks_start_from_the_same(lora):
+    model = method()
+    if lora:
+        model.use_lora(2, 4.0, r"attn\.qkv", "mask_token")
+    before = copies(model.teacher)
+    model.update_teacher(0.3)
+    assert changed(model.teacher, before) == set()
