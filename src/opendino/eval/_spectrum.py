@@ -122,12 +122,12 @@ def unique_prototypes(prototypes: Float[Tensor, "K D"], threshold: float = 0.975
 
     Source: Govindarajan et al. 2024, "On partial prototype collapse", section 3.
     """
-    unit = F.normalize(prototypes.detach().cpu().float(), dim=1)
+    unit = F.normalize(prototypes.detach().float(), dim=1)
     kept = unit[:0]
     for part in unit.split(1024):
         fresh = part[((part @ kept.T).amax(dim=1) < threshold)] if len(kept) else part
         close = (fresh @ fresh.T).triu(1) >= threshold
-        alive = torch.ones(len(fresh), dtype=torch.bool)
+        alive = torch.ones(len(fresh), dtype=torch.bool, device=fresh.device)
         for row in close.any(dim=1).nonzero().flatten().tolist():
             if alive[row]:
                 alive &= ~close[row]

@@ -16,6 +16,8 @@ figures tell. Each is a pure function of a tensor and can be called from a train
 | prototypes used        | many, perplexity near it  | one or few                         |
 | entropy of the mean    | near 1 (parts of ln K)    | near 0                             |
 | mean entropy           | clearly below that        | near 0 with the above, or near 1   |
+| teacher's KL           | above 0, falling slowly   | 0: nothing left to learn from      |
+| unique prototypes      | most of them              | a small part: others are copies    |
 
 Read next: `_features.py`.
 """
@@ -39,10 +41,11 @@ from opendino.errors import ConfigError
 from opendino.eval._features import FeatureConfig, extract, place
 from opendino.eval._results import Results, describe
 from opendino.eval._sampled import sampled
-from opendino.eval._spectrum import alpha_req, mean_std, uniformity
+from opendino.eval._spectrum import alpha_req, mean_std, teacher_kl, uniformity, unique_prototypes
 from opendino.eval.adapters import Backbone
 
 _MOST_PAIRED = 2000  # images of which all pairs are compared
+_MOST_COMPARED = 8192  # prototypes of which all pairs are compared on a CPU, where more would take seconds
 NO_PROTOTYPES = (
     "prototypes are not measured: weights hold the backbone without its heads; a run records their use and entropies "
     "in metrics.jsonl, under health/, where knn.every is not 0"
@@ -158,12 +161,20 @@ def run(
     return results
 
 
-def summary(features: Float[Tensor, "n D"], probabilities: Float[Tensor, "n K"] | None = None) -> dict[str, float]:
+def summary(
+    features: Float[Tensor, "n D"],
+    probabilities: Float[Tensor, "n K"] | None = None,
+    *,
+    student: Float[Tensor, "n K"] | None = None,
+    prototypes: Float[Tensor, "K P"] | None = None,
+) -> dict[str, float]:
     """Every figure of this file, by name; those of prototypes where probabilities are given.
 
     Args:
         features: two or more images.
-        probabilities: teacher's or student's, over the prototypes, rows sum to 1.
+        probabilities: the teacher's, over the prototypes, rows sum to 1.
+        student: logarithms of the student's for the same images: gives `teacher_kl`.
+        prototypes: one row each: gives `prototypes_unique`, unless there are too many for this device.
     """
     norms = features.float().norm(dim=1)
     figures = {
@@ -188,6 +199,10 @@ def summary(features: Float[Tensor, "n D"], probabilities: Float[Tensor, "n K"] 
             "entropy_of_mean": entropy.of_mean,
             "mean_entropy": entropy.mean,
         }
+        if student is not None:
+            figures["teacher_kl"] = teacher_kl(probabilities, student)
+    if prototypes is not None and (prototypes.is_cuda or len(prototypes) <= _MOST_COMPARED):
+        figures["prototypes_unique"] = float(unique_prototypes(prototypes))
     return figures
 
 

@@ -3,11 +3,13 @@
 
 It holds no tensors and touches no training: a loop hands it the figures of each look (`health.summary`) and gets back
 sentences. A state has to last for `patience` looks, so that the first steps, when all features agree, are no alarm.
+In a run the figures come from `train/glance.py`, each few steps.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from opendino.config import check_numbers
 from opendino.errors import ConfigError, TrainingError
@@ -15,10 +17,14 @@ from opendino.errors import ConfigError, TrainingError
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """What counts as collapsed, and what is done about it.
+    """How often a run is looked at without labels, what counts as collapsed, and what is done about it.
 
     Attributes:
-        action: "warn" says it, "stop" ends the run, "off" looks away.
+        every: steps between two looks at a few images; 0 looks only with the k-NN. A small batch makes them fewer,
+            see `share`.
+        images: of a look; fewer beside a small batch, but never less than 16.
+        share: most of a step's work that looks may come to, 0 to 1; 1 looks as often as `every` says.
+        action: "warn" says a collapse, "stop" ends the run, "off" names none.
         patience: looks in a row that have to agree.
         start: step before which nothing is named; features of a fresh network are nearly constant.
         mean_cosine: of CLS features, above which they are constant.
@@ -28,7 +34,10 @@ class WatchConfig:
         entropy_high: mean entropy as a part of ln K, above which every image is undecided.
     """
 
-    action: str = "warn"
+    every: int = 20
+    images: int = 128
+    share: float = 0.02
+    action: Literal["warn", "stop", "off"] = "warn"
     patience: int = 2
     start: int = 50
     mean_cosine: float = 0.99
@@ -38,8 +47,10 @@ class WatchConfig:
     entropy_high: float = 0.995
 
     def __post_init__(self) -> None:
-        if self.action not in ("warn", "stop", "off"):
-            raise ConfigError(f"watch.action = {self.action!r}: use warn, stop or off")
+        if self.every < 0 or self.images < 2:
+            raise ConfigError(f"watch.every = {self.every}, watch.images = {self.images}: use 0 or more, 2 or more")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"watch.share = {self.share}: use a share above 0 and up to 1, such as 0.02")
         if self.patience < 1 or self.start < 0:
             raise ConfigError(f"watch.patience = {self.patience}, watch.start = {self.start}: use 1 or more, 0 or more")
         shares = dict.fromkeys(("mean_cosine", "entropy_low", "entropy_high"), (0, 1))

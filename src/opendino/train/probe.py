@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A look at the teacher while it trains: k-NN where there are labels, health figures always.
+"""A look at the teacher while it trains: k-NN and a linear classifier where there are labels, health figures always.
 
 Training never sees a label. Where no held-out images are named, the labelled images are split by a fixed permutation:
 the probe's queries are a fifth of them (at most `max_val`), its bank the others. All of them are also trained on,
-without their labels; so the figure is for following a run, and `opendino eval knn` on a test set is for reporting.
+without their labels; so the figures are for following a run, and `opendino eval` on a test set is for reporting. Labels
+never reach the networks: the classifiers see features that were computed without gradient.
 """
 
 import math
@@ -20,13 +21,14 @@ from opendino.config import expand_home
 from opendino.data.datasets import ImageDataset
 from opendino.data.samplers import permute
 from opendino.errors import ConfigError, DataError
-from opendino.eval import health, knn
+from opendino.eval import _ridge, health, knn
 from opendino.eval._data import LabelledConfig, match, open_part, same_place
 from opendino.eval._features import FeatureConfig, FeatureKind, extract
+from opendino.methods.method import Method
 from opendino.models.vision_transformer import VisionTransformer
 
 _SPLIT_SEED = 0  # the same split in every run, so that runs can be compared
-_FIGURES = ("knn/", "health/")
+_FIGURES = ("knn/", "linear/", "health/")
 _LEAST = 20  # images below which a k-NN figure says nothing
 
 
@@ -41,6 +43,7 @@ class ProbeConfig:
         k: numbers of neighbours.
         temperature: of the votes.
         feature: CLS, mean of the patches, or both side by side.
+        linear: fit a linear classifier too, by least squares (`eval/_ridge.py`).
         max_train: most images that vote.
         max_val: most images that are classified.
     """
@@ -51,6 +54,7 @@ class ProbeConfig:
     k: tuple[int, ...] = (20,)
     temperature: float = 0.07
     feature: FeatureKind = "cls"
+    linear: bool = True
     max_train: int = 10_000
     max_val: int = 2_000
 
@@ -142,29 +146,38 @@ class Probe:
                 feature=config.feature,
             )
 
-    def __call__(self, teacher: nn.ModuleDict, teacher_temp: float) -> dict[str, float]:
-        """Figures of a teacher, `knn/...` and `health/...`; its networks are left as they are.
+    def __call__(self, method: Method, teacher_temp: float) -> dict[str, float]:
+        """Figures of a method's teacher, `knn/...`, `linear/...` and `health/...`; its networks are left as they are.
 
         Args:
-            teacher: its "backbone", and its "dino_head" if it has one.
+            method: its teacher has a "backbone", and prototypes if it has a "dino_head".
             teacher_temp: temperature of the prototype probabilities.
         """
-        backbone = cast("VisionTransformer", teacher["backbone"])
+        backbone = cast("VisionTransformer", method.teacher["backbone"])
         val = extract(backbone, self._val, self._features, what="probe")
-        figures = health.summary(val.cls, _prototypes(teacher, val.cls, teacher_temp))
+        figures = health.summary(
+            val.cls, _probabilities(method, val.cls, teacher_temp), prototypes=prototypes_of(method.teacher)
+        )
         record = {f"health/{name}": value for name, value in figures.items()}
         if self._train is None:
             return record
         train = extract(backbone, self._train, self._features, what="probe")
+        labels, wanted = _labels(self._train, train.rows), _labels(self._val, val.rows)
         accuracy, _ = knn.evaluate(
             train.select(self.config.feature, normalize=True),
-            _labels(self._train, train.rows),
+            labels,
             val.select(self.config.feature, normalize=True),
-            _labels(self._val, val.rows),
+            wanted,
             self._votes,
             device=self._features.device,
         )
-        return {f"knn/{name}": value for name, value in accuracy.items()} | record
+        found = {f"knn/{name}": value for name, value in accuracy.items()}
+        if self.config.linear:
+            kind, classes = self.config.feature, 1 + int(torch.cat([labels, wanted]).max())
+            x, y = train.select(kind, normalize=False), val.select(kind, normalize=False)
+            predicted = _ridge.fit(x.to(self._features.device), labels, classes).predict(y).cpu()
+            found["linear/top1"] = 100 * float((predicted == wanted).double().mean())
+        return found | record
 
 
 def _parts(config: ProbeConfig, dataset: ImageDataset) -> tuple[ImageDataset | None, ImageDataset]:
@@ -219,8 +232,9 @@ def _some(part: "Rows", most: int) -> "Rows":
 def _note(train: ImageDataset | None, val: ImageDataset, config: ProbeConfig) -> str:
     if train is None:
         return f"health of {len(val)} images; no labels, so no k-NN"
-    kind = "named images" if config.val else "images held out from the k-NN (trained on, without labels)"
-    return f"k-NN of {len(val)} {kind} among {len(train)}"
+    kind = "named images" if config.val else "images held out from them (trained on, without labels)"
+    how = "k-NN and a linear classifier" if config.linear else "k-NN"
+    return f"{how} of {len(val)} {kind}, by {len(train)} others"
 
 
 def _labels(dataset: ImageDataset, rows: Tensor) -> Tensor:
@@ -230,11 +244,15 @@ def _labels(dataset: ImageDataset, rows: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(targets))[rows]
 
 
+def prototypes_of(teacher: nn.ModuleDict) -> Tensor | None:
+    """Weights of the prototypes, a row each; None where there are none."""
+    return teacher.get_parameter("dino_head.last_layer.weight_v").detach() if "dino_head" in teacher else None
+
+
 @torch.no_grad()
-def _prototypes(teacher: nn.ModuleDict, cls: Tensor, temp: float) -> Tensor | None:
-    if "dino_head" not in teacher:
+def _probabilities(method: Method, cls: Tensor, temp: float) -> Tensor | None:
+    if "dino_head" not in method.teacher:
         return None
-    head = teacher["dino_head"]
+    head = method.teacher["dino_head"]
     device = next(head.parameters()).device
-    rows = [torch.softmax(head(part.to(device)).float() / temp, dim=-1).cpu() for part in cls.split(256)]
-    return torch.cat(rows)
+    return torch.cat([method.probabilities(head(part.to(device)), temp).cpu() for part in cls.split(256)])

@@ -23,7 +23,7 @@ from opendino.errors import CheckpointError, ConfigError
 from opendino.files import is_leftover, write_whole
 
 FREE_TO_CHANGE = (
-    *("output_dir", "checkpoint.", "log.", "knn.", "train.threads", "train.device"),
+    *("output_dir", "checkpoint.", "log.", "knn.", "watch.", "train.threads", "train.device"),
     *("loader.workers", "loader.prefetch", "loader.max_bad_rate", "loader.min_bad_count"),
 )
 """Settings that a resumed run may change: none changes what is computed, threads and device but for rounding."""

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from opendino.config import load
 from opendino.errors import ConfigError, TrainingError
 from opendino.eval.health import summary
 from opendino.eval.watch import Watch, WatchConfig, states
@@ -49,12 +50,16 @@ def test_a_state_has_to_last_and_is_named_once_until_it_has_passed():
 
 
 def test_it_stops_or_looks_away():
-    stop = Watch(WatchConfig("stop", patience=1, start=0))
+    stop = Watch(WatchConfig(action="stop", patience=1, start=0))
     with pytest.raises(TrainingError, match="collapse at step 0"):
         stop.look(0, {"mean_cosine": 1.0})
-    assert Watch(WatchConfig("off", patience=1, start=0)).look(0, {"mean_cosine": 1.0}) == []
-    with pytest.raises(ConfigError, match=r"watch\.action = 'shout'"):
-        WatchConfig("shout")
+    assert Watch(WatchConfig(action="off", patience=1, start=0)).look(0, {"mean_cosine": 1.0}) == []
+    with pytest.raises(ConfigError, match="action"):
+        load(WatchConfig, overrides=["action=shout"])
+    with pytest.raises(ConfigError, match=r"watch\.every = -1"):
+        WatchConfig(every=-1)
+    with pytest.raises(ConfigError, match=r"watch\.share = 0"):
+        WatchConfig(share=0.0)
     with pytest.raises(ConfigError, match=r"watch\.mean_cosine = 2"):
         WatchConfig(mean_cosine=2.0)
     with pytest.raises(ConfigError, match=r"watch\.patience = 0"):

@@ -26,7 +26,7 @@ def method(tiny_words):
 def test_figures_are_those_of_the_protocol_on_the_same_images(method, picture_folder):
     dataset = open_dataset(picture_folder)
     probe = Probe(ProbeConfig(every=1, k=(3,)), dataset, CPU, "fp32")
-    record = probe(method.teacher, 0.05)
+    record = probe(method, 0.05)
     val, train = probe._val, probe._train
     features = [extract(method.teacher["backbone"], part, FeatureConfig(progress=False)).cls for part in (train, val)]
     labels = [torch.from_numpy(part.targets) for part in (train, val)]
@@ -62,7 +62,7 @@ def test_named_parts(picture_folder, method, tmp_path):
     probe = Probe(ProbeConfig(val=str(tmp_path), k=(1,)), open_dataset(picture_folder), CPU, "fp32")
     assert (len(probe._train), len(probe._val)) == (40, 30)
     # Each image is its own nearest neighbour among the run's images.
-    assert probe(method.teacher, 0.05)["knn/top1_k1"] == 100.0
+    assert probe(method, 0.05)["knn/top1_k1"] == 100.0
     fewer = Probe(ProbeConfig(val=str(tmp_path), max_train=12, max_val=7), open_dataset(picture_folder), CPU, "fp32")
     assert (len(fewer._train), len(fewer._val)) == (12, 7)
     assert [fewer._val.label(i) for i in range(7)] == [
@@ -95,7 +95,7 @@ def test_named_images_are_read_as_those_of_the_run(tmp_path, method):
     probe = Probe(ProbeConfig(val=val, k=(1,)), dataset, CPU, "fp32")
     assert probe._val.label(4) == 1
     assert float(probe._val.image(4).mean()) == pytest.approx(1200 / 2400, abs=0.02)
-    assert probe(method.teacher, 0.05)["knn/top1_k1"] == 100.0  # three brightnesses, far apart
+    assert probe(method, 0.05)["knn/top1_k1"] == 100.0  # three brightnesses, far apart
     unlabelled = open_dataset(train, label_column="none", **how)
     with pytest.raises(DataError, match=r"train\.csv: has no labels"):
         Probe(ProbeConfig(val=val), unlabelled, CPU, "fp32")
@@ -107,7 +107,7 @@ def test_without_labels_there_is_health_alone(tmp_path, picture_folder, method):
     for place, path in enumerate(sorted(picture_folder.rglob("*.png"))):
         (tmp_path / f"{place}.png").write_bytes(path.read_bytes())
     probe = Probe(ProbeConfig(), open_dataset(tmp_path), CPU, "fp32")
-    record = probe(method.teacher, 0.05)
+    record = probe(method, 0.05)
     assert not [key for key in record if key.startswith("knn/")]
     looked_at = extract(method.teacher["backbone"], probe._val, FeatureConfig(progress=False)).cls
     assert record["health/effective_rank"] == pytest.approx(health.effective_rank(looked_at), rel=1e-6)
@@ -129,7 +129,7 @@ def test_classes_must_agree(tmp_path, picture_folder):
 def test_looking_changes_nothing(method, picture_folder):
     before = {key: tensor.clone() for key, tensor in method.state_dict().items()}
     modes = [module.training for module in method.modules()]
-    Probe(ProbeConfig(), open_dataset(picture_folder), CPU, "fp32")(method.teacher, 0.05)
+    Probe(ProbeConfig(), open_dataset(picture_folder), CPU, "fp32")(method, 0.05)
     assert all(before[key].equal(tensor) for key, tensor in method.state_dict().items())
     assert [module.training for module in method.modules()] == modes
 

@@ -82,13 +82,20 @@ def test_the_weights_are_the_teachers_backbone(make, tmp_path):
     assert backbone.input_spec == run.method.teacher["backbone"].input_spec
 
 
-def test_a_collapse_is_named_as_the_settings_say(make, tmp_path, caplog, monkeypatch):
+def test_a_collapse_is_named_as_the_settings_say(make, caplog, monkeypatch):
     upkeep, run = make(knn=2)
-    monkeypatch.setattr(upkeep, "probe", lambda *_: {"health/effective_rank": 1.0, "health/mean_cosine": 1.0})
+
+    class Collapsed:
+        config = upkeep.probe.config
+
+        def __call__(self, *_):
+            return {"health/effective_rank": 1.0, "health/mean_cosine": 1.0}
+
+    monkeypatch.setattr(upkeep, "probe", Collapsed())
     monkeypatch.setattr(upkeep, "_watch", Watch(WatchConfig(start=0, patience=2)))
     for run.step in (0, 2, 4):
-        upkeep._look(run, 0.05)
+        upkeep._look_if_due(run, 0.05)
     assert caplog.text.count("collapse at step 2: features are constant") == 1
-    monkeypatch.setattr(upkeep, "_watch", Watch(WatchConfig("stop", start=0, patience=1)))
+    monkeypatch.setattr(upkeep, "_watch", Watch(WatchConfig(action="stop", start=0, patience=1)))
     with pytest.raises(TrainingError, match="collapse at step 4"):
-        upkeep._look(run, 0.05)
+        upkeep._look_if_due(run, 0.05)
