@@ -8,6 +8,7 @@ OpendinoError
 |-- CheckpointError    a run or a weights file cannot be read, written or continued
 |   `-- ConversionError  weights do not fit the key table they are read with
 `-- TrainingError      a run stopped because going on would do harm
+    `-- Elsewhere      another process of this run failed, and reports it
 
 A message is one sentence that says where, what came, what was wanted and what to do.
 """
@@ -66,3 +67,7 @@ class ConversionError(CheckpointError):
 
 class TrainingError(OpendinoError):
     """A run stopped because going on would do harm."""
+
+
+class Elsewhere(TrainingError):
+    """Another process of this run failed, and reports it; this one ends in silence."""

@@ -13,7 +13,7 @@ from importlib import import_module
 
 from opendino import __version__
 from opendino.cli import VERBS
-from opendino.errors import OpendinoError, advice
+from opendino.errors import Elsewhere, OpendinoError, advice
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
     debug, argv = "--debug" in argv, [word for word in argv if word != "--debug"]
     try:
         return _dispatch(argv)
+    except Elsewhere:
+        return 2
     except OpendinoError as error:
         if debug:
             raise

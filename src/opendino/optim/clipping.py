@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def clip_gradients(networks: Mapping[str, nn.Module], max_norm: float) -> dict[str, Tensor]:
@@ -23,4 +24,6 @@ def clip_gradients(networks: Mapping[str, nn.Module], max_norm: float) -> dict[s
     """
     # With an infinite limit the factor is exactly 1.
     limit = max_norm or math.inf
-    return {name: nn.utils.clip_grad_norm_(network.parameters(), limit) for name, network in networks.items()}
+    norms = {name: nn.utils.clip_grad_norm_(network.parameters(), limit) for name, network in networks.items()}
+    # Of gradients that several processes hold in shares, it is the norm of all of them.
+    return {name: norm.full_tensor() if isinstance(norm, DTensor) else norm for name, norm in norms.items()}

@@ -3,6 +3,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from opendino.errors import ModelError
 
@@ -31,4 +32,10 @@ def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
             "build both with the same settings"
         )
     if averages:
-        torch._foreach_lerp_(list(averages.values()), [current[name] for name in averages], 1 - momentum)
+        mine, theirs = ([_here(of[name]) for name in averages] for of in (averages, current))
+        torch._foreach_lerp_(mine, theirs, 1 - momentum)
+
+
+def _here(parameter: Tensor) -> Tensor:
+    """The share of a parameter that this process holds; the student's and the teacher's are cut alike."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
