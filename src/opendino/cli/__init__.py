@@ -11,6 +11,8 @@ VERBS = MappingProxyType(
         "demo": "opendino.cli.demo",
         "curate": "opendino.cli.curate",
         "pretrain": "opendino.cli.pretrain",
+        "adapt": "opendino.cli.adapt",
+        "distill": "opendino.cli.distill",
         "eval": "opendino.cli.eval",
         "embed": "opendino.cli.embed",
         "search": "opendino.cli.search",

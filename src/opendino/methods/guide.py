@@ -103,7 +103,7 @@ def check_crops_fit(backbone: VisionTransformer, size: int, where: str = "the te
         below, above = size // patch * patch, -(-size // patch) * patch
         raise ModelError(
             f"{where} has patches of {patch} pixels, which do not divide the {size} pixels of its crops; set "
-            f"distill.teacher_size={below or above} to show it resized ones (or {above})"
+            f"distill.resize={below or above} to show it resized ones (or {above})"
         )
 
 

@@ -13,9 +13,12 @@
 | upkeep        | what happens between the steps: records, looks, checkpoints         |
 | state         | what a checkpoint holds, out of the run and back into it            |
 | run_folder    | config.yaml and run.json: whose folder this is                      |
-| probe         | k-NN and health of the teacher while it trains                      |
+| probe         | k-NN, a linear classifier and health of the teacher, now and then   |
+| glance        | a few images without labels, each few steps: what the watch sees    |
 | metrics       | metrics.jsonl and TensorBoard                                       |
 | progress      | the bar, or plain lines where there is no terminal                  |
+| distill       | a distillation: its settings, and what follows from its teacher     |
+| teacher       | opens the frozen teacher of a distillation                          |
 | demo          | the demonstration: pretrain, measure, compare                       |
 | demo_report   | the page that it writes                                             |
 """

@@ -72,5 +72,5 @@ def test_it_follows_a_method_between_dtypes_and_is_not_in_its_state():
 def test_crops_that_are_no_whole_patches_of_it_are_refused_with_a_size_that_would_do():
     backbone = made_guide(patch_size=8).backbone
     check_crops_fit(backbone, 16)
-    with pytest.raises(ModelError, match=r"patches of 8 pixels.*the 20 pixels.*teacher_size=16.*or 24"):
+    with pytest.raises(ModelError, match=r"patches of 8 pixels.*the 20 pixels.*resize=16.*or 24"):
         check_crops_fit(backbone, 20)
