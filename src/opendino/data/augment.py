@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-crop augmentation: two global and several local views of one image, by the published recipe.
 
-`photometric.py` holds the colour operations, `crops.py` the geometry; read `collate.py` next.
+What happens to a view is drawn first (`MultiCrop.draw`) and then done: here by Pillow, in `fast.py` by OpenCV, and
+for its colours in `effects.py` on the device. `photometric.py` holds the colour operations, `crops.py` the geometry;
+read `collate.py` next.
 
 Images of 1 or 3 channels get the whole recipe. With any other number of channels there is no colour: crops, flips,
 brightness, contrast (each channel about its own mean) and blur apply; saturation, hue, greyscale and solarisation
@@ -9,8 +11,7 @@ do nothing.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 from opendino.config import check_numbers
 from opendino.data import photometric
-from opendino.data.crops import DRAWS, cut, flip, pixels_of, random_box, resize, size_of
+from opendino.data.crops import DRAWS, Box, cut, flip, pixels_of, random_box, resize, size_of
 from opendino.data.decode import Decoded, match_channels
 from opendino.errors import ConfigError
 
@@ -108,15 +109,47 @@ def check_crops(crops: CropsConfig, patch_size: int) -> None:
             raise ConfigError(f"crops.{name} = {size} is not a multiple of the patch size {patch_size}; use {fitting}")
 
 
+class Look(NamedTuple):
+    """All that is drawn of one view.
+
+    Attributes:
+        size: side of the view, pixels.
+        box: what is cut out of the image.
+        flip: whether left and right are exchanged.
+        order: of brightness (0), contrast (1), saturation (2) and hue (3); empty without colour jitter.
+        factors: of brightness, contrast and saturation, and the shift of the hue in circles.
+        gray: whether colours go.
+        sigma: standard deviation of the blur, pixels; 0 without.
+        solarize: whether light values are inverted.
+    """
+
+    size: int
+    box: Box
+    flip: bool
+    order: tuple[int, ...]
+    factors: tuple[float, float, float, float]
+    gray: bool
+    sigma: float
+    solarize: bool
+
+
 class Crops(NamedTuple):
-    """Views of one image, uint8 or float32 in 0..1 (not yet normalised), each [C, H, W]."""
+    """Views of one image, uint8 or float32 in 0..1 (not yet normalised), each [C, H, W].
+
+    Attributes:
+        globals: the two global crops.
+        locals: the local crops.
+        looks: of all views, global ones first, where their flips and colours are still to be done; else empty.
+        slow: whether the fast way could not take the image.
+    """
 
     globals: list[Shaped[np.ndarray, "C H W"]]
     locals: list[Shaped[np.ndarray, "C h w"]]
+    looks: tuple[Look, ...] = ()
+    slow: bool = False
 
 
-@dataclass(frozen=True)
-class _View:
+class _View(NamedTuple):
     """What differs between the first global, the second global and the local crops."""
 
     size: int
@@ -128,16 +161,21 @@ class _View:
 class MultiCrop:
     """Two global and `local_number` local crops of an image, all drawn independently from the whole image.
 
+    Args:
+        config: the views.
+        channels: of the images.
+        bare: only cut and resize; flips and colours are handed on as `Crops.looks`.
+
     Source: official `data/augmentations.py`; the blur probabilities are its effective ones, see `CropsConfig.blur`.
     Differs: all random numbers come from one generator that the caller gives; no global state.
     """
 
-    def __init__(self, config: CropsConfig, channels: int = 3) -> None:
-        self.config, self.channels = config, channels
+    def __init__(self, config: CropsConfig, channels: int = 3, *, bare: bool = False) -> None:
+        self.config, self.channels, self.bare = config, channels, bare
         first, second, local = _BLUR.get(config.blur, (0.0, 0.0, 0.0))
         view = _View(config.global_size, config.global_scale, first, 0.0)
-        self._globals = [view, replace(view, blur=second, solarize=config.solarize)]
-        self._locals = [_View(config.local_size, config.local_scale, local, 0.0)] * config.local_number
+        self._views = [view, view._replace(blur=second, solarize=config.solarize)]
+        self._views += [_View(config.local_size, config.local_scale, local, 0.0)] * config.local_number
 
     def __call__(self, image: Decoded, rng: np.random.Generator) -> Crops:
         """Draw the views of one image.
@@ -150,43 +188,58 @@ class MultiCrop:
             DataError: the image is no photograph and has not the wanted channels.
         """
         image = match_channels(image, self.channels)
-        views = self._globals + self._locals
-        draws = rng.random((len(views), _ROW)).tolist()
-        crops = [self._view(image, view, row) for view, row in zip(views, draws, strict=True)]
-        return Crops(crops[:2], crops[2:])
+        looks = self.draw(*size_of(image), rng)
+        crops = [show(image, look, bare=self.bare) for look in looks]
+        return Crops(crops[:2], crops[2:], looks if self.bare else ())
 
-    def _view(self, image: Decoded, view: _View, draws: list[float]) -> Shaped[np.ndarray, "C h w"]:
-        height, width = size_of(image)
-        box = random_box(height, width, view.scale, self.config.aspect, draws[:DRAWS])
-        crop = resize(cut(image, box), view.size, view.size)
-        mirror, jitter, order, *factors, gray, blur, sigma, solarize = draws[DRAWS:]
-        if mirror < self.config.flip:
-            crop = flip(crop)
-        if jitter < self.config.jitter:
-            crop = self._jitter(crop, _ORDERS[int(order * len(_ORDERS))], factors)
-        if gray < self.config.gray:
-            crop = photometric.grey_image(crop) if isinstance(crop, Image.Image) else photometric.grey_array(crop)
-        pixels = pixels_of(crop)
-        if blur < view.blur:
-            low, high = self.config.blur_sigma
-            pixels = photometric.blur(pixels, low + (high - low) * sigma)
-        if solarize < view.solarize:
-            pixels = photometric.solarize(pixels)
-        return pixels
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[Look, ...]:
+        """What is to be done to an image of this size for each view, global ones first."""
+        draws = rng.random((len(self._views), _ROW)).tolist()
+        return tuple(self._look(height, width, view, row) for view, row in zip(self._views, draws, strict=True))
 
-    def _jitter(self, crop: Decoded, order: Sequence[int], draws: Sequence[float]) -> Decoded:
-        """Brightness, contrast, saturation and hue, one after the other in a random order."""
+    def _look(self, height: int, width: int, view: _View, draws: list[float]) -> Look:
         config = self.config
-        factors = [
-            _factor(config.brightness, draws[0]),
-            _factor(config.contrast, draws[1]),
-            _factor(config.saturation, draws[2]),
-            config.hue * (2 * draws[3] - 1),
-        ]
-        operations = photometric.JITTER_IMAGE if isinstance(crop, Image.Image) else photometric.JITTER_ARRAY
-        for which in order:
-            crop = operations[which](crop, factors[which])
-        return crop
+        mirror, jitter, order, *strengths, gray, blur, sigma, solarize = draws[DRAWS:]
+        low, high = config.blur_sigma
+        return Look(
+            size=view.size,
+            box=random_box(height, width, view.scale, config.aspect, draws[:DRAWS]),
+            flip=mirror < config.flip,
+            order=_ORDERS[int(order * len(_ORDERS))] if jitter < config.jitter else (),
+            factors=(
+                _factor(config.brightness, strengths[0]),
+                _factor(config.contrast, strengths[1]),
+                _factor(config.saturation, strengths[2]),
+                config.hue * (2 * strengths[3] - 1),
+            ),
+            gray=gray < config.gray,
+            sigma=low + (high - low) * sigma if blur < view.blur else 0.0,
+            solarize=solarize < view.solarize,
+        )
+
+
+def show(image: Decoded, look: Look, *, bare: bool = False) -> Shaped[np.ndarray, "C h w"]:
+    """One view of an image, by Pillow for photographs and by NumPy for arrays.
+
+    Args:
+        image: Pillow image, or float32 [H, W, C] in 0..1.
+        look: what is done.
+        bare: only cut and resize.
+    """
+    crop = resize(cut(image, look.box), look.size, look.size)
+    if bare:
+        return pixels_of(crop)
+    if look.flip:
+        crop = flip(crop)
+    operations = photometric.JITTER_IMAGE if isinstance(crop, Image.Image) else photometric.JITTER_ARRAY
+    for which in look.order:
+        crop = operations[which](crop, look.factors[which])
+    if look.gray:
+        crop = photometric.grey_image(crop) if isinstance(crop, Image.Image) else photometric.grey_array(crop)
+    pixels = pixels_of(crop)
+    if look.sigma:
+        pixels = photometric.blur(pixels, look.sigma)
+    return photometric.solarize(pixels) if look.solarize else pixels
 
 
 def _factor(strength: float, draw: float) -> float:

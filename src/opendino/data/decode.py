@@ -139,14 +139,18 @@ def _from_image(image: Image.Image, channels: int, orient: bool, value_range: tu
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; a broken EXIF block does not make the pixels unreadable."""
+    """The image turned as its EXIF orientation says."""
+    return image if orientation_of(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation, 1 for upright; a broken EXIF block does not make the pixels unreadable."""
     if image.format == "TIFF" or not ("exif" in image.info or "xmp" in image.info):
-        return image  # Pillow turns TIFF files itself when they are loaded
+        return 1  # Pillow turns TIFF files itself when they are loaded
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # the block is decoded by hand-written parsers that raise anything on damage
-        return image
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
+        return 1
 
 
 def _opaque(image: Image.Image) -> Image.Image:

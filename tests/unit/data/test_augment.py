@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from opendino.config import load, to_dict
-from opendino.data.augment import CropsConfig, MultiCrop, check_crops
+from opendino.data.augment import CropsConfig, Look, MultiCrop, check_crops, show
+from opendino.data.crops import Box
 from opendino.errors import ConfigError, DataError
 
 SMALL = CropsConfig(global_size=32, local_size=16, local_number=3)
@@ -95,11 +96,9 @@ def test_jitter_draws_each_factor_from_its_range():
 def test_the_order_of_the_jitter_is_drawn():
     """Brightness x 1.4 clips a bright image before or after contrast x 1.4: both orders come, with other results."""
     image = Image.fromarray(np.linspace(100, 250, 64).astype(np.uint8).reshape(8, 8)).convert("RGB")
-    config = replace(STILL, jitter=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.25, local_number=0)
-    crop = MultiCrop(replace(config, brightness=0.4, contrast=0.4), 3)
+    look = Look(8, Box(0, 0, 8, 8), False, (), (1.4, 1.4, 1.0, 0.0), False, 0.0, False)
     results = {
-        crop._jitter(image, order, (1.0, 1.0, 0.5, 0.5)).tobytes()
-        for order in ((0, 1, 2, 3), (1, 0, 2, 3), (3, 2, 1, 0))
+        show(image, look._replace(order=order)).tobytes() for order in ((0, 1, 2, 3), (1, 0, 2, 3), (3, 2, 1, 0))
     }
     assert len(results) == 2  # only the place of contrast relative to brightness matters for a grey image
 
