@@ -70,6 +70,18 @@ def tiny_settings() -> list[str]:
     return TINY.split()
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tiny_settings, picture_folder, tmp_path_factory) -> Path:
+    """Folder of the smallest pretraining run, finished; not to be changed."""
+    from opendino.config import load
+    from opendino.train.config import PretrainConfig
+    from opendino.train.pretrain import pretrain
+
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    pretrain(load(PretrainConfig, None, [*tiny_settings, f"data={picture_folder}", f"output_dir={folder}"]))
+    return folder
+
+
 @pytest.fixture
 def tiny_words(tiny_settings, picture_folder, tmp_path) -> list[str]:
     """Words of the smallest pretraining run."""

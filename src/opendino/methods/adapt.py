@@ -23,6 +23,7 @@ class Adaptation(DINOv2):
     """
 
     head_steps: int = 0
+    _lora: bool = False
     _trained: tuple[str, ...] | None = None
     _frozen: bool | None = None
 
@@ -43,6 +44,7 @@ class Adaptation(DINOv2):
         """
         backbone = self.student["backbone"]
         names = add_lora(backbone, layers, rank, alpha)
+        self._lora = True
         opened = re.compile(also)
         for name, parameter in backbone.named_parameters():
             if opened.match(name):
@@ -64,7 +66,10 @@ class Adaptation(DINOv2):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """Move the teacher towards what the student would hold with LoRA's products merged."""
+        """Move the teacher towards the student; with LoRA, towards what it would hold with the products merged."""
+        if not self._lora:
+            super().update_teacher(momentum)
+            return
         current = merged_parameters(self.student)
         averages: dict[str, Tensor] = dict(self.teacher.named_parameters())
         torch._foreach_lerp_(list(averages.values()), [current[name] for name in averages], 1 - momentum)

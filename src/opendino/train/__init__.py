@@ -19,6 +19,10 @@
 | progress      | the bar, or plain lines where there is no terminal                  |
 | distill       | a distillation: its settings, and what follows from its teacher     |
 | teacher       | opens the frozen teacher of a distillation                          |
+| adapt         | training on from weights, and how far the features moved            |
+| adapt_config  | its settings: the start, new heads, LoRA                            |
+| adapt_plan    | what of them follows from the start                                 |
+| start         | a run with its heads, or weights without: opened                    |
 | demo          | the demonstration: pretrain, measure, compare                       |
 | demo_report   | the page that it writes                                             |
 """

@@ -54,7 +54,7 @@ def plan(
         ConfigError: a setting is unknown or of the wrong type, or the folder holds something else.
         DataError: the images cannot be opened, or none of those looked at can be read.
     """
-    given = _given(recipe, words)
+    given = given_by(recipe, words)
     # Mistakes in the settings show before the images are looked at, which can take a while.
     first = _load(kind, recipe, words, choose(given, DataFacts(), look_at_machine("cpu"), recipe is not None))
     if not first.data:
@@ -73,7 +73,7 @@ def plan(
     return Plan(_load(kind, recipe, words, choices), choices, resumed=False, dataset=dataset)
 
 
-def _given(recipe: Path | None, words: Sequence[str]) -> dict[str, Any]:
+def given_by(recipe: Path | None, words: Sequence[str]) -> dict[str, Any]:
     """Settings as they stand in the recipe and in the words, unchecked; a word that is none is left to the check."""
     given = settings.flatten(settings.read_yaml(recipe)) if recipe is not None else {}
     for word in words:
