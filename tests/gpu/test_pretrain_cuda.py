@@ -44,7 +44,8 @@ def test_the_first_loss_is_the_cpus(tiny_words, tmp_path):
 def kept(folder):
     """Every record but times, and the tensors of the last checkpoint."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    timeless = [{k: v for k, v in json.loads(line).items() if k not in ("img_per_s", "data_wait")} for line in lines]
+    timed = ("img_per_s", "data_wait", "looking_seconds", "looking_share")
+    timeless = [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
     newest = folder / "checkpoints" / "step_00000006"
     return timeless, {path.name: load_file(path) for path in sorted(newest.glob("*.safetensors"))}
 

@@ -18,7 +18,7 @@ from opendino.cli.main import main
 from opendino.train import pretrain as pretraining
 from opendino.train import run_folder
 
-TIMED = ("img_per_s", "data_wait")
+TIMED = ("img_per_s", "data_wait", "looking_seconds", "looking_share")
 STEPS = 12
 
 
