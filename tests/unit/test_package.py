@@ -19,6 +19,7 @@ def test_public_names_resolve():
         "__version__",
         "create",
         "load",
+        "optimize",
     }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 
+from opendino.hf._fast import fast_copy
 from opendino.hf._layers import (
     Dinov2Embeddings,
     Dinov2Encoder,
@@ -98,6 +99,10 @@ class Dinov2PreTrainedModel(PreTrainedModel):
         getattr(baked, baked.base_model_prefix, baked).embeddings.bake((height, width))
         baked.config.image_size = height if height == width else [height, width]
         return baked
+
+    def optimized(self, dtype: torch.dtype, image_size: tuple[int, int] | None = None) -> Any:  # noqa: ANN401  as above
+        """What `opendino.optimize` gives of this model."""
+        return fast_copy(self, dtype, image_size)
 
     def get_input_embeddings(self) -> Dinov2PatchEmbeddings:
         """The module that makes patches into tokens."""

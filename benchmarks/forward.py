@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features per second on a CPU: `opendino.optimize`, our plain model, transformers and timm, in turn in one process.
+
+    python benchmarks/forward.py --quick
+    python benchmarks/forward.py --threads 2 --json forward_2_threads
+
+Random weights, noise for images, each peer as its users run it: `model.to(dtype)` and its default attention; a peer
+that does not import is left out. Every round runs all in turn; a ratio is the median over rounds of the time of
+the best peer over ours, wall time. `--memory` prints peak memory instead: what the resident set grows by in a call,
+each way in a process of its own. The last line is a JSON object.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import opendino
+from opendino.fast.optimize import optimize
+from opendino.layers.onednn import PackedLinear
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = {"S": ("vits14", 384, 6, "vit_small_patch14_dinov2"), "B": ("vitb14", 768, 12, "vit_base_patch14_dinov2")}
+CELLS = tuple(
+    (size, side, batch, dtype)
+    for size, side, batches in (("S", 224, (1, 8, 32)), ("B", 224, (1, 8, 32)), ("S", 518, (1, 4)), ("B", 518, (1,)))
+    for batch in batches
+    for dtype in ("fp32", "bf16")
+)
+QUICK = tuple(
+    (size, side, batch, dtype)
+    for size, side, batch in (("S", 224, 1), ("S", 224, 8), ("B", 224, 1), ("S", 518, 1))
+    for dtype in ("fp32", "bf16")
+)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WAYS = ("optimized", "plain", "transformers", "timm")
+
+
+def build(way: str, size: str) -> Any | None:
+    """A model in evaluation mode; None where its library does not import."""
+    preset, width, heads, timm_name = SHAPES[size]
+    try:
+        if way == "transformers":
+            from transformers import Dinov2Config, Dinov2Model
+
+            return Dinov2Model(Dinov2Config(hidden_size=width, num_attention_heads=heads, image_size=518)).eval()
+        if way == "timm":
+            import timm  # pyrefly: ignore[missing-import]
+
+            return timm.create_model(timm_name, dynamic_img_size=True).eval()
+    except (ImportError, RuntimeError):
+        return None
+    return opendino.create(preset).eval()
+
+
+def prepare(way: str, size: str, side: int, dtype: Any) -> Callable[[Tensor], object] | None:
+    """How one way makes tokens of images."""
+    model = build(way, size)
+    if model is None:
+        return None
+    if way == "optimized":
+        return optimize(model, dtype, side).forward_features
+    model = model.to(DTYPES[dtype])
+    call = model if way == "transformers" else model.forward_features
+    return lambda images: call(images.to(DTYPES[dtype]))
+
+
+def seconds(call: Callable[[Tensor], object], images: Tensor) -> float:
+    begun = time.perf_counter()
+    call(images)
+    return time.perf_counter() - begun
+
+
+@torch.inference_mode()
+def measure(cell: tuple[str, int, int, str], budget: float) -> dict:
+    """Median seconds of every way, and the ratio of the best peer to ours round by round."""
+    size, side, batch, dtype = cell
+    images = torch.randn(batch, 3, side, side)
+    calls = {way: prepare(way, size, side, dtype) for way in WAYS}
+    calls = {way: call for way, call in calls.items() if call is not None}
+    rounds: list[dict[str, float]] = []
+    for call in calls.values():
+        seconds(call, images)
+    begun = time.perf_counter()
+    while len(rounds) < 3 or (time.perf_counter() - begun < budget and len(rounds) < 40):
+        rounds.append({way: seconds(call, images) for way, call in calls.items()})
+    medians = {way: statistics.median(one[way] for one in rounds) for way in calls}
+    peers = [way for way in ("transformers", "timm") if way in calls]
+    best = min(peers, key=medians.__getitem__) if peers else "plain"
+    return {
+        "cell": f"{size} {side} b{batch} {dtype}",
+        "img_per_s": {way: batch / one for way, one in medians.items()},
+        "best_peer": best,
+        "ratio": statistics.median(one[best] / one["optimized"] for one in rounds),
+        "ratio_to_plain": statistics.median(one["plain"] / one["optimized"] for one in rounds),
+        "rounds": len(rounds),
+    }
+
+
+def fast_linear_rate() -> float:
+    """GFLOP/s of a packed product now: a busy neighbour on the same core halves it."""
+    layer = PackedLinear(torch.randn(1536, 384), None, torch.float32)
+    x = torch.randn(1024, 384)
+    with torch.inference_mode():
+        best = min(seconds(layer, x) for _ in range(8))
+    return 2 * 1024 * 384 * 1536 / best / 1e9
+
+
+def peak_mib(way: str, cell: tuple[str, int, int, str]) -> float | None:
+    """Growth of the resident set's high-water mark in one call, in a process of its own."""
+    words = [sys.executable, __file__, "--peak-of", json.dumps([way, *cell])]
+    answer = subprocess.run(words, capture_output=True, text=True, check=False)
+    return json.loads(answer.stdout.splitlines()[-1]) if answer.returncode == 0 else None
+
+
+@torch.inference_mode()
+def print_peak(way: str, size: str, side: int, batch: int, dtype: str) -> None:
+    call = prepare(way, size, side, dtype)
+    if call is None:
+        print("null")
+        return
+    call(torch.randn(1, 3, side, side))
+    images = torch.randn(batch, 3, side, side)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again here
+    before = _status("VmRSS")
+    call(images)
+    print((_status("VmHWM") - before) / 1024)
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="eight cells, under a minute")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="cells whose name has this in it")
+    parser.add_argument("--memory", action="store_true", help="peak memory in place of time")
+    parser.add_argument("--json", default="", help="write benchmarks/results/NAME.json")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    if arguments.peak_of:
+        print_peak(*json.loads(arguments.peak_of))
+        return
+    cells = [cell for cell in (QUICK if arguments.quick else CELLS) if arguments.only in name_of(cell)]
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
+        if arguments.memory:
+            rows.append({"cell": name_of(cell), "peak_mib": {way: peak_mib(way, cell) for way in WAYS}})
+            print(rows[-1])
+            continue
+        rows.append(measure(cell, 3.0 if arguments.quick else 10.0) | {"gflops": round(fast_linear_rate())})
+        row = rows[-1]
+        rates = "  ".join(f"{way} {rate:7.2f}" for way, rate in row["img_per_s"].items())
+        print(
+            f"{row['cell']:16} {rates}  ratio {row['ratio']:.2f}  (packed product {row['gflops']} GFLOP/s)", flush=True
+        )
+    record = {
+        "command": " ".join(["python", "benchmarks/forward.py", *sys.argv[1:]]),
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "load": os.getloadavg()[0],
+        "rows": rows,
+    }
+    if arguments.json:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{arguments.json}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({row["cell"]: round(row["ratio"], 2) for row in rows if "ratio" in row} or rows))
+
+
+def name_of(cell: tuple[str, int, int, str]) -> str:
+    size, side, batch, dtype = cell
+    return f"{size} {side} b{batch} {dtype}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention for inference, by whichever way is the faster one for the device and the type; used by `block.py`."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+SCORES_AT_ONCE = 2**19
+"""Attention scores that are held at a time where the products are written out: about a megabyte, a core's cache."""
+
+_FEWEST_ROWS = 32
+
+
+def attend(qkv: Float[Tensor, "B T D3"], heads: int, bias: Tensor | None = None) -> Float[Tensor, "B T D"]:
+    """softmax(q k^T + bias) v within each image; the queries are scaled already.
+
+    Args:
+        qkv: queries, keys and values side by side, each of all heads.
+        heads: number of heads A.
+        bias: added to the scores, or true where a token may be seen; anything that fits [B, A, T, T].
+    """
+    B, T, D3 = qkv.shape
+    # Fused, PyTorch's kernel takes 1.3 to 1.8 times as long in bfloat16 on a CPU (benchmarks/attention.py).
+    if bias is None and qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
+        return _in_parts(qkv, heads)
+    q, k, v = qkv.view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+    return mixed.transpose(1, 2).reshape(B, T, D3 // 3)
+
+
+def weights(qkv: Float[Tensor, "B T D3"], heads: int, bias: Tensor | None = None) -> Float[Tensor, "B A T T"]:
+    """softmax(q k^T + bias) itself, for those who want to see it."""
+    B, T, _ = qkv.shape
+    q, k, _v = qkv.view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    scores = q @ k.transpose(-2, -1)
+    if bias is not None:
+        scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
+    return scores.softmax(dim=-1)
+
+
+def _in_parts(qkv: Float[Tensor, "B T D3"], heads: int) -> Float[Tensor, "B T D"]:
+    """A few images at a time, or a few queries of one image where it is large, so that scores stay in the cache."""
+    B, T, D3 = qkv.shape
+    d = D3 // (3 * heads)
+    images = min(max(SCORES_AT_ONCE // (heads * T * T), 1), B)
+    rows = T if images > 1 else min(max(SCORES_AT_ONCE // (heads * T), _FEWEST_ROWS), T)
+    out = qkv.new_empty(B, T, heads, d)
+    for part, into in zip(qkv.view(B, T, 3, heads, d).split(images), out.split(images), strict=True):
+        n = len(part)
+        q, k, v = (one.reshape(n * heads, T, d) for one in part.permute(2, 0, 3, 1, 4).unbind(0))
+        keys = k.transpose(1, 2)
+        for first in range(0, T, rows):
+            scores = torch.bmm(q[:, first : first + rows], keys)
+            mixed = torch.bmm(torch.softmax(scores, dim=-1), v)
+            into[:, first : first + rows].copy_(mixed.view(n, heads, -1, d).transpose(1, 2))
+    return out.view(B, T, heads * d)

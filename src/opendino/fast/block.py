@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transformer block for inference: LayerScale inside the weights, few images at a time; `optimize.py` builds it.
+
+Tokens and norms stay in float32 whatever the type of the products, so that bfloat16 rounds only what a branch adds.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from opendino.fast.attention import attend, weights
+from opendino.layers.block import Block
+from opendino.layers.layer_scale import LayerScale
+from opendino.layers.mlp import Mlp
+from opendino.layers.onednn import Activation, PackedLinear
+from opendino.layers.packing import Groups, unpack
+from opendino.layers.swiglu import SwiGLU
+
+TOKENS_AT_ONCE = 2048
+"""Tokens that go through a block together on a CPU: what is between its layers then stays in the cache."""
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """A block's weights, whoever named them.
+
+    Attributes:
+        norm1: before attention.
+        heads: attention heads.
+        qkv: fused projection.
+        proj: output projection.
+        scale1: LayerScale behind attention, or None.
+        norm2: before the feed-forward layer.
+        kind: of the feed-forward layer.
+        first: its first layer; for "swiglu" gate and value, in this order; None for "identity".
+        second: its last layer.
+        scale2: LayerScale behind it, or None.
+    """
+
+    norm1: nn.LayerNorm
+    heads: int
+    qkv: nn.Linear
+    proj: nn.Linear
+    scale1: Tensor | None
+    norm2: nn.LayerNorm
+    kind: Literal["mlp", "swiglu", "identity"]
+    first: nn.Linear | None
+    second: nn.Linear | None
+    scale2: Tensor | None
+
+    def plain(self) -> bool:
+        """Whether all layers are what they seem, so that their weights say all of them."""
+        linear = [one for one in (self.qkv, self.proj, self.first, self.second) if one is not None]
+        return all(type(one) is nn.Linear for one in linear) and all(
+            type(one) is nn.LayerNorm for one in (self.norm1, self.norm2)
+        )
+
+
+class FastBlock(nn.Module):
+    """What a block says in evaluation mode, from a copy of its weights.
+
+    Args:
+        parts: weights.
+        dtype: of the products.
+    """
+
+    def __init__(self, parts: BlockParts, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype, self.heads = dtype, parts.heads
+        self.norm1, self.norm2 = _norm(parts.norm1), _norm(parts.norm2)
+        self.qkv = _fold(parts.qkv, _query_scale(parts), dtype)
+        self.proj = _fold(parts.proj, parts.scale1, dtype)
+        self.feed = _feed_forward(parts, dtype)
+
+    @torch.no_grad()
+    def forward(self, x: Float[Tensor, "*tokens D"], groups: Groups | None = None) -> Float32[Tensor, "*tokens D"]:
+        """Run the block.
+
+        Args:
+            x: tokens [B, T, D]; or, with `groups`, packed tokens [sum of B * T, D].
+            groups: (B, T) of each packed group; None when `x` is one batch.
+        """
+        if groups is not None:
+            return torch.cat([self(part).flatten(0, 1) for part in unpack(x, groups)])
+        with torch.autocast(x.device.type, enabled=False):
+            return self._few_at_a_time(x.float())
+
+    def _few_at_a_time(self, x: Float32[Tensor, "B T D"]) -> Float32[Tensor, "B T D"]:
+        at_once = max(TOKENS_AT_ONCE // x.shape[1], 1) if x.device.type == "cpu" else len(x)
+        if len(x) <= at_once:
+            return self.run(x)
+        out = torch.empty_like(x)
+        for part, into in zip(x.split(at_once), out.split(at_once), strict=True):
+            into.copy_(self.run(part))
+        return out
+
+    def run(self, x: Float32[Tensor, "B T D"], bias: Tensor | None = None) -> Float32[Tensor, "B T D"]:
+        """The block on tokens that fit the cache; `bias` is that of `attend`."""
+        mixed = attend(self.qkv(self.norm1(x).to(self.dtype)), self.heads, bias)
+        x = x + self.proj(mixed)
+        x += self.feed(self.norm2(x).to(self.dtype))
+        return x
+
+    def attention_weights(self, x: Float[Tensor, "B T D"], bias: Tensor | None = None) -> Float[Tensor, "B A T T"]:
+        """Attention's weights on tokens before the block."""
+        return weights(self.qkv(self.norm1(x.float()).to(self.dtype)), self.heads, bias)
+
+
+class _Gated(nn.Module):
+    """`second(silu(gate) * value)`."""
+
+    def __init__(self, gate: PackedLinear, value: PackedLinear, second: PackedLinear) -> None:
+        super().__init__()
+        self.gate, self.value, self.second = gate, value, second
+
+    def forward(self, x: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
+        """Transform each token by itself."""
+        return self.second(self.gate(x).mul_(self.value(x)))
+
+
+class _Scaled(nn.Module):
+    """No feed-forward layer, but its LayerScale where there is one."""
+
+    def __init__(self, scale: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("scale", None if scale is None else scale.detach().float().clone())
+
+    def forward(self, x: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
+        """Scale channels."""
+        return x if self.scale is None else x * self.scale
+
+
+def parts_of(block: nn.Module) -> BlockParts | None:
+    """Weights of our own block; None where it holds layers that are not its own, such as LoRA's."""
+    if not isinstance(block, Block):
+        return None
+    scales = [scale.gamma if isinstance(scale, LayerScale) else None for scale in (block.ls1, block.ls2)]
+    attn, mlp = block.attn, block.mlp
+    kind, first, second = "identity", None, None
+    if isinstance(mlp, Mlp):
+        kind, first, second = "mlp", mlp.fc1, mlp.fc2
+    elif isinstance(mlp, SwiGLU):
+        kind, first, second = "swiglu", mlp.w12, mlp.w3
+    parts = BlockParts(
+        block.norm1, attn.num_heads, attn.qkv, attn.proj, scales[0], block.norm2, kind, first, second, scales[1]
+    )
+    return parts if parts.plain() else None
+
+
+def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+    return copy.deepcopy(norm).float().requires_grad_(False)
+
+
+def _query_scale(parts: BlockParts) -> Float32[Tensor, " D3"]:
+    """One over the root of a head's width for the queries, one for keys and values."""
+    D = parts.qkv.in_features
+    scale = torch.ones(3 * D, device=parts.qkv.weight.device)
+    scale[:D] = (D // parts.heads) ** -0.5
+    return scale
+
+
+def _fold(layer: nn.Linear, scale: Tensor | None, dtype: torch.dtype, activation: Activation = "none") -> PackedLinear:
+    """A layer whose outputs are scaled channel by channel."""
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    if scale is not None:
+        scale = scale.detach().float()
+        weight = weight.float() * scale[:, None]
+        bias = None if bias is None else bias.float() * scale
+    return PackedLinear(weight, bias, dtype, activation=activation)
+
+
+def _feed_forward(parts: BlockParts, dtype: torch.dtype) -> nn.Module:
+    if parts.first is None or parts.second is None:
+        return _Scaled(parts.scale2)
+    second = _fold(parts.second, parts.scale2, dtype)
+    if parts.kind == "mlp":
+        return nn.Sequential(_fold(parts.first, None, dtype, "gelu"), second)
+    gate, value = (_half(parts.first, half) for half in (0, 1))
+    return _Gated(_fold(gate, None, dtype, "silu"), _fold(value, None, dtype), second)
+
+
+def _half(layer: nn.Linear, half: int) -> nn.Linear:
+    """The first or the second half of a layer's outputs, on the same memory."""
+    wide = layer.out_features // 2
+    part = nn.Linear(layer.in_features, wide, bias=layer.bias is not None, device="meta")
+    for name, whole in layer.named_parameters():
+        setattr(part, name, nn.Parameter(whole.detach()[half * wide :][:wide], requires_grad=False))
+    return part

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fast block against the plain one, of every kind."""
+
+import pytest
+import torch
+
+from opendino.fast import block as fast
+from opendino.fast.block import FastBlock, parts_of
+from opendino.layers.block import Block
+
+
+def random_block(**settings):
+    block = Block(32, 4, **settings).eval()
+    for name, parameter in block.named_parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if "gamma" in name else 0.0, std=0.2)
+    return block.requires_grad_(False)
+
+
+KINDS = {
+    "mlp": {"init_values": 1.0},
+    "no layer scale": {},
+    "no biases": {"qkv_bias": False, "proj_bias": False, "ffn_bias": False, "init_values": 1.0},
+    "swiglu": {"ffn_layer": "swiglu", "init_values": 1.0},
+    "identity": {"ffn_layer": "identity", "init_values": 1.0},
+    "identity, no layer scale": {"ffn_layer": "identity"},
+    "drop path": {"drop_path": 0.5},
+}
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_tokens(kind, dtype, close):
+    block, x = random_block(**KINDS[kind]), torch.randn(3, 11, 32)
+    before = x.clone()
+    found = FastBlock(parts_of(block), dtype)(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, block(x), atol=close * 5, rtol=close)
+    assert torch.equal(x, before)
+
+
+def test_few_at_a_time_is_all_at_once(monkeypatch):
+    block, x = FastBlock(parts_of(random_block()), torch.float32), torch.randn(5, 7, 32)
+    wanted = block(x)
+    monkeypatch.setattr(fast, "TOKENS_AT_ONCE", 15)
+    torch.testing.assert_close(block(x), wanted)
+
+
+def test_packed_crops():
+    block = random_block(init_values=1.0)
+    xs = [torch.randn(2, 7, 32), torch.randn(3, 4, 32)]
+    packed = torch.cat([x.flatten(0, 1) for x in xs])
+    found = FastBlock(parts_of(block), torch.float32)(packed, ((2, 7), (3, 4)))
+    torch.testing.assert_close(found, torch.cat([block(x).flatten(0, 1) for x in xs]), atol=1e-5, rtol=1e-5)
+
+
+def test_other_layers_are_not_taken_for_plain_ones():
+    class Adapted(torch.nn.Linear):
+        """A layer with something on top."""
+
+    block = random_block()
+    assert parts_of(block) is not None
+    block.attn.qkv = Adapted(32, 96)
+    assert parts_of(block) is None
+    assert parts_of(torch.nn.Identity()) is None

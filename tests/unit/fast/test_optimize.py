@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`opendino.optimize` gives the numbers of the model it was given, by every method of its."""
+
+import copy
+
+import pytest
+import torch
+
+import opendino
+from opendino.errors import ModelError
+from opendino.fast.optimize import FastVisionTransformer, optimize
+from opendino.models.classifier import LinearClassifier
+from opendino.models.vision_transformer import VisionTransformer
+
+
+def backbone(**settings):
+    sizes = {"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 3, "num_heads": 2, "init_values": 1.0}
+    model = VisionTransformer(**(sizes | settings)).eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if "gamma" in name or "norm" in name else 0.0, std=0.2)
+    return model
+
+
+def apart(found, wanted):
+    """Largest difference, in units of the largest number there is."""
+    if not found.numel() or found.dtype == torch.bool:
+        return 0 if torch.equal(found, wanted) else torch.inf
+    return (found.float() - wanted).abs().max() / wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_register_tokens": 3, "interpolate_offset": 0.0, "interpolate_antialias": True}, {"ffn_layer": "swiglu"}],
+    ids=["plain", "registers", "swiglu"],
+)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@torch.no_grad()
+def test_every_method_gives_the_same_numbers(settings, dtype):
+    model = backbone(**settings)
+    fast = optimize(model, dtype)
+    close = {"fp32": 1e-5, "bf16": 3e-2}[dtype]
+    assert isinstance(fast, VisionTransformer)
+    assert fast.input_spec == model.input_spec
+    for height, width in ((28, 28), (14, 35)):
+        images = torch.randn(2, 3, height, width)
+        masks = torch.rand(2, height * width // 49) < 0.3
+        found, wanted = fast.forward_features(images, masks), model.forward_features(images, masks)
+        assert found.keys() == wanted.keys()
+        for name in found:
+            assert apart(found[name], wanted[name]) < close, name
+        pairs = zip(
+            fast.get_intermediate_layers(images, n=[0, 2], return_class_token=True, norm=False),
+            model.get_intermediate_layers(images, n=[0, 2], return_class_token=True, norm=False),
+            strict=True,
+        )
+        for one, other in pairs:
+            for a, b in zip(one, other, strict=True):
+                assert apart(a, b) < close
+        assert apart(fast(images), model(images)) < close
+    crops = [torch.randn(2, 3, 28, 28), torch.randn(3, 3, 14, 14)]
+    for one, other in zip(fast.forward_features(crops), model.forward_features(crops), strict=True):
+        assert apart(one["x_norm_patchtokens"], other["x_norm_patchtokens"]) < close
+
+
+@torch.no_grad()
+def test_published_shape_within_the_tolerances():
+    model = opendino.create("vits14", depth=4).eval()
+    for name, parameter in model.blocks.named_parameters():
+        if name.endswith("weight") and parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.04)
+        elif name.endswith("gamma"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    images = torch.randn(1, 3, 98, 98)
+    wanted = model.forward_features(images)["x_norm_patchtokens"]
+    assert wanted.abs().max() > 4
+    for dtype, close in (("fp32", 1e-5), ("bf16", 3e-2)):
+        found = optimize(model, dtype, 98).forward_features(images)["x_norm_patchtokens"]
+        assert (found - wanted).abs().max() < close
+
+
+@torch.no_grad()
+def test_the_model_is_left_as_it_is_and_autocast_is_not_asked():
+    model, images = backbone().train(), torch.randn(1, 3, 28, 28)
+    before = copy.deepcopy(model.state_dict())
+    fast = optimize(model, "fp32", 28)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not fast.training
+    wanted = fast(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(images), wanted)
+    for parameter in model.parameters():
+        parameter.add_(1.0)
+    assert torch.equal(fast(images), wanted)
+    assert before.keys() == model.state_dict().keys()
+
+
+@torch.no_grad()
+def test_classifier_and_a_block_that_is_not_ours():
+    model = LinearClassifier(backbone(), classes=5, layers=2).eval()
+    images = torch.randn(2, 3, 28, 28)
+    torch.testing.assert_close(optimize(model)(images), model(images), atol=1e-4, rtol=1e-4)
+    plain = backbone()
+
+    class Adapted(torch.nn.Linear):
+        """A layer with something on top."""
+
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    plain.blocks[1].mlp.fc1 = Adapted(64, 256).requires_grad_(False)
+    torch.testing.assert_close(optimize(plain)(images), plain(images), atol=1e-4, rtol=1e-4)
+
+
+def test_baked_and_half_precision_models():
+    baked, images = backbone().bake(14), torch.randn(1, 3, 14, 14)
+    torch.testing.assert_close(optimize(baked)(images), baked(images).detach(), atol=2e-5, rtol=2e-5)
+    half = backbone().bfloat16()
+    assert optimize(half).blocks[0].dtype == torch.bfloat16
+    assert optimize(half)(images.bfloat16()).dtype == torch.float32
+
+
+def test_what_cannot_be():
+    fast = optimize(backbone())
+    for wrong, words in (
+        (lambda: optimize(torch.nn.Linear(2, 2)), "no model"),
+        (lambda: optimize(fast), "already"),
+        (lambda: optimize(backbone(), torch.float16), "float16"),
+        (lambda: optimize(backbone(), image_size=30), "30x30"),
+        (lambda: fast.state_dict(), "cannot be saved"),
+        (lambda: fast.half(), "stays on cpu"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            wrong()
+    assert isinstance(fast.to("cpu").eval(), FastVisionTransformer)
