@@ -27,6 +27,7 @@ from opendino.data.transforms import EvalTransform
 from opendino.errors import ConfigError, ModelError
 from opendino.eval._features import FeatureConfig, place, tokens_of, transform_of
 from opendino.eval.adapters import open_backbone
+from opendino.fast.optimize import fast_if_it_pays
 
 _SIDE, _KEPT, _TILT = 32, 7, 0.75  # by benchmarks/curate_truth.py, see LOG.md
 
@@ -94,9 +95,10 @@ def open_embedder(config: EmbedConfig) -> Embedder:
     settings = FeatureConfig(config.size, config.resize, config.batch_size, device=config.device)
     backbone = place(open_backbone(config.model), settings)
     device = next(backbone.parameters()).device
+    model = fast_if_it_pays(backbone, config.precision)
 
     def embed(images: Tensor) -> Tensor:
-        tokens = tokens_of(backbone, images.to(device), 1, config.precision)
+        tokens = tokens_of(model, images.to(device), 1, config.precision)
         parts = {"cls": [0], "patch_mean": [1], "both": [0, 1]}[config.feature]
         if len(parts) == 2:
             tokens = torch.nn.functional.normalize(tokens, dim=2)

@@ -30,6 +30,7 @@ from opendino.data.decode import Decoded, match_channels
 from opendino.data.transforms import EvalTransform, centre
 from opendino.errors import ConfigError
 from opendino.eval._features import FeatureConfig, framing, place
+from opendino.fast.optimize import fast_if_it_pays
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.view.pca import patch_grid
 
@@ -49,6 +50,7 @@ class FeatureSettings:
         resize: for "crop": shorter side before the cut, pixels; None takes what evaluation takes.
         normalize: L2-normalise each vector.
         precision: of the model's arithmetic.
+        optimize: on a CPU take the model's fast copy, see `opendino.optimize`; it needs memory for a second copy.
         device: "auto" takes a CUDA device where there is one.
     """
 
@@ -59,6 +61,7 @@ class FeatureSettings:
     resize: int | None = None
     normalize: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
+    optimize: bool = True
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -97,6 +100,7 @@ class Embedder:
         _check(backbone, settings)
         self.side, self._resize = _framing(backbone, settings)
         self.size = None if settings.fit == "whole" else (self.side, self.side)
+        self._model = fast_if_it_pays(self.backbone, settings.precision) if settings.optimize else self.backbone
         grid = 0 if self.size is None else self.side // backbone.patch_size
         dim, shapes = backbone.embed_dim, {}
         for layer in self.layers:
@@ -138,7 +142,7 @@ class Embedder:
         """
         images = images.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            taken = self.backbone.get_intermediate_layers(
+            taken = self._model.get_intermediate_layers(
                 images, n=sorted(self.layers), return_class_token=True, return_register_tokens=True
             )
         by_layer = dict(zip(sorted(self.layers), taken, strict=True))

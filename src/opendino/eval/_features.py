@@ -21,6 +21,7 @@ from opendino.distributed import all_reduce_sum, is_main, rank, world_size
 from opendino.errors import ConfigError, DataError
 from opendino.eval import _cache
 from opendino.eval.adapters import Backbone
+from opendino.fast.optimize import fast_if_it_pays
 from opendino.machine import cores
 from opendino.models.input_spec import InputSpec
 
@@ -43,6 +44,7 @@ class FeatureConfig:
         batch_size: images a forward pass.
         workers: processes that decode; None chooses.
         precision: of the backbone's arithmetic; features are float32 either way.
+        optimize: on a CPU take the backbone's fast copy, see `opendino.optimize`; it needs memory for a second copy.
         device: "auto" takes a CUDA device where there is one.
         progress: show a bar on a terminal.
         cache: folder where features are kept for the next protocol; empty or "off" for none. See `_cache.py`.
@@ -53,6 +55,7 @@ class FeatureConfig:
     batch_size: int = 64
     workers: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    optimize: bool = True
     device: str = "auto"
     progress: bool = True
     cache: str = ""
@@ -207,6 +210,7 @@ def _run(backbone: Backbone, dataset: ImageDataset, config: FeatureConfig, what:
     pictures = _Pictures(dataset, transform, range(rank(), n, world_size()))
     training = backbone.training
     backbone.eval()
+    model = fast_if_it_pays(backbone, config.precision) if config.optimize else backbone
     try:
         for batch in _watch(
             _batches(pictures, config, device), math.ceil(len(pictures) / config.batch_size), what, config
@@ -215,7 +219,7 @@ def _run(backbone: Backbone, dataset: ImageDataset, config: FeatureConfig, what:
             _report_unreadable(dataset, batch)
             if rows:
                 images = torch.stack([picture for _, picture, _ in batch if picture is not None])
-                found[rows] = tokens_of(backbone, images.to(device), blocks, config.precision).cpu()
+                found[rows] = tokens_of(model, images.to(device), blocks, config.precision).cpu()
                 readable[rows] = 1
     finally:
         backbone.train(training)

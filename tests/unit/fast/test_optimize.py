@@ -8,7 +8,7 @@ import torch
 
 import opendino
 from opendino.errors import ModelError
-from opendino.fast.optimize import FastVisionTransformer, optimize
+from opendino.fast.optimize import FastVisionTransformer, fast_if_it_pays, optimize
 from opendino.models.classifier import LinearClassifier
 from opendino.models.vision_transformer import VisionTransformer
 
@@ -133,3 +133,11 @@ def test_what_cannot_be():
         with pytest.raises(ModelError, match=words):
             wrong()
     assert isinstance(fast.to("cpu").eval(), FastVisionTransformer)
+
+
+def test_only_our_own_backbones_are_made_fast_unasked():
+    model, other = backbone(), torch.nn.Identity()
+    assert isinstance(fast_if_it_pays(model, "bf16"), FastVisionTransformer)
+    assert fast_if_it_pays(other, "fp32") is other
+    fast = optimize(model)
+    assert fast_if_it_pays(fast, "fp32") is fast
