@@ -56,7 +56,15 @@ def test_page_needs_nothing_but_itself(done):
     assert all(source.startswith(("data:image/", "#")) for source in sources)
     assert f"{result['knn_trained']:.1f}" in page
     assert all(note["text"].split(";")[0] in page for note in result["notes"])
-    for words in ("raw pixels", "untrained backbone", "Loss and its terms", "k-NN on test images", "PCA", "neighbours"):
+    for words in (
+        "raw pixels",
+        "untrained backbone",
+        "Loss and its terms",
+        "Test images while training",
+        "Without labels",
+        "PCA",
+        "neighbours",
+    ):
         assert words in page
 
 

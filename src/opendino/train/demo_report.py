@@ -24,6 +24,25 @@ HEALTH = {
 }
 """Figures of `eval/health.py` that are shown: what they are, and what is healthy."""
 
+ONLINE = {"knn": "k-NN", "linear": "linear classifier"}
+"""Curves of looks with labels."""
+
+GLANCES = {
+    "Without labels: directions and prototypes": {
+        "effective_rank": "effective rank",
+        "prototypes_used": "prototypes used",
+    },
+    "Without labels: from 0 to 1": {
+        "entropy_of_mean": "entropy of the mean / ln K",
+        "mean_entropy": "mean entropy / ln K",
+        "mean_cosine": "mean cosine",
+        "std": "deviation of CLS",
+        "patch_std": "deviation of patches",
+    },
+    "Student from teacher: KL, nats": {"teacher_kl": "KL"},
+}
+"""Curves of `train/glance.py`: title, then figure and its name; a collapse shows in each."""
+
 PROTOCOLS = {"knn": "k-NN", "logreg": "logistic regression"}
 
 _IMAGES, _SHOWN_NEIGHBOURS = 8, 8
@@ -87,13 +106,17 @@ def _curves(demo: "Demonstration") -> Html:
     batch = demo.config.train.batch_size
     losses = sorted({key for record in records for key in record if key == "loss" or key.startswith("loss/")})
     curves = {name: _points(records, name, batch) for name in losses}
-    figure = next((key for record in records for key in record if key.startswith("knn/top1")), "")
-    votes = {"teacher, one token (CLS) or both as set": _points(records, figure, batch)} if figure else {}
-    levels = {LABELS[row]: demo.measured.knn[row] for row in ("pixels", "random")}
+    figures = {key: None for record in records for key in record if key.startswith(("knn/top1", "linear/top1"))}
+    votes = {ONLINE[figure.partition("/")[0]]: _points(records, figure, batch) for figure in figures}
+    levels = {f"{LABELS[row]}, k-NN": demo.measured.knn[row] for row in ("pixels", "random")}
     parts = [report.figure_curves(curves, title="Loss and its terms", x_label="images seen", y_label="loss")]
     if votes:
-        title = "k-NN on test images while training"
+        title = "Test images while training, by the teacher's features"
         parts.append(report.figure_curves(votes, title=title, x_label="images seen", y_label="%", levels=levels))
+    for title, names in GLANCES.items():
+        curves = {what: _points(records, f"watch/{name}", batch) for name, what in names.items()}
+        if any(places for places, _ in curves.values()):
+            parts.append(report.figure_curves(curves, title=title, x_label="images seen"))
     return report.section("Training", *parts, text="The loss is the number that was back-propagated.")
 
 
