@@ -30,6 +30,7 @@ _AMOUNTS = dict.fromkeys(("flip", "jitter", "gray", "solarize"), 1.0)
 _AMOUNTS |= {"brightness": 100.0, "contrast": 100.0, "saturation": 100.0, "hue": 0.5}
 _RANGES = {"global_scale": 1.0, "local_scale": 1.0, "aspect": 100.0, "blur_sigma": 100.0}
 _SIZES = {"global_size": (1, 2**16), "local_size": (1, 2**16), "local_number": (0, 1000)}
+_SIZES |= {"mixed_sizes": (1, 2**16), "early_size": (0, 2**16), "early_until": (0, math.inf)}
 _STATISTICS = {"mean": (-math.inf, math.inf), "std": (1e-12, math.inf)}
 _ORDERS = list(permutations(range(4)))
 _ROW = DRAWS + 11  # uniform numbers that one view takes
@@ -60,6 +61,10 @@ class CropsConfig:
         solarize: probability of solarisation in the second global crop.
         mean: of each channel, for values in 0..1; empty for the defaults.
         std: of each channel, for values in 0..1; empty for the defaults.
+        mixed_sizes: sides of the global crops, one of which is drawn for each step; empty for `global_size` alone.
+            Local crops keep their share of the side.
+        early_size: side of the global crops early in the run, pixels; 0 for none. Local crops likewise.
+        early_until: how long: an int is steps, a float a share of the run.
     """
 
     global_size: int = 224
@@ -80,6 +85,9 @@ class CropsConfig:
     solarize: float = 0.2
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    mixed_sizes: tuple[int, ...] = ()
+    early_size: int = 0
+    early_until: int | float = 0.75
 
     def __post_init__(self) -> None:
         for name, highest in _AMOUNTS.items():
@@ -95,14 +103,14 @@ class CropsConfig:
 
 
 def check_crops(crops: CropsConfig, patch_size: int) -> None:
-    """Check that both crop sizes are whole numbers of patches.
+    """Check that all crop sizes are whole numbers of patches.
 
     Raises:
         ConfigError: says which sizes would do.
     """
-    names = ("global_size", "local_size") if crops.local_number else ("global_size",)
-    for name in names:
-        size = getattr(crops, name)
+    sizes = [("global_size", crops.global_size), ("early_size", crops.early_size)]
+    sizes += [("local_size", crops.local_size)] * bool(crops.local_number)
+    for name, size in [*sizes, *(("mixed_sizes", size) for size in crops.mixed_sizes)]:
         if size % patch_size:
             below, above = size // patch_size * patch_size, -(-size // patch_size) * patch_size
             fitting = f"{below} or {above}" if below else f"{above}"

@@ -28,6 +28,7 @@ from opendino.data.decode import Decoded
 from opendino.data.masking import BatchMasks, MaskConfig, draw_masks, mask_shares
 from opendino.data.normalization import normalization
 from opendino.data.samplers import InfiniteSampler, keyed_rng
+from opendino.data.sizes import CropSizes
 from opendino.errors import ConfigError, DataError
 
 PROBED = 100
@@ -94,13 +95,12 @@ class _Steps(Dataset):
     def __init__(
         self,
         dataset: ImageDataset,
-        crops: MultiCrop,
+        sizes: CropSizes,
         masks: MaskConfig,
-        grid: tuple[int, int],
         sampler: InfiniteSampler,
         batch_size: int,
     ) -> None:
-        self.dataset, self.crops, self.masks, self.grid = dataset, crops, masks, grid
+        self.dataset, self.sizes, self.masks = dataset, sizes, masks
         self.sampler, self.batch_size = sampler, batch_size
 
     def __getitem__(self, index: int) -> "PretrainBatch | _Failure":
@@ -119,16 +119,19 @@ class _Steps(Dataset):
         sampler = self.sampler
         here = self.batch_size // sampler.world
         positions = step * self.batch_size + sampler.rank + sampler.world * np.arange(here)
+        crops = self.sizes.at(step)
+        draw = MultiCrop(crops, self.dataset.options.channels)
         views: list[Crops] = []
         ids: list[int] = []
         skipped: list[Skipped] = []
         for position, index in zip(positions.tolist(), sampler.at(positions).tolist(), strict=True):
             image, index = self._readable(position, index, skipped)
-            views.append(self.crops(image, keyed_rng(sampler.seed, "crops", position)))
+            views.append(draw(image, keyed_rng(sampler.seed, "crops", position)))
             ids.append(index)
-        return collate(views, self._masks(step, positions), ids, skipped)
+        side = crops.global_size // self.sizes.patch_size
+        return collate(views, self._masks(step, positions, (side, side)), ids, skipped)
 
-    def _masks(self, step: int, positions: np.ndarray) -> BatchMasks:
+    def _masks(self, step: int, positions: np.ndarray, grid: tuple[int, int]) -> BatchMasks:
         """Masks of both global crops of the images at these positions, the same on any number of processes.
 
         How much of which crop is masked is drawn for the whole step, where on the crop for each crop.
@@ -141,7 +144,7 @@ class _Steps(Dataset):
             for crop in (0, 1)
             for position in positions.tolist()
         )
-        return draw_masks(shares, self.grid, self.masks, rngs)
+        return draw_masks(shares, grid, self.masks, rngs)
 
     def _readable(self, position: int, index: int, skipped: list[Skipped]) -> tuple[Decoded, int]:
         """The image at this position of the run, or the first readable one of those drawn to replace it."""
@@ -328,7 +331,7 @@ def pretrain_loader(
 
     Args:
         dataset: images; its number of channels is the model's.
-        crops: the views of an image.
+        crops: the views of an image; its `early_until` in steps.
         masks: the masks of the global crops.
         patch_size: side of a patch, pixels.
         batch_size: images of a step over all processes; a multiple of `world`.
@@ -354,9 +357,8 @@ def pretrain_loader(
         )
     require_readable(dataset)
     channels = dataset.options.channels
-    side = crops.global_size // patch_size
     sampler = InfiniteSampler(len(dataset), seed, 0, rank, world)
-    steps = _Steps(dataset, MultiCrop(crops, channels), masks, (side, side), sampler, batch_size)
+    steps = _Steps(dataset, CropSizes(crops, patch_size, seed), masks, sampler, batch_size)
     config = config or LoaderConfig()
     bad = BadImages(dataset.name, config.max_bad_rate, config.min_bad_count)
     mean_std = normalization(channels, crops.mean, crops.std)

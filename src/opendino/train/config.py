@@ -24,6 +24,7 @@ from opendino.eval.watch import WatchConfig
 from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig, TeacherConfig
 from opendino.models.presets import BackboneConfig
 from opendino.optim.adamw import OptimConfig
+from opendino.optim.schedules import steps_of
 from opendino.train.metrics import LogConfig
 from opendino.train.parts import build_method, build_schedules, training_shape
 from opendino.train.probe import ProbeConfig
@@ -154,6 +155,7 @@ def check_settings(config: PretrainConfig) -> int:
             f"use a multiple of {world_size()}"
         )
     build_schedules(config.optim, config.teacher, config.train.iterations, config.train.batch_size)
+    early_steps(config)
     try:
         with torch.device("meta"):
             method = build_method(student, config.crops, method_config(config))
@@ -181,6 +183,15 @@ def fill_in(config: PretrainConfig, images: int) -> PretrainConfig:
             images,
         )
     return config
+
+
+def early_steps(config: PretrainConfig) -> int:
+    """First steps of the run, in which crops are small where `crops.early_size` says so.
+
+    Raises:
+        ConfigError: they are no length, or more than the run has.
+    """
+    return steps_of(config.crops.early_until, config.train.iterations, "crops.early_until")
 
 
 def method_config(config: PretrainConfig) -> DINOv2Config:

@@ -30,7 +30,7 @@ from opendino.logs import JsonLines
 from opendino.machine import cores
 from opendino.methods.method import Method
 from opendino.train import run_folder, state
-from opendino.train.config import PretrainConfig, check, fill_in, method_config
+from opendino.train.config import PretrainConfig, check, early_steps, fill_in, method_config
 from opendino.train.glance import Glance
 from opendino.train.loop import NotFinite, Run, train
 from opendino.train.metrics import MetricLog
@@ -183,7 +183,7 @@ def build_feed(config: PretrainConfig, dataset: ImageDataset, device: torch.devi
     loader = config.loader
     return pretrain_loader(
         dataset,
-        config.crops,
+        dataclasses.replace(config.crops, early_until=early_steps(config)),
         config.masks,
         patch_size=config.student.arguments().get("patch_size", 16),
         batch_size=config.train.batch_size,

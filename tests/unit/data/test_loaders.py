@@ -164,7 +164,7 @@ def test_an_error_of_a_worker_is_a_sentence(image_folder, workers):
     dataset = open_dataset(image_folder)
     dataset.label = lambda index: None
     broken = feed(dataset, workers=workers)
-    broken._loader.dataset.crops = lambda image, rng: 1 / 0
+    broken._loader.dataset.sizes.at = lambda step: 1 / 0
     with pytest.raises(
         DataError, match=r"^the batch of step 0 cannot be made \(ZeroDivisionError: division by zero\)$"
     ):
@@ -173,7 +173,7 @@ def test_an_error_of_a_worker_is_a_sentence(image_folder, workers):
 
 def test_a_killed_worker_is_a_sentence(image_folder):
     loader = feed(image_folder, workers=1)
-    loader._loader.dataset.crops = lambda image, rng: os.kill(os.getpid(), signal.SIGKILL)
+    loader._loader.dataset.sizes.at = lambda step: os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(DataError, match=r"no data came for step 0 \(.*worker.*loader\.workers"):
         next(loader)
     loader.close()
