@@ -80,7 +80,7 @@ def _students(word: str) -> list[str]:
     if not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f"'{word}': wanted a list of presets, such as students=[vits14, vitb14]")
     first, *others = entries
-    return [
-        *(f"student.{key}={json.dumps(value)}" for key, value in first.items()),
-        f"distill.also={json.dumps(others)}",
-    ]
+    of_first = (
+        f"student.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in first.items()
+    )
+    return [*of_first, f"distill.also={json.dumps(others)}"]

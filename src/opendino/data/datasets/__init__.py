@@ -9,6 +9,9 @@
 | a `.parquet` file with a column of image bytes, a folder of such,   | `parquet.ParquetDataset`        |
 | or a pattern such as `data/train-*.parquet`                         |                                 |
 | a `.parquet` file with columns `source` and `key`, of `opendino curate` | `pointers.PointerDataset`   |
+| a `.tar`, a folder of such, or a pattern such as `train-{000..127}.tar` | `tars.TarDataset`           |
+| a folder that Hugging Face's `save_to_disk` wrote                    | `arrow.ArrowDataset`            |
+| a `.yaml` file that names several of all these, with weights        | `mixture.MixtureDataset`        |
 
 A new kind: one file here, a subclass of `ImageDataset`, one line in `_MEMBERS` and one in `_kind`.
 """
@@ -28,6 +31,26 @@ _MEMBERS = {
     "manifest": ("opendino.data.datasets.manifest", "ManifestDataset"),
     "parquet": ("opendino.data.datasets.parquet", "ParquetDataset"),
     "pointers": ("opendino.data.datasets.pointers", "PointerDataset"),
+    "tars": ("opendino.data.datasets.tars", "TarDataset"),
+    "arrow": ("opendino.data.datasets.arrow", "ArrowDataset"),
+    "mixture": ("opendino.data.datasets.mixture", "open_mixture"),
+}
+_COLUMNS = {
+    "manifest": ("path_column", "label_column"),
+    "parquet": ("image_column", "label_column"),
+    "pointers": ("image_column", "label_column"),
+    "tars": ("label_column",),
+    "arrow": ("image_column", "label_column"),
+    "mixture": ("path_column", "image_column", "label_column"),
+}
+_PATTERNS = ("parquet", "tars")
+_SUFFIXES = {
+    ".txt": "list",
+    ".csv": "manifest",
+    ".tsv": "manifest",
+    ".tar": "tars",
+    ".yaml": "mixture",
+    ".yml": "mixture",
 }
 
 
@@ -44,12 +67,12 @@ def open_dataset(
     """Open images from whatever the user has.
 
     Args:
-        source: folder, list, manifest, Parquet file or pattern of Parquet files, see the table of this module.
+        source: folder, list, manifest, tars, Parquet files, mixture and so on, see the table of this module.
         channels: channels of every image; see `data/decode.py`.
         value_range: the two values that become 0 and 1 in images of more than 8 bits.
         orient: whether EXIF orientation is applied.
         path_column: column of paths in a manifest; found by its name when empty.
-        image_column: column of image bytes in a Parquet file; found by its name when empty.
+        image_column: column of image bytes in a Parquet or Arrow file; found by its name when empty.
         label_column: column of labels; found by its name when empty, "none" for no labels.
 
     Raises:
@@ -62,50 +85,62 @@ def open_dataset(
     kind = _kind(source, path_column)
     module, name = _MEMBERS[kind]
     member = getattr(import_module(module), name)
-    if kind == "manifest":
-        dataset = member(Path(source), options, path_column=path_column, label_column=label_column)
-    elif kind == "pointers":
-        dataset = member(Path(source), options, image_column=image_column, label_column=label_column)
-    elif kind == "parquet":
-        dataset = member(source, options, image_column=image_column, label_column=label_column)
-    else:
-        dataset = member(Path(source), options)
-    dataset.columns = {"path_column": path_column, "image_column": image_column, "label_column": label_column}
+    given = {"path_column": path_column, "image_column": image_column, "label_column": label_column}
+    taken = {column: given[column] for column in _COLUMNS.get(kind, ())}
+    dataset = member(source if kind in _PATTERNS else Path(source), options, **taken)
+    dataset.columns = given
     return dataset
 
 
 def _kind(source: str | Path, path_column: str) -> str:
     path = Path(source)
-    if not path.exists():
-        if "*" in path.name:
-            return "parquet"
-        raise DataError(
-            f"{path}: there is no such file or folder (working folder {Path.cwd()}); give a folder of images, a list, "
-            "a manifest or a Parquet file"
-        )
-    if path.is_dir():
-        return "parquet" if _is_parquet_folder(path) else "folder"
     suffix = path.suffix.lower()
-    if suffix == ".txt":
-        return "list"
-    if suffix in (".csv", ".tsv"):
-        return "manifest"
+    if not path.exists():
+        return _kind_of_pattern(path)
+    if path.is_dir():
+        return _kind_of_folder(path)
     if suffix in (".parquet", ".pq"):
-        from opendino.data.datasets.parquet import has_image_bytes
-        from opendino.data.datasets.pointers import is_pointers
-
-        if not path_column and is_pointers(path):
-            return "pointers"
-        return "manifest" if path_column or not has_image_bytes(path) else "parquet"
+        return _kind_of_table(path, path_column)
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
     raise DataError(
-        f"{path}: cannot be opened as a data set; a folder, a list (.txt), a manifest (.csv, .tsv, .parquet) or a "
-        "Parquet file of images was wanted"
+        f"{path}: cannot be opened as a data set; a folder, a list (.txt), a manifest (.csv, .tsv, .parquet), a "
+        "Parquet file of images, a tar or a mixture (.yaml) was wanted"
     )
 
 
-def _is_parquet_folder(path: Path) -> bool:
-    """Parquet shards and no picture at its top; a folder of pictures may hold a Parquet table of metadata."""
+def _kind_of_pattern(path: Path) -> str:
+    if path.suffix.lower() == ".tar" and any(sign in str(path) for sign in "*?[{"):
+        return "tars"
+    if "*" in path.name:
+        return "parquet"
+    raise DataError(
+        f"{path}: there is no such file or folder (working folder {Path.cwd()}); give a folder of images, a list, "
+        "a manifest or a Parquet file"
+    )
+
+
+def _kind_of_table(path: Path, path_column: str) -> str:
+    from opendino.data.datasets.parquet import has_image_bytes
+    from opendino.data.datasets.pointers import is_pointers
+
+    if not path_column and is_pointers(path):
+        return "pointers"
+    return "manifest" if path_column or not has_image_bytes(path) else "parquet"
+
+
+def _kind_of_folder(path: Path) -> str:
+    """A folder of shards has no picture at its top; one of pictures may hold a Parquet table of metadata."""
+    from opendino.data.datasets.arrow import is_saved
     from opendino.data.datasets.folder import image_suffixes
 
-    found = {entry.suffix.lower() for entry in path.iterdir()}
-    return ".parquet" in found and not found & image_suffixes()
+    if is_saved(path):
+        return "arrow"
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    found = {entry.suffix.lower() for entry in entries}
+    if found & image_suffixes():
+        return "folder"
+    if ".parquet" in found:
+        return "parquet"
+    # Beside folders a tar is what they were unpacked from.
+    return "tars" if ".tar" in found and not any(entry.is_dir() for entry in entries) else "folder"
