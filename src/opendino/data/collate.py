@@ -14,6 +14,7 @@ from torch import Tensor
 
 from opendino.data.augment import Crops
 from opendino.data.masking import BatchMasks
+from opendino.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,40 @@ class PretrainBatch:
             self,
             global_crops=normalize(self.global_crops, mean, std),
             local_crops=normalize(self.local_crops, mean, std),
+        )
+
+    def split(self, parts: int) -> list["PretrainBatch"]:
+        """The batch in parts of as many images each, crop-major again; what was skipped stays with the first.
+
+        Args:
+            parts: a divisor of the number of images.
+
+        Raises:
+            DataError: the images cannot be shared out equally.
+        """
+        if parts < 1 or self.images % parts:
+            raise DataError(f"{self.images} images cannot be cut into {parts} equal parts; use a divisor")
+        size = self.images // parts
+        return [self._some(slice(first, first + size)) for first in range(0, self.images, size)]
+
+    def _some(self, rows: slice) -> "PretrainBatch":
+        def of_each_crop(tensor: Tensor) -> Tensor:
+            if not len(tensor):
+                return tensor
+            return tensor.unflatten(0, (-1, self.images))[:, rows].flatten(0, 1)
+
+        masks, weights = of_each_crop(self.masks), torch.zeros_like(self.masks, dtype=self.masks_weight.dtype)
+        weights[self.masks] = self.masks_weight
+        return replace(
+            self,
+            global_crops=of_each_crop(self.global_crops),
+            local_crops=of_each_crop(self.local_crops),
+            masks=masks,
+            mask_indices=masks.flatten().nonzero().flatten(),
+            masks_weight=of_each_crop(weights)[masks],
+            images=len(self.ids[rows]),
+            ids=self.ids[rows],
+            skipped=self.skipped if rows.start == 0 else (),
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "PretrainBatch":

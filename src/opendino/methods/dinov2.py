@@ -5,6 +5,7 @@
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from opendino.config import check_numbers
 from opendino.data.collate import PretrainBatch
+from opendino.distributed import gather_rows
 from opendino.errors import ConfigError, ModelError
 from opendino.layers.dino_head import HEAD_LIMITS, DINOHead
 from opendino.losses.centering import Centering
@@ -83,9 +85,12 @@ class KoLeoConfig:
 
     Attributes:
         loss_weight: weight of the term, for each of the two global crops; 0 leaves it out.
+        gather: look for neighbours among the images of all processes, which makes the loss that of one process with
+            all of them; published runs looked among those of each process (32 to 64 images).
     """
 
     loss_weight: float = 0.1
+    gather: bool = True
 
     def __post_init__(self) -> None:
         _check_weight("koleo.loss_weight", self.loss_weight)
@@ -229,14 +234,84 @@ class DINOv2(Method):
         dino, ibot = self.config.dino, self.config.ibot
         if not (dino.loss_weight or ibot.loss_weight):
             return Targets(None, None)
+        return self._targets_of([batch], teacher_temp)[0]
+
+    def passes(self, batch: PretrainBatch, teacher_temp: float, parts: int) -> Iterator[StepOutput]:
+        """Losses of a batch in parts, whose sum is the loss of the batch, whatever compares its images.
+
+        The teacher is asked of the whole batch first, so its targets are centred or evened out over all of it. KoLeo's
+        gradient on the class tokens of the whole batch is computed once, from a pass of the student that keeps
+        nothing; the passes that learn then multiply it with their tokens.
+
+        Args:
+            batch: as in `forward`.
+            teacher_temp: as in `forward`.
+            parts: as many passes; a divisor of the number of images.
+
+        Source: Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup" (the cached
+            gradient).
+        """
+        if parts == 1:
+            yield self(batch, teacher_temp)
+            return
+        pieces = batch.split(parts)
+        targets = self._targets_of(pieces, teacher_temp)
+        koleo, pulls = self._koleo_of(pieces)
+        for piece, target, pull in zip(pieces, targets, pulls, strict=True):
+            views = self.student_views(piece)
+            terms = {name: term / parts for name, term in self.terms(views, target, piece).items()}
+            terms["koleo"] = koleo / parts
+            loss = sum(terms.values(), start=koleo.new_zeros(()))
+            if pull is not None:
+                pulled = (views.cls.float() * pull).sum()
+                loss = loss + (pulled - pulled.detach())  # the gradient alone: the value is in the term
+            yield StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def _koleo_of(self, pieces: Sequence[PretrainBatch]) -> tuple[Float32[Tensor, ""], list[Tensor | None]]:
+        """The weighted KoLeo term of the whole batch, and its gradient on the class tokens of each piece."""
+        device = pieces[0].global_crops.device
+        if not self.config.koleo.loss_weight:
+            return torch.zeros((), device=device), [None] * len(pieces)
+        # What stochastic depth draws here, the passes that learn draw again.
+        with torch.no_grad(), torch.random.fork_rng([device.index] if device.type == "cuda" else []):
+            said = [self.student_views(piece).cls for piece in pieces]
+        with torch.enable_grad():
+            cls = torch.cat(said, dim=1).float().requires_grad_()
+            loss = self._koleo(cls)
+            (pull,) = torch.autograd.grad(loss, cls)
+        return loss.detach(), list(pull.split([piece.images for piece in pieces], dim=1))
+
+    def _koleo(self, cls: Float[Tensor, "G B D"]) -> Float32[Tensor, ""]:
+        crops = [gather_rows(crop) for crop in cls] if self.config.koleo.gather else list(cls)
+        return self.config.koleo.loss_weight * torch.stack([koleo_loss(crop) for crop in crops]).sum()
+
+    @torch.no_grad()
+    def teacher_logits(
+        self, batch: PretrainBatch
+    ) -> tuple[Float[Tensor, "rows K"] | None, Float[Tensor, "M Kp"] | None]:
+        """Prototype logits of the unmasked global crops and of the patches that targets are made of."""
         features = self.teacher["backbone"](batch.global_crops, is_training=True)
         patches = _masked_patches(features["x_norm_patchtokens"], batch)
-        cls_logits, patch_logits = self._logits(self.teacher, features["x_norm_clstoken"], patches)
-        crops = None if cls_logits is None else self._to_targets("dino_loss", cls_logits, teacher_temp)
-        return Targets(
-            crops=None if crops is None else crops.unflatten(0, (-1, batch.images)),
-            patches=None if patch_logits is None else self._to_targets("ibot_patch_loss", patch_logits, teacher_temp),
-        )
+        return self._logits(self.teacher, features["x_norm_clstoken"], patches)
+
+    @torch.no_grad()
+    def _targets_of(self, pieces: Sequence[PretrainBatch], teacher_temp: float) -> list[Targets]:
+        """Targets of the parts of a batch, made as one."""
+        said = [self.teacher_logits(piece) for piece in pieces]
+        of_crops, of_patches = zip(*said, strict=True)
+        crops = self._as_one("dino_loss", of_crops, teacher_temp)
+        patches = self._as_one("ibot_patch_loss", of_patches, teacher_temp)
+        return [
+            Targets(None if rows is None else rows.unflatten(0, (-1, piece.images)), of_masked)
+            for piece, rows, of_masked in zip(pieces, crops, patches, strict=True)
+        ]
+
+    def _as_one(self, center: str, parts: Sequence[Tensor | None], temp: float) -> Sequence[Tensor | None]:
+        logits = [part for part in parts if part is not None]
+        if not logits:
+            return parts
+        targets = self._to_targets(center, logits[0] if len(logits) == 1 else torch.cat(logits), temp)
+        return targets.split([len(part) for part in logits])
 
     def student_views(self, batch: PretrainBatch) -> StudentViews:
         """What the student says of the masked global crops and the local crops, in one packed pass of the backbone."""
@@ -258,8 +333,16 @@ class DINOv2(Method):
 
     def loss(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> StepOutput:
         """The weighted terms between what the student and the teacher say, and their sum."""
-        config, zero = self.config, torch.zeros((), device=views.cls.device)
-        terms = dict.fromkeys(("dino_local", "dino_global", "ibot", "koleo"), zero)
+        terms = self.terms(views, targets, batch)
+        if self.config.koleo.loss_weight:
+            terms["koleo"] = self._koleo(views.cls)
+        loss = sum(terms.values(), start=torch.zeros((), device=views.cls.device))
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def terms(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> dict[str, Tensor]:
+        """The weighted terms but KoLeo, whose place is kept: those that are means over images."""
+        config = self.config
+        terms = dict.fromkeys(("dino_local", "dino_global", "ibot", "koleo"), torch.zeros((), device=views.cls.device))
         if views.global_logits is not None and views.local_logits is not None and targets.crops is not None:
             local, global_ = dino_loss(views.global_logits, views.local_logits, targets.crops)
             terms["dino_local"] = config.dino.loss_weight * local
@@ -267,10 +350,7 @@ class DINOv2(Method):
         if views.patch_logits is not None and targets.patches is not None:
             per_patch = batch.masks_weight, len(batch.masks)
             terms["ibot"] = config.ibot.loss_weight * ibot_loss(views.patch_logits, targets.patches, *per_patch)
-        if config.koleo.loss_weight:
-            terms["koleo"] = config.koleo.loss_weight * torch.stack([koleo_loss(crop) for crop in views.cls]).sum()
-        loss = sum(terms.values(), start=zero)
-        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+        return terms
 
     @torch.no_grad()
     def probabilities(self, logits: Float[Tensor, "n K"], temp: float) -> Float32[Tensor, "n K"]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every method is: a student, a teacher that follows or leads, and a loss of a batch; read `dinov2.py` next."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,24 @@ class Method(nn.Module):
             teacher_temp: temperature of the targets at this step.
         """
         raise NotImplementedError
+
+    def passes(self, batch: PretrainBatch, teacher_temp: float, parts: int) -> Iterator[StepOutput]:
+        """Losses of a batch in parts, whose sum is the loss of the batch; each is back-propagated before the next.
+
+        As it stands here it is right for a loss that is a mean over images. A method that compares images with each
+        other has to say how (`DINOv2.passes`).
+
+        Args:
+            batch: as in `forward`.
+            teacher_temp: as in `forward`.
+            parts: as many passes; a divisor of the number of images.
+        """
+        if parts == 1:
+            yield self(batch, teacher_temp)
+            return
+        for part in batch.split(parts):
+            loss, terms = self(part, teacher_temp)
+            yield StepOutput(loss / parts, {name: term / parts for name, term in terms.items()})
 
     def probabilities(self, logits: Float[Tensor, "n K"], temp: float) -> Float32[Tensor, "n K"]:
         """What the teacher says of images, as looks at a run see it; nothing is remembered of them.

@@ -7,12 +7,13 @@ alone calls `.backward()`.
 
 import logging
 import math
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -21,16 +22,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from opendino.data.collate import PretrainBatch
-from opendino.distributed import rank, world_size
+from opendino.distributed import all_reduce_sum, gather_rows, largest, rank, together, world_size
 from opendino.errors import TrainingError
-from opendino.methods.method import Method
+from opendino.methods.method import Method, StepOutput
 from opendino.optim.clipping import clip_gradients
 from opendino.optim.param_groups import set_schedule
 from opendino.optim.schedules import Schedule
+from opendino.parallel.layout import Layout
 from opendino.train.progress import ProgressBar, Speed
 from opendino.train.state import seed_step
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""What asks a run to stop: a terminal, a launcher, SLURM ahead of the end of its time (USR1), submitit (USR2)."""
+_SAME = 2.0  # seconds in which a second signal is the first one again
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +80,10 @@ class Run:
         device: of the method.
         clip_grad: largest gradient norm of each sub-network; 0 for no clipping.
         step: steps done.
+        accumulate: passes that a step's batch is learned in.
+        most_not_finite: steps that may be left out because their loss or a gradient is not finite.
+        not_finite: steps that have been so far.
+        layout: how the networks lie on the processes.
     """
 
     method: Method
@@ -87,15 +95,19 @@ class Run:
     device: torch.device
     clip_grad: float
     step: int = 0
+    accumulate: int = 1
+    most_not_finite: int = 0
+    not_finite: int = 0
+    layout: Layout = field(default_factory=Layout)
 
 
 class NotFinite(TrainingError):  # noqa: N818 (says what was found)
-    """The loss or a gradient of a step is not finite; no parameter was changed by it.
+    """The loss or a gradient of a step is not finite; neither a parameter nor a centre was changed by it.
 
     Attributes:
         step: number of the step, counted from 0.
         record: the step's figures.
-        ids: indices of the batch's images in the data set.
+        ids: indices of the batch's images in the data set, those of all processes.
     """
 
     def __init__(self, step: int, record: dict[str, float], ids: list[int]) -> None:
@@ -132,7 +144,7 @@ def train_step(run: Run, batch: PretrainBatch) -> dict[str, float]:
         of each sub-network before clipping as "grad_norm/NAME", and the values of the schedules.
 
     Raises:
-        NotFinite: the loss or a gradient; no parameter has been changed then.
+        NotFinite: the loss or a gradient; nothing has been changed then.
 
     Source: official `train/train.py`, `do_train`.
     """
@@ -141,18 +153,46 @@ def train_step(run: Run, batch: PretrainBatch) -> dict[str, float]:
     now = run.schedules.at(run.step)
     set_schedule(run.optimizer, now["lr"], now["weight_decay"], now["last_layer_lr"])
     run.optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        output = run.method(batch, now["teacher_temp"])
-    output.loss.backward()
+    remembered = {name: buffer.clone() for name, buffer in _targets_memory(run.method)}
+    loss, terms = _backward(run, batch, now["teacher_temp"])
+    run.layout.reduce(run.method.student)
     norms = clip_gradients(run.method.subnetworks(), run.clip_grad)
     # Waits for the device: nothing that is not finite may get into the weights.
-    record = _read(output.loss, output.terms, norms)
+    record = _read(loss, terms, norms)
     if not all(map(math.isfinite, record.values())):
-        raise NotFinite(run.step, record, batch.ids.tolist())
+        for name, buffer in _targets_memory(run.method):
+            buffer.copy_(remembered[name])
+        raise NotFinite(run.step, record, gather_rows(batch.ids).tolist())
     run.optimizer.step()
     run.method.update_teacher(now["momentum"])
     run.step += 1
     return record | now
+
+
+def _backward(run: Run, batch: PretrainBatch, teacher_temp: float) -> StepOutput:
+    """Gradients of a batch, in as many passes as the run takes; the loss and its terms are those of the batch."""
+    passes = run.method.passes(batch, teacher_temp, run.accumulate)
+    whole: StepOutput | None = None
+    while True:
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            output = next(passes, None)
+        if output is None:
+            break
+        output.loss.backward()
+        loss, terms = output.loss.detach(), output.terms
+        if whole is not None:
+            loss, terms = whole.loss + loss, {name: whole.terms[name] + term for name, term in terms.items()}
+        whole = StepOutput(loss, terms)
+    if whole is None:
+        raise TrainingError(f"step {run.step}: the method has no pass to learn from; mend its `passes`")
+    return whole
+
+
+def _targets_memory(method: Method) -> Iterator[tuple[str, Tensor]]:
+    """What a method remembers of batches besides its networks, such as centres: it moves as targets are made."""
+    for name, buffer in method.named_buffers():
+        if not name.startswith(("student.", "teacher.")):
+            yield name, buffer
 
 
 def train(
@@ -161,8 +201,9 @@ def train(
     bar: ProgressBar,
     after: Callable[[Run, Mapping[str, float]], None],
     save: Callable[[Run], None],
+    left_out: Callable[[NotFinite], None] | None = None,
 ) -> None:
-    """Run all steps that are left.
+    """Run all steps that are left; with several processes, each of them calls this.
 
     Args:
         run: begins at its own step number.
@@ -170,49 +211,84 @@ def train(
         bar: is told of each step.
         after: called after each step with its record; writes, measures and saves as often as it sees fit.
         save: called when the process is asked to stop.
+        left_out: called for each step that changed nothing, because it was not finite.
 
     Raises:
-        NotFinite: the loss or a gradient of a step.
-        Stopped: SIGINT or SIGTERM came; the step under way was finished and saved.
+        NotFinite: the loss or a gradient of a step, once more than the run allows.
+        Stopped: SIGINT, SIGTERM or SIGUSR1 came to one of the processes; the step under way was finished and saved.
+        Elsewhere: another process failed.
     """
     speed = Speed()
     with _signals() as asked:
         while run.step < run.total:
             started, waited = time.perf_counter(), feed.waited
-            batch = next(feed)
+            with together():
+                batch = next(feed)
             waited = feed.waited - waited
-            record = train_step(run, batch)
+            try:
+                record = train_step(run, batch)
+            except NotFinite as error:
+                record = _leave_out(run, error, left_out)
             speed.add(batch.images * world_size(), time.perf_counter() - started, waited)
             bar.update(run.step, record["loss"], speed)
             after(run, record | {"img_per_s": speed.images_per_second, "data_wait": speed.data_wait})
-            if asked and run.step < run.total:
+            number = largest(asked[0] if asked else 0)[0]
+            if number and run.step < run.total:
                 save(run)
-                raise Stopped(asked[0])
+                raise Stopped(number)
+
+
+def _leave_out(run: Run, error: NotFinite, left_out: Callable[[NotFinite], None] | None) -> dict[str, float]:
+    """Go on behind a step that changed nothing, if the run allows; its record."""
+    run.not_finite += 1
+    if run.not_finite > run.most_not_finite:
+        raise error
+    if left_out is not None:
+        left_out(error)
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    return error.record | run.schedules.at(error.step)
 
 
 def _read(loss: Tensor, terms: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> dict[str, float]:
-    """Numbers of a step in one transfer from the device."""
-    named = {"loss": loss}
-    named |= {f"loss/{name}": term for name, term in terms.items()}
-    named |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+    """Numbers of a step in one transfer from the device; losses are means over the processes."""
+    named = {"loss": loss} | {f"loss/{name}": term for name, term in terms.items()}
+    losses = _stack(named.values(), loss.device)
+    if world_size() > 1:
+        losses = all_reduce_sum(losses) / world_size()
     # A network without any gradient has its norm, 0, on the CPU.
-    values = torch.stack([value.detach().float().reshape(()).to(loss.device) for value in named.values()]).tolist()
-    return dict(zip(named, values, strict=True))
+    values = torch.cat([losses, _stack(norms.values(), loss.device)]).tolist()
+    return dict(zip([*named, *(f"grad_norm/{name}" for name in norms)], values, strict=True))
+
+
+def _stack(values: Iterable[Tensor], device: torch.device) -> Tensor:
+    flat = [value.detach().float().reshape(1).to(device) for value in values]
+    return torch.cat(flat) if flat else torch.empty(0, device=device)
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects requests to stop, so that they take effect between two steps; a second one stops at once."""
+    """Collects requests to stop, so that they take effect between two steps; a later one stops at once.
+
+    One that comes right behind the first is the same: a terminal sends Ctrl-C to a launcher, which passes it on, and
+    to us.
+    """
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread may set handlers
         return
 
+    first = [0.0]
+
     def ask(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
-        for each in _SIGNALS:
-            signal.signal(each, before[each])
-        _log.info("%s: stopping after this step; once more stops at once", signal.Signals(number).name)
+        if not asked:
+            asked.append(number)
+            first[0] = time.monotonic()
+            _log.info("%s: stopping after this step; once more stops at once", signal.Signals(number).name)
+        elif time.monotonic() - first[0] > _SAME:
+            for each in _SIGNALS:
+                signal.signal(each, before[each])
+            os.kill(os.getpid(), number)
 
     before = {number: signal.signal(number, ask) for number in _SIGNALS}
     try:

@@ -6,6 +6,7 @@ import torch
 from opendino.data.augment import Crops
 from opendino.data.collate import Skipped, collate, normalize
 from opendino.data.masking import MaskConfig, batch_masks
+from opendino.errors import DataError
 
 
 def views(image, locals=3, dtype=np.uint8):
@@ -73,3 +74,23 @@ def test_moving_keeps_everything_else():
     assert moved.global_crops.device.type == moved.masks.device.type == moved.ids.device.type == "meta"
     assert moved.skipped == made.skipped
     assert made.global_crops.device.type == "cpu"
+
+
+def test_parts_of_a_batch_hold_their_images_and_nothing_else():
+    masks = batch_masks(8, (4, 4), MaskConfig(), np.random.default_rng(0))
+    skipped = [Skipped(9, "a", "b")]
+    whole = collate([views(number) for number in range(4)], masks, [10, 11, 12, 13], skipped)
+    parts = whole.split(2)
+    assert [part.ids.tolist() for part in parts] == [[10, 11], [12, 13]]
+    assert [part.images for part in parts] == [2, 2]
+    assert (parts[0].skipped, parts[1].skipped) == (whole.skipped, ())
+    for name in ("global_crops", "local_crops", "masks"):
+        by_crop = [getattr(part, name).unflatten(0, (-1, 2)) for part in parts]
+        assert torch.equal(torch.cat(by_crop, dim=1).flatten(0, 1), getattr(whole, name)), name
+    for part in parts:
+        assert torch.equal(part.mask_indices, part.masks.flatten().nonzero().flatten())
+        rows = part.mask_indices // 16
+        sums = torch.zeros(4).index_add(0, rows, part.masks_weight)
+        assert torch.allclose(sums, part.masks.any(dim=1).float())
+    with pytest.raises(DataError, match="4 images cannot be cut into 3"):
+        whole.split(3)

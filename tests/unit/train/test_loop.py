@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(parts):
     _, run, feed = parts
     batch = next(feed)
     train_step(run, batch)
-    batch.global_crops[3, 0, 0, 0] = float("nan")
+    batch.global_crops[:, 0, 0, 0] = float("nan")
     student, teacher = copies(run.method.student), copies(run.method.teacher)
     with pytest.raises(NotFinite, match=r"^step 1: not finite: loss nan") as caught:
         train_step(run, batch)
@@ -174,3 +174,83 @@ def test_a_method_is_told_of_each_step(parts, monkeypatch):
     for _ in range(2):
         train_step(run, next(feed))
     assert told == [3, 4]
+
+
+def test_steps_that_are_not_finite_are_left_out_as_often_as_allowed(parts):
+    """Two of six batches are spoilt; networks and centres after them are those before them."""
+    _, run, feed = parts
+    run.most_not_finite = 2
+    run.method.register_buffer("memory", torch.zeros(1))  # as a centre: it moves as targets are made
+    ask, seen, left_out = run.method.forward, [], []
+
+    def forward(batch, temp):
+        run.method.memory.add_(1)
+        return ask(batch, temp)
+
+    def spoil(batch):
+        if run.step in (1, 3):
+            batch.global_crops[:, 0, 0, 0] = float("nan")
+        seen.append((run.step, copies(run.method)))
+        return batch
+
+    run.method.forward = forward
+    spoilt = Spoilt(feed, spoil)
+    records = []
+    with ProgressBar(run.total, shown=False) as bar:
+        train(run, spoilt, bar, lambda run, r: records.append(r), lambda run: None, left_out.append)
+    assert (run.step, run.not_finite, [error.step for error in left_out]) == (6, 2, [1, 3])
+    assert run.method.memory.item() == 4.0
+    assert [math.isfinite(record["loss"]) for record in records] == [True, False, True, False, True, True]
+    assert records[1]["teacher_temp"] > 0
+    states = dict(seen)
+    for before, after in ((1, 2), (3, 4)):
+        assert all(tensor.equal(states[after][name]) for name, tensor in states[before].items())
+    assert not all(tensor.equal(states[3][name]) for name, tensor in states[2].items())
+
+    run.step, run.total = 0, 9
+    with pytest.raises(NotFinite, match=r"^step 1"), ProgressBar(run.total, shown=False) as bar:
+        train(run, spoilt, bar, lambda run, r: None, lambda run: None, left_out.append)
+
+
+class Spoilt:
+    waited = 0.0
+
+    def __init__(self, feed, change):
+        self.feed, self.change = feed, change
+
+    def __next__(self):
+        return self.change(next(self.feed))
+
+
+def test_passes_of_a_batch_are_the_batch(tiny_words):
+    """Two passes of four images against one of eight: sinkhorn, iBOT's counts and KoLeo are of the whole batch."""
+    found = []
+    for parts in (1, 2, 4):
+        config = load(PretrainConfig, None, [*tiny_words, *WORDS, "student.drop_path_rate=0", "koleo.loss_weight=1"])
+        dataset = open_images(config)
+        config = fill_in(config, len(dataset))
+        run = build_run(config)
+        run.accumulate = parts
+        feed = build_feed(config, dataset, run.device, 0)
+        found.append([train_step(run, next(feed)) for _ in range(3)])
+    for other in found[1:]:
+        for record, wanted in zip(other, found[0], strict=True):
+            assert record == pytest.approx(wanted, rel=2e-5)
+
+
+def test_passes_draw_the_same_stochastic_depth_twice(parts):
+    """The pass for KoLeo keeps nothing, and the passes that learn leave out what it left out."""
+    _, run, feed = parts
+    batch, seen = next(feed), []
+    views = run.method.student_views
+
+    def watched(piece):
+        found = views(piece)
+        seen.append(found.cls.detach())
+        return found
+
+    run.method.student_views, run.accumulate = watched, 2
+    train_step(run, batch)
+    first, second, again, last = seen
+    assert first.equal(again)
+    assert second.equal(last)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the networks of a run lie on its processes, and what a step has to do about it; read `ddp.py` and `fsdp.py`."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import nn
+from torch.optim import Optimizer
+
+from opendino.distributed import world_size
+from opendino.errors import ConfigError
+from opendino.parallel.compile import compile_blocks
+from opendino.parallel.ddp import average_gradients
+from opendino.parallel.recompute import Recompute, recompute_blocks
+
+LARGE = 200_000_000
+"""Trained parameters from which on `parallel.mode = auto` shares them out among CUDA devices."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How processes share the work, and what is given for speed or memory; none of it changes what is learned.
+
+    Attributes:
+        mode: "ddp" keeps the whole networks on every process, "fsdp" a share of them; "auto" takes "none" for one
+            process, "fsdp" for large networks on several CUDA devices, else "ddp".
+        compile: let torch.compile make one kernel after the other of each block.
+        recompute: what of a student's block is computed again in the backward pass and not kept: nothing, all, or
+            all but matrix products and attention.
+    """
+
+    mode: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    compile: bool = False
+    recompute: Recompute = "none"
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What is asked of a method; see `methods/method.py`."""
+
+    student: nn.ModuleDict
+    teacher: nn.ModuleDict
+
+
+class Layout:
+    """The networks of a method as they lie on the processes.
+
+    Attributes:
+        mode: "none", "ddp" or "fsdp".
+    """
+
+    def __init__(self, mode: str = "none", empty: nn.ModuleDict | None = None) -> None:
+        self.mode, self._empty = mode, empty
+
+    def reduce(self, student: nn.Module) -> None:
+        """After the backward pass: make the gradients those of the batch of all processes."""
+        if self.mode == "ddp":
+            average_gradients(student.parameters())
+
+    @contextlib.contextmanager
+    def whole_teacher(self, method: Method) -> Iterator[None]:
+        """Let a method have its teacher with all parameters and as a plain module; every process calls it.
+
+        It is a copy where the teacher is shared out or compiled, else the teacher itself.
+        """
+        if self._empty is None:
+            yield
+            return
+        from opendino.parallel.fsdp import gather
+
+        shared = method.teacher
+        method.teacher = gather(shared, self._empty).eval()
+        try:
+            yield
+        finally:
+            method.teacher = shared
+
+
+def choose_mode(mode: str, device: str, parameters: int) -> str:
+    """What "auto" is, and whether a mode can be.
+
+    Args:
+        mode: as in the settings.
+        device: "cpu" or "cuda".
+        parameters: that are trained.
+
+    Raises:
+        ConfigError: there are several processes and they are not to share anything.
+    """
+    if mode == "none" and world_size() > 1:
+        raise ConfigError(
+            f"parallel.mode = none, but there are {world_size()} processes; use auto, ddp or fsdp, or start one process"
+        )
+    if mode != "auto":
+        return mode
+    if world_size() == 1:
+        return "none"
+    return "fsdp" if device == "cuda" and parameters >= LARGE else "ddp"
+
+
+def lay_out(
+    method: Method, optimizer: Optimizer, config: ParallelConfig | None = None, precision: str = "fp32"
+) -> Layout:
+    """Put networks on the processes as the settings say; in place, before the first step.
+
+    Args:
+        method: student and teacher.
+        optimizer: of the student.
+        config: settings.
+        precision: "fp32" or "bf16".
+
+    Raises:
+        ConfigError: the mode does not fit the number of processes, or compilation is not possible here.
+    """
+    config, student, teacher = config or ParallelConfig(), method.student, method.teacher
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    mode = choose_mode(config.mode, trained[0].device.type, sum(parameter.numel() for parameter in trained))
+    if mode == "none" and not config.compile:
+        recompute_blocks(student, config.recompute)
+        return Layout(mode)
+    from opendino.parallel.fsdp import shard, skeleton
+
+    empty = skeleton(teacher) if mode == "fsdp" or config.compile else None
+    recompute_blocks(student, config.recompute)
+    if config.compile:
+        compile_blocks(student, teacher)
+    if mode == "fsdp":
+        shard(student, teacher, optimizer, precision)
+    return Layout(mode, empty)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from opendino.errors import ConfigError
+from opendino.methods.dinov2 import DINOConfig, DINOv2, DINOv2Config
+from opendino.models.vision_transformer import VisionTransformer
+from opendino.parallel import layout
+from opendino.parallel.layout import Layout, ParallelConfig, choose_mode, lay_out
+
+
+def made():
+    torch.manual_seed(0)
+    shape = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    head = DINOConfig(prototypes=8, hidden_dim=8, bottleneck_dim=4)
+    return DINOv2(VisionTransformer(**shape), VisionTransformer(**shape), DINOv2Config(head))
+
+
+@pytest.mark.parametrize(
+    ("mode", "processes", "device", "parameters", "found"),
+    [
+        ("auto", 1, "cuda", 10**9, "none"),
+        ("auto", 2, "cpu", 10**9, "ddp"),
+        ("auto", 2, "cuda", 10**6, "ddp"),
+        ("auto", 2, "cuda", 10**9, "fsdp"),
+        ("fsdp", 2, "cpu", 1, "fsdp"),
+        ("none", 1, "cpu", 1, "none"),
+    ],
+)
+def test_modes(monkeypatch, mode, processes, device, parameters, found):
+    monkeypatch.setattr(layout, "world_size", lambda: processes)
+    assert choose_mode(mode, device, parameters) == found
+
+
+def test_processes_that_share_nothing_are_refused(monkeypatch):
+    monkeypatch.setattr(layout, "world_size", lambda: 4)
+    with pytest.raises(ConfigError, match=r"parallel\.mode = none, but there are 4 processes"):
+        choose_mode("none", "cpu", 1)
+
+
+def test_alone_nothing_changes():
+    method = made()
+    before = dict(method.named_parameters())
+    laid = lay_out(method, torch.optim.SGD(method.student.parameters()))
+    assert laid.mode == "none"
+    assert all(parameter is before[name] for name, parameter in method.named_parameters())
+    teacher = method.teacher
+    with laid.whole_teacher(method):
+        assert method.teacher is teacher
+    laid.reduce(method.student)
+
+
+def test_a_compiled_teacher_is_looked_at_as_a_plain_copy(monkeypatch):
+    monkeypatch.setattr(layout, "compile_blocks", lambda *networks: 0)
+    method = made()
+    laid = lay_out(method, torch.optim.SGD(method.student.parameters()), ParallelConfig(compile=True))
+    shared = method.teacher
+    with torch.no_grad():
+        for parameter in shared.parameters():
+            parameter.add_(1)
+    with laid.whole_teacher(method):
+        assert method.teacher is not shared
+        assert not method.teacher.training
+        for name, tensor in method.teacher.state_dict().items():
+            assert tensor.equal(shared.state_dict()[name]), name
+    assert method.teacher is shared
+    assert isinstance(laid, Layout)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from opendino.models.vision_transformer import VisionTransformer
+from opendino.parallel.recompute import recompute_blocks
+
+
+def gradients(how):
+    torch.manual_seed(0)
+    backbone = VisionTransformer(img_size=8, patch_size=4, embed_dim=16, depth=3, num_heads=2, drop_path_rate=0.4)
+    names = set(backbone.state_dict())
+    count = recompute_blocks(backbone, how)
+    assert set(backbone.state_dict()) == names
+    passes = []
+    backbone.blocks[1].mlp.fc1.register_forward_hook(lambda *_: passes.append(1))
+    crops = [torch.randn(6, 3, 8, 8), torch.randn(4, 3, 4, 4)]
+    features = backbone(crops, is_training=True)
+    sum(group["x_norm_clstoken"].square().sum() for group in features).backward()
+    return count, len(passes), {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("how", ["full", "selective"])
+def test_gradients_are_those_of_kept_activations(how):
+    """Stochastic depth included: what is left out the first time is left out the second."""
+    _, once, wanted = gradients("none")
+    count, twice, found = gradients(how)
+    assert (count, once, twice) == (3, 1, 2)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_without_gradients_nothing_is_computed_twice():
+    backbone = VisionTransformer(img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2)
+    images = torch.randn(2, 3, 8, 8)
+    before = backbone(images)
+    recompute_blocks(backbone, "full")
+    with torch.no_grad():
+        assert backbone(images).equal(before)
