@@ -15,17 +15,19 @@ _T = TypeVar("_T")
 
 
 @contextlib.contextmanager
-def whole(folder: Path) -> Iterator[Path]:
+def whole(folder: Path, made: bool = False) -> Iterator[Path]:
     """A hidden folder to write into, which takes the place of `folder` when the block ends without an error.
 
     A folder of that name is kept until the new one is on the disk. Between the two renames, for microseconds, neither
     stands there: readers take the earlier one (`standing`), and the next writer mends what a kill leaves (`settle`).
+
+    Args:
+        folder: that is wanted.
+        made: `make_partial` has been called already, for others to write there too.
     """
-    partial, previous = _partial(folder), _previous(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    settle(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial, previous = partial_of(folder), _previous(folder)
+    if not made:
+        make_partial(folder)
     try:
         yield partial
         for path in (*partial.iterdir(), partial):
@@ -39,6 +41,14 @@ def whole(folder: Path) -> Iterator[Path]:
         raise
     to_disk(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def make_partial(folder: Path) -> None:
+    """Make the empty hidden folder that `whole` writes into."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    settle(folder)
+    shutil.rmtree(partial_of(folder), ignore_errors=True)
+    partial_of(folder).mkdir()
 
 
 def settle(folder: Path) -> None:
@@ -90,7 +100,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _partial(folder: Path) -> Path:
+def partial_of(folder: Path) -> Path:
+    """The hidden folder that `whole` writes into."""
     return folder.with_name(f".{folder.name}.partial")
 
 

@@ -5,24 +5,31 @@ A checkpoint is a folder `checkpoints/step_%08d` of safetensors files and one `s
 brought to the disk and then renamed: it exists whole or not at all. Nothing in it is a pickle.
 """
 
+import contextlib
+import errno
 import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from opendino.checkpoint._folders import settle, sha256, whole
+from opendino.checkpoint._folders import make_partial, partial_of, settle, sha256, whole
 from opendino.errors import CheckpointError, ConfigError
+from opendino.files import to_disk, write_whole
 
-FORMAT = 1
-"""Raised when a reader of the older layout could misread the newer one."""
+FORMAT = 2
+"""Raised when a reader of the older layout could misread the newer one: from 2 on a part may be cut into files."""
+_READ = (1, 2)
+_WAIT, _PAUSE = 3600.0, 0.02  # seconds
 
 _FOLDER = re.compile(r"^step_(\d{8,})$")
 _log = logging.getLogger(__name__)
@@ -36,11 +43,13 @@ class CheckpointConfig:
         every: steps between two checkpoints; the last step is always saved.
         keep: newest checkpoints that are kept.
         milestone_every: checkpoints at multiples of this step are kept for good; 0 keeps none.
+        asynchronous: copy what is to be written into the memory of the CPU and write it while training goes on.
     """
 
     every: int = 1000
     keep: int = 2
     milestone_every: int = 0
+    asynchronous: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("keep", 1), ("milestone_every", 0)):
@@ -64,21 +73,40 @@ class Checkpoint(NamedTuple):
     meta: dict[str, Any]
 
 
+class Share(NamedTuple):
+    """Which of the processes that write a checkpoint this one is.
+
+    Attributes:
+        number: of this process; 0 puts the checkpoint together.
+        of: processes that write.
+    """
+
+    number: int = 0
+    of: int = 1
+
+
 def save(
     output_dir: Path,
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
     meta: Mapping[str, Any],
     config: CheckpointConfig | None = None,
+    share: Share | None = None,
 ) -> Path:
     """Write a checkpoint and drop those that are no longer kept; earlier ones stay whole if this fails.
+
+    Where several processes write, `begin` comes first, on process 0; then all call this with their shares, into a
+    folder that all of them see. They do not talk to each other meanwhile: each leaves a note beside its files, and
+    process 0 waits for the notes.
 
     Args:
         output_dir: folder of the run.
         step: optimisation steps done.
-        tensors: part to name to tensor, any device; a part becomes a file.
+        tensors: part to name to tensor, any device; a part becomes a file. With several processes: their shares, cut
+            along the first axis in the order of the processes, and on process 0 also what is not cut.
         meta: plain values that JSON can hold.
         config: what is kept.
+        share: which process this is; None for the only one.
 
     Returns:
         Folder of the checkpoint.
@@ -86,17 +114,76 @@ def save(
     Raises:
         CheckpointError: it cannot be written, for example for want of space; nothing half-written is left.
     """
-    home = output_dir / "checkpoints"
+    home, share = output_dir / "checkpoints", share or Share()
     final = home / f"step_{step:08d}"
     try:
-        with whole(final) as partial:
-            files = {part: [_write_part(partial / f"{part}.safetensors", group)] for part, group in tensors.items()}
+        if share.number:
+            _write_share(partial_of(final), tensors, share)
+            return final
+        with whole(final, made=share.of > 1) as partial:
+            files = _write_share(partial, tensors, share)
+            for number in range(1, share.of):
+                for part, entry in _wait_for(partial / _note(number)).items():
+                    files.setdefault(part, []).append(entry)
+                (partial / _note(number)).unlink()
             state = {"format": FORMAT, "step": step, "parts": files, "meta": dict(meta)}
             (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(_cannot_write(home, step, error)) from error
     prune(output_dir, config or CheckpointConfig(), step)
     return final
+
+
+def begin(output_dir: Path, step: int) -> None:
+    """Make the folder that several processes will write their shares of a checkpoint into.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    home = output_dir / "checkpoints"
+    try:
+        make_partial(home / f"step_{step:08d}")
+    except OSError as error:
+        raise CheckpointError(_cannot_write(home, step, error)) from error
+
+
+def _write_share(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]], share: Share) -> dict[str, list[Any]]:
+    """Write the files of one process; all but process 0 leave a note of them, or of what went wrong."""
+    suffix = f"-{share.number:05d}-of-{share.of:05d}" if share.of > 1 else ""
+    written: dict[str, list[Any]] = {}
+    try:
+        for part, group in tensors.items():
+            written[part] = [_write_part(partial / f"{part}{suffix}.safetensors", group)]
+        note: dict[str, Any] = {"parts": {part: entries[0] for part, entries in written.items()}}
+    except (OSError, SafetensorError) as error:
+        for part in tensors:  # makes room for the note
+            with contextlib.suppress(OSError):
+                (partial / f"{part}{suffix}.safetensors").unlink(missing_ok=True)
+        if share.number:
+            write_whole(partial / _note(share.number), json.dumps({"fault": _cause(error)}))
+        raise
+    if share.number:
+        for path in partial.glob(f"*{suffix}.safetensors"):
+            to_disk(path)
+        write_whole(partial / _note(share.number), json.dumps(note), durable=True)
+    return written
+
+
+def _wait_for(note: Path) -> dict[str, Any]:
+    """What another process has written, as soon as it has."""
+    deadline = time.monotonic() + _WAIT
+    while not note.is_file():
+        if time.monotonic() > deadline:
+            raise OSError(errno.ETIMEDOUT, f"{note.name} did not come; is the folder one that all processes see?")
+        time.sleep(_PAUSE)
+    found = json.loads(note.read_text(encoding="utf-8"))
+    if "fault" in found:
+        raise OSError(errno.EIO, f"another process: {found['fault']}")
+    return found["parts"]
+
+
+def _note(number: int) -> str:
+    return f"share_{number:05d}.json"
 
 
 def prune(output_dir: Path, config: CheckpointConfig, written: int | None = None) -> None:
@@ -159,8 +246,12 @@ def latest(output_dir: Path) -> Path | None:
     return None
 
 
-def load(folder: Path) -> Checkpoint:
+def load(folder: Path, verify: bool = True) -> Checkpoint:
     """Read a checkpoint, every byte checked against the hash that was stored with it.
+
+    Args:
+        folder: of the checkpoint.
+        verify: read all bytes for their hashes; of several processes that load the same, one is enough.
 
     Raises:
         CheckpointError: a file is missing, altered, or of a layout this version does not know.
@@ -169,19 +260,24 @@ def load(folder: Path) -> Checkpoint:
     if fault is not None:
         raise CheckpointError(f"{folder}: {fault}; remove this folder and the run continues from an earlier checkpoint")
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if state["format"] != FORMAT:
+    if state["format"] not in _READ:
         raise CheckpointError(
             f"{folder}: is of layout {state['format']}, this version reads {FORMAT}; use the version that wrote it"
         )
     tensors: dict[str, dict[str, Tensor]] = {}
-    altered = _altered(folder)
+    altered = _altered(folder) if verify else None
     if altered is not None:
         raise CheckpointError(f"{folder}/{altered}; remove {folder} and the run continues from an earlier checkpoint")
     for part, files in state["parts"].items():
-        tensors[part] = {}
-        for entry in files:
-            tensors[part] |= load_file(folder / entry["name"])
+        tensors[part] = _joined([load_file(folder / entry["name"]) for entry in files])
     return Checkpoint(folder, state["step"], tensors, state["meta"])
+
+
+def _joined(files: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of a part; one that stands in several files was cut along its first axis, in their order."""
+    names = dict.fromkeys(name for file in files for name in file)
+    pieces = {name: [file[name] for file in files if name in file] for name in names}
+    return {name: torch.cat(cut) if len(cut) > 1 else cut[0] for name, cut in pieces.items()}
 
 
 def check_fit(where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -244,11 +340,14 @@ def _altered(folder: Path) -> str | None:
 def _cannot_write(home: Path, step: int, error: Exception) -> str:
     kept = sorted(_folders(home.parent))
     onwards = f"continues from step {kept[-1]}" if kept else "starts again"
-    cause = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
     return (
-        f"{home}: the checkpoint of step {step} could not be written ({cause}; {_free(home)} MB free); "
+        f"{home}: the checkpoint of step {step} could not be written ({_cause(error)}; {_free(home)} MB free); "
         f"make room and give the same command, the run {onwards}"
     )
+
+
+def _cause(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
 
 
 def _free(folder: Path) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from opendino.checkpoint.store import Checkpoint, check_fit
@@ -46,6 +47,27 @@ def collect(method: Method, optimizer: Optimizer) -> dict[str, dict[str, Tensor]
     return {part: tensors for part, tensors in parts.items() if tensors}
 
 
+def own_share(parts: dict[str, dict[str, Tensor]], number: int) -> dict[str, dict[str, Tensor]]:
+    """What one process writes of tensors that several hold in shares: its shares, and on process 0 all else."""
+    own = {
+        part: {
+            name: tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            for name, tensor in tensors.items()
+            if number == 0 or isinstance(tensor, DTensor)
+        }
+        for part, tensors in parts.items()
+    }
+    return {part: tensors for part, tensors in own.items() if tensors or number == 0}
+
+
+def copied(parts: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """The tensors as they are now, in the memory of the CPU."""
+    return {
+        part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        for part, tensors in parts.items()
+    }
+
+
 def restore(method: Method, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's tensors back, in place.
 
@@ -59,7 +81,9 @@ def restore(method: Method, optimizer: Optimizer, checkpoint: Checkpoint) -> Non
     moments = checkpoint.tensors.get("optimizer", {})
     _check_moments(optimizer, moments, checkpoint)
     state = {f"{network}.{name}": t for network in _NETWORKS for name, t in checkpoint.tensors[network].items()}
-    method.load_state_dict(state | checkpoint.tensors.get("targets", {}), strict=True)
+    state |= checkpoint.tensors.get("targets", {})
+    like = method.state_dict()
+    method.load_state_dict({name: _cut_like(tensor, like.get(name)) for name, tensor in state.items()}, strict=True)
     _restore_moments(optimizer, moments)
 
 
@@ -75,12 +99,21 @@ def _check_moments(optimizer: Optimizer, moments: dict[str, Tensor], checkpoint:
 
 def _restore_moments(optimizer: Optimizer, moments: dict[str, Tensor]) -> None:
     state: dict[str, dict[str, Tensor]] = {}
+    parameters = dict(_named(optimizer))
     for key, tensor in moments.items():
         quantity, _, name = key.partition("/")
-        state.setdefault(name, {})[quantity] = tensor
+        state.setdefault(name, {})[quantity] = _cut_like(tensor, parameters[name]) if tensor.ndim else tensor
     # By way of the optimizer's own loading, which knows which tensors belong on the device.
     numbered = {number: state[name] for number, (name, _) in enumerate(_named(optimizer)) if name in state}
     optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _cut_like(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """This process's share of a tensor, if `like` is held in shares."""
+    if not isinstance(like, DTensor):
+        return tensor
+    # Without a source all processes have the whole, and nothing is sent.
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _named(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:

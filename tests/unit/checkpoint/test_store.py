@@ -3,6 +3,7 @@ import json
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_another_layout_is_refused(tmp_path):
     folder = store.save(tmp_path, 1, tensors(), {})
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps(state | {"format": 99}))
-    with pytest.raises(CheckpointError, match="layout 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="layout 99, this version reads 2"):
         store.load(folder)
 
 
@@ -188,3 +189,53 @@ def test_check_fit_names_what_differs():
 def test_cadences_that_make_no_sense(bad):
     with pytest.raises(ConfigError, match=f"checkpoint.{next(iter(bad))}"):
         CheckpointConfig(**bad)
+
+
+def shares(step):
+    """Three processes' shares of one part, cut along the first axis, the last with nothing; a scalar on the first."""
+    whole = torch.arange(10.0).view(5, 2) + step
+    cut = [{"w": rows} for rows in whole.split([3, 2, 0])]
+    cut[0]["count"] = torch.tensor(step)
+    return whole, [{"student": group} for group in cut]
+
+
+def write_together(folder, step, groups, config=None):
+    """Errors of the three, in threads."""
+    store.begin(folder, step)
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [
+            pool.submit(store.save, folder, step, group, {"n": step}, config, store.Share(number, 3))
+            for number, group in enumerate(groups)
+        ]
+        return [job.exception() for job in jobs]
+
+
+def test_processes_write_their_shares_and_any_reads_the_whole(tmp_path):
+    for step in (1, 2, 3):
+        whole, groups = shares(step)
+        assert write_together(tmp_path, step, groups, CheckpointConfig(keep=2)) == [None] * 3
+    assert steps(tmp_path) == [2, 3]
+    found = store.load(store.latest(tmp_path))
+    assert found.tensors["student"]["w"].equal(whole)
+    assert found.tensors["student"]["count"] == 3
+    assert found.meta == {"n": 3}
+    assert {path.name for path in found.folder.iterdir()} == {
+        "state.json", *(f"student-0000{n}-of-00003.safetensors" for n in range(3))
+    }  # fmt: skip
+    (found.folder / "student-00001-of-00003.safetensors").unlink()
+    assert store.latest(tmp_path).name == "step_00000002"
+
+
+def test_a_share_that_cannot_be_written_fails_the_checkpoint_and_keeps_the_former(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_WAIT", 10.0)
+    _, groups = shares(1)
+    write_together(tmp_path, 1, groups)
+    _, groups = shares(2)
+    groups[1]["z" * 300] = groups[1].pop("student")  # no file can have such a name
+    first, second, third = write_together(tmp_path, 2, groups)
+    assert third is None
+    assert "File name too long" in str(second)
+    assert "another process: File name too long" in str(first.__cause__)
+    assert steps(tmp_path) == [1]
+    assert store.load(store.latest(tmp_path)).step == 1
+    assert not list((tmp_path / "checkpoints").glob(".step*"))
