@@ -34,6 +34,7 @@ _LENGTHS = ("optim.warmup", "optim.freeze_last_layer", "teacher.temp_warmup")
 # What belongs to a machine or to the length of a run is chosen anew.
 _NOT_INHERITED = ("student.", "output_dir", "train.iterations", "train.epochs", "train.threads", "train.device")
 _NOT_INHERITED += ("parallel.", "checkpoint.", "log.every", "loader.workers", "knn.every")
+_NOT_INHERITED += ("crops.early_", "crops.mixed_sizes")
 _OF_THE_IMAGES = ("data", "images.", "crops.")
 _FREE = ("drop_path_rate", "drop_path_uniform", "in_chans", "img_size", "init_values")
 _LOCAL = 7 / 16  # of the global crops' side, as published: 98 of 224
@@ -135,7 +136,7 @@ def _by_weights(start: Start, config: AdaptConfig, given: Mapping[str, Any]) -> 
     chosen = {
         key: Choice(value, "as the weights were trained")
         for key, value in start.settings.items()
-        if key in fields_of(PretrainConfig) and key.startswith(_OF_THE_IMAGES)
+        if key in fields_of(PretrainConfig) and key.startswith(_OF_THE_IMAGES) and not key.startswith(_NOT_INHERITED)
     }
     spec = start.backbone.input_spec
     if not start.settings:
