@@ -10,7 +10,7 @@
 The teacher of these methods, of which weights and figures are taken, is an average of the student.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol, cast
 
@@ -26,6 +26,9 @@ from opendino.methods.dinov2 import DINOv2, DINOv2Config, StudentViews, Targets
 from opendino.methods.guide import Guide, Guided, Said, on_grid
 from opendino.methods.method import StepOutput
 from opendino.models.vision_transformer import VisionTransformer
+
+TERMS = ("dino_local", "dino_global", "ibot", "koleo")
+"""What the loss of each student is made of."""
 
 
 class Distill(Guided, DINOv2):
@@ -81,21 +84,33 @@ class Distill(Guided, DINOv2):
     @torch.no_grad()
     def targets_of(self, said: Said, batch: PretrainBatch, teacher_temp: float) -> Targets:
         """Probabilities of what the guide says, centred or evened out as the settings ask."""
-        patches = on_grid(said.patches, grid_of(self.student, batch)).flatten(0, 1)
-        of_crops, of_patches = self._logits(self.guide.network, said.cls, patches)
+        of_crops, of_patches = self._logits_of(said, batch)
         crops = None if of_crops is None else self._to_targets("dino_loss", of_crops, teacher_temp)
         return Targets(
             crops=None if crops is None else crops.unflatten(0, (-1, batch.images)),
             patches=None if of_patches is None else self._to_targets("ibot_patch_loss", of_patches, teacher_temp),
         )
 
+    @torch.no_grad()
+    def teacher_logits(
+        self, batch: PretrainBatch
+    ) -> tuple[Float[Tensor, "rows K"] | None, Float[Tensor, "M Kp"] | None]:
+        """The guide's prototype logits of the global crops and of all their patches."""
+        return self._logits_of(self.guide(batch), batch)
+
+    def _logits_of(
+        self, said: Said, batch: PretrainBatch
+    ) -> tuple[Float[Tensor, "rows K"] | None, Float[Tensor, "M Kp"] | None]:
+        patches = on_grid(said.patches, grid_of(self.student, batch)).flatten(0, 1)
+        return self._logits(self.guide.network, said.cls, patches)
+
     def student_views(self, batch: PretrainBatch) -> StudentViews:
         """What the student says of unmasked crops, in one packed pass of the backbone."""
         return super().student_views(all_patches(self.student, batch))
 
-    def loss(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> StepOutput:
-        """The weighted terms, and their sum."""
-        return super().loss(views, targets, all_patches(self.student, batch))
+    def terms(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> dict[str, Tensor]:
+        """The weighted terms but KoLeo, over all patches."""
+        return super().terms(views, targets, all_patches(self.student, batch))
 
 
 class FeatureDistill(Guided):
@@ -161,7 +176,7 @@ class FeatureDistill(Guided):
         crops = [batch.global_crops, batch.local_crops] if with_locals else [batch.global_crops]
         features = cast("VisionTransformer", self.student["backbone"]).forward_features(crops)
         cls = features[0]["x_norm_clstoken"]
-        terms = dict.fromkeys(("dino_local", "dino_global", "ibot", "koleo"), zero)
+        terms = dict.fromkeys(TERMS, zero)
         if config.dino.loss_weight:
             of_locals = features[-1]["x_norm_clstoken"] if with_locals else cls[:0]
             local, global_ = self._cls_terms(cls, of_locals, said.cls, batch.images)
@@ -244,6 +259,18 @@ class Together(Guided):
             losses.append(output.loss)
             terms |= {f"{name}_{term}" if name else term: value for term, value in output.terms.items()}
         return StepOutput(sum(losses[1:], start=losses[0]), terms)
+
+    def passes(self, batch: PretrainBatch, teacher_temp: float, parts: int) -> Iterator[StepOutput]:
+        """Losses of a batch in parts, one student after the other; the guide is then asked by each of them."""
+        if parts == 1:
+            yield self(batch, teacher_temp)
+            return
+        zero = torch.zeros((), device=batch.global_crops.device)
+        names = [f"{name}_{term}" if name else term for name in self._names for term in TERMS]
+        for name, learner in zip(self._names, self._learners, strict=True):
+            for loss, terms in learner.passes(batch, teacher_temp, parts):
+                own = {f"{name}_{term}" if name else term: value for term, value in terms.items()}
+                yield StepOutput(loss, dict.fromkeys(names, zero) | own)
 
     def subnetworks(self) -> dict[str, nn.Module]:
         """Networks of all students by name, each of which is clipped by its own gradient norm."""

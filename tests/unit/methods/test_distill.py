@@ -13,14 +13,13 @@ from opendino.losses.distill import feature_loss
 from opendino.losses.koleo import koleo_loss
 from opendino.losses.sinkhorn import sinkhorn_knopp
 from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig
-from opendino.methods.distill import Distill, FeatureDistill, Together, all_patches
+from opendino.methods.distill import TERMS, Distill, FeatureDistill, Together, all_patches
 from opendino.methods.guide import Guide, on_grid
 from opendino.models.vision_transformer import VisionTransformer
 
 STUDENT = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 1, "init_values": 0.5}
 TEACHER = {**STUDENT, "embed_dim": 32, "depth": 2, "num_heads": 2}
 HEAD = {"prototypes": 24, "hidden_dim": 16, "bottleneck_dim": 8, "nlayers": 2}
-TERMS = ("dino_local", "dino_global", "ibot", "koleo")
 
 
 def made_guide(separate=False, heads=True, prototypes=24, centers=None, **shape):
@@ -49,12 +48,15 @@ def pair(**shape):
 
 def made_batch(images=3, n_locals=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
+    # Masks that a method which reads them would go wrong by.
+    masks = torch.zeros(2 * images, 16, dtype=torch.bool)
+    masks[:, :3] = True
     return PretrainBatch(
         global_crops=torch.randn(2 * images, 3, 16, 16, generator=generator),
         local_crops=torch.randn(n_locals * images, 3, 8, 8, generator=generator),
-        masks=torch.ones(2 * images, 16, dtype=torch.bool),  # not read: everything would be hidden
-        mask_indices=torch.zeros(0, dtype=torch.int64),
-        masks_weight=torch.zeros(0),
+        masks=masks,
+        mask_indices=masks.flatten().nonzero().flatten(),
+        masks_weight=torch.full((6 * images,), 1 / 3),
         images=images,
         ids=torch.arange(images),
     )
@@ -184,6 +186,26 @@ def test_the_running_centre_begins_where_the_guides_run_left_it():
     method = Distill(*pair(), guide, made_config(centering="centering"))
     assert torch.equal(method.dino_loss.center, center)
     assert not method.ibot_patch_loss.center.any()
+
+
+@pytest.mark.parametrize("which", ["heads", "together", "features"])
+def test_passes_in_parts_come_to_the_loss_and_the_gradients_of_the_whole(which):
+    """Sinkhorn-Knopp evens out the whole batch, and KoLeo looks for neighbours in all of it, whatever the parts."""
+    whole, batch = made(which, koleo=0.0 if which == "features" else 0.1), made_batch(images=4)
+    parts = copy.deepcopy(whole)
+    output = whole(batch, 0.05)
+    output.loss.backward()
+    outputs = []
+    for found in parts.passes(batch, 0.05, 2):
+        found.loss.backward()
+        outputs.append(found)
+    assert sum(found.loss.item() for found in outputs) == pytest.approx(output.loss.item(), rel=1e-5)
+    for name, term in output.terms.items():
+        assert sum(found.terms[name].item() for found in outputs) == pytest.approx(term.item(), rel=1e-4, abs=1e-6)
+    pairs = zip(whole.student.named_parameters(), parts.student.parameters(), strict=True)
+    for (name, one), other in pairs:
+        if one.grad is not None and name.rpartition(".")[2] != "mask_token":
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.1), (0.5, 2.0, 0.0)])
