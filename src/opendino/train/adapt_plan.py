@@ -35,6 +35,7 @@ _LENGTHS = ("optim.warmup", "optim.freeze_last_layer", "teacher.temp_warmup")
 _NOT_INHERITED = ("student.", "output_dir", "train.iterations", "train.epochs", "train.threads", "train.device")
 _NOT_INHERITED += ("parallel.", "checkpoint.", "log.every", "loader.workers", "knn.every")
 _NOT_INHERITED += ("crops.early_", "crops.mixed_sizes")
+_OF_DISTILLATION = ("masks.probability", "koleo.")  # which is without masks and may be without KoLeo
 _OF_THE_IMAGES = ("data", "images.", "crops.")
 _FREE = ("drop_path_rate", "drop_path_uniform", "in_chans", "img_size", "init_values")
 _LOCAL = 7 / 16  # of the global crops' side, as published: 98 of 224
@@ -114,7 +115,8 @@ def check_resolution(resolution: int, patch_size: int) -> None:
 def _by_run(start: Start) -> dict[str, Choice]:
     """A phase of the same training: everything as it was, compressed, at a lower rate."""
     known = start.settings
-    passed_on = [key for key in fields_of(PretrainConfig) if key in known and not key.startswith(_NOT_INHERITED)]
+    changed = (*_NOT_INHERITED, *_OF_DISTILLATION) if "distill.teacher" in known else _NOT_INHERITED
+    passed_on = [key for key in fields_of(PretrainConfig) if key in known and not key.startswith(changed)]
     chosen = {key: Choice(known[key], INHERITED) for key in passed_on}
     depth = ("student.drop_path_rate", "student.drop_path_uniform")
     chosen |= {key: Choice(known[key], INHERITED) for key in depth if key in known}
@@ -140,7 +142,9 @@ def _by_weights(start: Start, config: AdaptConfig, given: Mapping[str, Any]) -> 
     }
     spec = start.backbone.input_spec
     if not start.settings:
-        chosen["crops.global_size"] = Choice(min(spec.size), "the size that the weights are used at")
+        patch = start.backbone.patch_size
+        size = max(min(spec.size) // patch, 1) * patch
+        chosen["crops.global_size"] = Choice(size, "the size that the weights are used at")
         chosen["crops.mean"] = Choice(spec.mean, "as the weights were trained")
         chosen["crops.std"] = Choice(spec.std, "as the weights were trained")
     steps = _steps(given, PHASE if _on_gpu(config) else _CPU_PHASE)

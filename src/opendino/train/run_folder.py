@@ -24,7 +24,7 @@ from opendino.files import is_leftover, write_whole
 
 FREE_TO_CHANGE = (
     *("output_dir", "checkpoint.", "log.", "knn.", "watch.", "train.threads", "train.device"),
-    *("loader.workers", "loader.prefetch", "loader.max_bad_rate", "loader.min_bad_count"),
+    *("loader.workers", "loader.prefetch", "loader.max_bad_rate", "loader.min_bad_count", "drift.", "adapt.held_out"),
     "distill.teacher",  # wherever it is by now: its weights are compared
 )
 """Settings that a resumed run may change: none changes what is computed, threads and device but for rounding."""

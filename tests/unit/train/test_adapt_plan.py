@@ -59,6 +59,15 @@ def test_lengths_in_steps_become_shares(tiny_run):
     assert chosen["train.iterations"].value == 10_000
 
 
+def test_what_only_distillation_leaves_out_comes_back(tiny_run):
+    start = open_start(str(tiny_run))
+    distilled = {**start.settings, "distill.teacher": "runs/large", "masks.probability": 0.0, "koleo.loss_weight": 0.0}
+    chosen = choices_by(dataclasses.replace(start, settings=distilled), AdaptConfig(init="x"), {})
+    assert "masks.probability" not in chosen
+    assert "koleo.loss_weight" not in chosen
+    assert chosen["masks.ratio"].value == [0.1, 0.5]
+
+
 def test_words_win_over_what_follows(tiny_run, tmp_path):
     config = planned(tiny_run, tmp_path, "resolution=32", "crops.global_size=16", "optim.base_lr=7e-4").config
     assert (config.student.img_size, config.crops.global_size, config.optim.base_lr) == (32, 16, 7e-4)
