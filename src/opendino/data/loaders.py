@@ -173,12 +173,13 @@ class BadImages:
 
     Args:
         name: of the data set.
-        max_rate: share of the images read that may fail.
-        min_count: failures that are tolerated in any case.
+        max_rate: share of the different images read that may fail; how often one has come does not count.
+        min_count: different images that may fail in any case.
+        images: in the data set.
     """
 
-    def __init__(self, name: str, max_rate: float, min_count: int) -> None:
-        self.name, self.max_rate, self.min_count = name, max_rate, min_count
+    def __init__(self, name: str, max_rate: float, min_count: int, images: int) -> None:
+        self.name, self.max_rate, self.min_count, self.images = name, max_rate, min_count, images
         self.read = self.failed = 0
         self.examples: list[str] = []
         self._logged: set[int] = set()
@@ -197,11 +198,12 @@ class BadImages:
                 _log.warning("skipped %s", bad.reason)
             if len(self.examples) < 3 and bad.reason not in self.examples:
                 self.examples.append(bad.reason)
-        if self.failed > max(self.min_count, self.max_rate * self.read):
+        different = min(self.read, self.images)
+        if len(self._logged) > max(self.min_count, self.max_rate * different):
             raise DataError(
-                f"{self.name}: {self.failed} of {self.read} images read so far cannot be decoded ({len(self._logged)} "
-                f"different ones), more than the {self.max_rate:.2%} of loader.max_bad_rate: "
-                f"{'; '.join(self.examples)}; repair or remove them, or raise the limit"
+                f"{self.name}: {len(self._logged)} of {different} images read so far cannot be decoded, more than "
+                f"loader.max_bad_rate={self.max_rate:g}: {'; '.join(self.examples)}; repair or remove them, or allow "
+                f"more, such as loader.max_bad_rate={min(2 * len(self._logged) / different, 1):.2g}"
             )
 
 
@@ -360,6 +362,6 @@ def pretrain_loader(
     sampler = InfiniteSampler(len(dataset), seed, 0, rank, world)
     steps = _Steps(dataset, CropSizes(crops, patch_size, seed), masks, sampler, batch_size)
     config = config or LoaderConfig()
-    bad = BadImages(dataset.name, config.max_bad_rate, config.min_bad_count)
+    bad = BadImages(dataset.name, config.max_bad_rate, config.min_bad_count, len(dataset))
     mean_std = normalization(channels, crops.mean, crops.std)
     return PretrainLoader(steps, start_step, workers, config.prefetch, bad, mean_std, torch.device(device))
