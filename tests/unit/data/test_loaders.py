@@ -152,8 +152,8 @@ def test_the_rate_is_a_share_after_a_first_few():
     bad.add(batch(4, 5))  # five of nine, but five are tolerated
     bad.add(batch(96, 5, first=5))  # ten of 110
     bad.add(batch(2, 2))  # two of them again
-    with pytest.raises(DataError, match=r"set: 12 of 116 images.*reason 0; reason 1; reason 2; repair"):
-        bad.add(batch(0, 2, first=10))
+    with pytest.raises(DataError, match=r"set: 12 of 118 images.*reason 0; reason 1; reason 2; repair"):
+        bad.add(batch(2, 2, first=10))
 
 
 def test_nothing_readable_is_said_at_once(image_folder):
