@@ -37,8 +37,8 @@ finetune  trains a classifier and the backbone under it; out=NEW/model opens as 
 retrieval  mAP, recall and GAP by labels; data.ground_truth=FILE.json data.images=DIR as the revisited Oxford and Paris
 robust  a linear classifier of clean images on fifteen corruptions in five severities, and on shifted test sets
 correspond  PCK of points of one image that are found in another
-health  rank, spread and norms of the features; needs no labels. Prototypes are not in weights: their use and entropies
-        are in the run's metrics.jsonl, under health/, where knn.every is not 0
+health  rank, spread and norms of the features; needs no labels. Of a run also how its prototypes are used, from the
+        newest checkpoint (heads=RUN for a copy of its weights); while it trains they are in metrics.jsonl, as watch/
 drift   how far the features have moved from those of another model: cosine, CKA, common neighbours; needs no labels
 
 table   results files side by side, as Markdown; out=FILE.md appends
@@ -111,7 +111,11 @@ def defaults_of(protocol: str, model: str, out: str, known: Sequence[str]) -> di
     """Settings that a protocol takes from the model's own run and from where results go, of those that it knows."""
     from opendino.cli._decoding import decoding_of
 
-    decoding = decoding_of(model, "" if protocol in ("health", "drift") else "data.")
+    decoding = decoding_of(model, "" if protocol in ("health", "drift", "correspond") else "data.")
+    if protocol in ("segment", "depth"):
+        decoding.pop("data.orient", None)  # masks and depths lie on the pixels as they are stored
+    if protocol == "health" and (Path(model) / "checkpoints").is_dir():
+        decoding["heads"] = model
     defaults = decoding | ({"features.cache": str(Path(out) / "features")} if out else {})
     return {name: value for name, value in defaults.items() if name in known}
 

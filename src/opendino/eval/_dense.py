@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from opendino.checkpoint._reading import read
+from opendino.distributed import all_reduce_sum, is_main
 from opendino.errors import ConversionError, ModelError
 from opendino.eval.adapters import Backbone
 
@@ -133,6 +134,13 @@ def load_head(head: nn.Module, path: Path | str) -> None:
             "for this backbone, these layers and this number of classes"
         )
     head.load_state_dict({**own, **state}, strict=True)
+
+
+@torch.no_grad()
+def agree(head: nn.Module) -> None:
+    """Give every process the head of the main one: heads that learned alike may differ by rounding on some devices."""
+    for tensor in head.state_dict().values():
+        tensor.copy_(all_reduce_sum(tensor if is_main() else torch.zeros_like(tensor)))
 
 
 @contextlib.contextmanager

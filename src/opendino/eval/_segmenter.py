@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from opendino.data.crops import size_of
 from opendino.data.decode import Decoded
 from opendino.data.samplers import permute
 from opendino.data.transforms import EvalTransform
@@ -144,10 +145,11 @@ class Segmenter:
         return total[0].argmax(dim=0).cpu()
 
     def _resized(self, image: Decoded, scale: float) -> Decoded:
-        short = self.config.value("short")
-        if not short:
-            return image
-        long = self.config.value("long")
+        short, long = self.config.value("short"), self.config.value("long")
+        if not short:  # the image's own size
+            if scale == 1:
+                return image
+            short, long = min(size_of(image)), max(size_of(image))
         return scaled(image, round(short * scale), round(long * scale))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from opendino import config as settings
 from opendino.data.crops import size_of
-from opendino.data.decode import Decoded, decode, match_channels
+from opendino.data.decode import Decoded, decode
 from opendino.data.transforms import EvalTransform
 from opendino.distributed import all_reduce_sum, is_main, rank, world_size
 from opendino.errors import ConfigError, DataError
@@ -55,11 +55,21 @@ class MatchConfig:
 
 @dataclass(frozen=True)
 class CorrespondConfig:
-    """Settings of `opendino eval correspond`; `data` is the JSON file of pairs."""
+    """Settings of `opendino eval correspond`.
+
+    Attributes:
+        data: JSON file of pairs.
+        correspond: how points are matched.
+        features: how images become features.
+        value_range: the two values that become 0 and 1 in images of more than 8 bits; None where the file says it.
+        orient: whether the EXIF orientation is applied; points count in oriented images then.
+    """
 
     data: str = ""
     correspond: MatchConfig = field(default_factory=MatchConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    value_range: tuple[float, float] | None = None
+    orient: bool = True
 
 
 class PointPair(NamedTuple):
@@ -122,7 +132,10 @@ def matched(
 ) -> tuple[Float[Tensor, "p 2"], float]:
     """Where the source's points are found in the target, pixels; and the side that thresholds are parts of."""
     channels = backbone.input_spec.channels
-    images = [match_channels(decode(path, channels), channels) for path in (pair.source, pair.target)]
+    images = [
+        decode(path, channels, orient=config.orient, value_range=config.value_range)
+        for path in (pair.source, pair.target)
+    ]
     layer = backbone.depth - 1 if config.correspond.layer is None else config.correspond.layer
     fields, factors = [], []
     for image in images:

@@ -25,7 +25,7 @@ from opendino.data.crops import size_of
 from opendino.data.datasets import DecodeOptions
 from opendino.distributed import all_reduce_sum, is_main, rank, world_size
 from opendino.errors import ConfigError, DataError
-from opendino.eval._dense import evaluating, feature_maps, load_head, to_pixels
+from opendino.eval._dense import agree, evaluating, feature_maps, load_head, to_pixels
 from opendino.eval._depth import errors, eval_crop, gradient_loss, layers_of, sig_loss, valid
 from opendino.eval._depth_crops import cut_published, random_view
 from opendino.eval._features import FeatureConfig, place, transform_of
@@ -57,6 +57,8 @@ class DepthDataConfig:
         max_depth: largest depth that counts, and the last bin.
         scale: what numbers in depth files are divided by: 1000 for millimetres.
         crop: pixels that count in the held-out images: none, eigen (NYU), kitti_eigen or garg.
+        value_range: the two values that become 0 and 1 in images of more than 8 bits; None where the file says it.
+        orient: whether the EXIF orientation is applied to images (maps have none).
     """
 
     train: str = ""
@@ -66,6 +68,8 @@ class DepthDataConfig:
     max_depth: float | None = None
     scale: float | None = None
     crop: Literal["none", "eigen", "kitti_eigen", "garg"] | None = None
+    value_range: tuple[float, float] | None = None
+    orient: bool = False
 
     def limits(self) -> tuple[float, float]:
         """Range of depths.
@@ -269,7 +273,8 @@ def run(
 ) -> Results:
     """Train a head (or read it), predict the held-out images, compare; every process of a group calls it.
 
-    Every process trains the same head; the held-out images are shared out. Figures are means over images.
+    Every process trains the same head, and predicts with that of the main one; the held-out images are shared out.
+    Figures are means over images.
 
     Args:
         backbone: moved to `config.features.device`; not trained.
@@ -284,7 +289,8 @@ def run(
     start = time.perf_counter()
     place(backbone, config.features)
     estimator = Estimator(backbone, config)
-    data, options = config.data, DecodeOptions(backbone.input_spec.channels, orient=False)
+    data = config.data
+    options = DecodeOptions(backbone.input_spec.channels, data.orient, data.value_range)
     learns = not config.depth.weights
     for name in ("train", "val") if learns else ("val",):
         if not getattr(data, name):
@@ -295,6 +301,7 @@ def run(
         load_head(estimator.head, config.depth.weights)
     else:
         estimator.learn(train)
+        agree(estimator.head)
     estimator.head.eval()
     figures, images = measure(estimator, val)
     record = {

@@ -25,7 +25,7 @@ Read next: `_features.py`.
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,10 +35,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opendino import config as settings
-from opendino.data.datasets import open_dataset
+from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.distributed import is_main
 from opendino.errors import ConfigError
 from opendino.eval._features import FeatureConfig, extract, place
+from opendino.eval._heads import Heads, read_heads
 from opendino.eval._results import Results, describe
 from opendino.eval._sampled import sampled
 from opendino.eval._spectrum import alpha_req, mean_std, teacher_kl, uniformity, unique_prototypes
@@ -47,8 +48,8 @@ from opendino.eval.adapters import Backbone
 _MOST_PAIRED = 2000  # images of which all pairs are compared
 _MOST_COMPARED = 8192  # prototypes of which all pairs are compared on a CPU, where more would take seconds
 NO_PROTOTYPES = (
-    "prototypes are not measured: weights hold the backbone without its heads; a run records their use and entropies "
-    "in metrics.jsonl, under health/, where knn.every is not 0"
+    "prototypes are not measured: weights hold the backbone without its heads; heads=RUN reads those of the run's "
+    "checkpoint, and while a run goes on metrics.jsonl has their use and entropies, as watch/"
 )
 """What the results of a backbone alone say of prototypes."""
 
@@ -59,6 +60,8 @@ class HealthConfig:
 
     Attributes:
         data: images, labels not needed.
+        heads: folder of the run that the backbone is of, whose newest checkpoint has the heads: gives figures of the
+            prototypes; by default none are read.
         path_column: column of paths in a manifest; found by its name when empty.
         image_column: column of image bytes in a Parquet file; found by its name when empty.
         value_range: the two values that become 0 and 1 in images of more than 8 bits; None where the file says it.
@@ -70,6 +73,7 @@ class HealthConfig:
     """
 
     data: str = ""
+    heads: str = ""
     path_column: str = ""
     image_column: str = ""
     value_range: tuple[float, float] | None = None
@@ -146,19 +150,32 @@ def run(
     features = extract(backbone, dataset, config.features, what="images")
     if len(features) < 2:
         raise ConfigError(f"data = {config.data}: health compares images and found one; give two or more")
+    heads = read_heads(Path(config.heads), backbone) if config.heads else None
     figures = {f"cls_{name}": value for name, value in summary(features.cls).items()}
+    if heads is not None:
+        figures |= _of_prototypes(heads, dataset, features.cls, config)
     figures |= {f"patch_mean_{name}": value for name, value in summary(features.patch_mean).items()}
     if config.sample:
         figures |= sampled(backbone, dataset, config.features, images=config.sample, views=config.views)
     data = {"source": config.data, "images": len(features), "skipped": list(features.skipped)}
     notes = (f"{len(features.skipped)} images could not be read and were left out",) if features.skipped else ()
-    notes = (*notes, NO_PROTOTYPES)
+    notes = notes if heads is not None else (*notes, NO_PROTOTYPES)
     seconds = time.perf_counter() - start
     model = describe(backbone, source or {})
     results = Results("health", figures, data, model, settings.to_dict(config), seconds, notes)
     if out is not None and is_main():
         results.write(out)
     return results
+
+
+def _of_prototypes(
+    heads: Heads, dataset: ImageDataset, cls: Float[Tensor, "n D"], config: HealthConfig
+) -> dict[str, float]:
+    """Figures of the prototypes, from the teacher's features and the student's of the same images."""
+    seen = extract(heads.student, dataset, replace(config.features, cache=""), what="images, by the student")
+    told = summary(cls, heads.teacher_probabilities(cls), student=heads.student_logarithms(seen.cls),
+                   prototypes=heads.teacher_head.last_layer.weight_v)  # fmt: skip
+    return {name: value for name, value in told.items() if name not in summary(cls)}
 
 
 def summary(

@@ -13,7 +13,7 @@ Read next: `_ranking.py`, `_features.py`.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,12 +52,16 @@ class RetrievalDataConfig:
         images: folder of its images.
         queries: labelled images that ask; with `database`, in place of `ground_truth`.
         database: labelled images that are ranked.
+        value_range: the two values that become 0 and 1 in images of more than 8 bits; None where the file says it.
+        orient: whether the EXIF orientation is applied; boxes of a ground truth count in oriented images then.
     """
 
     ground_truth: str = ""
     images: str = ""
     queries: str = ""
     database: str = ""
+    value_range: tuple[float, float] | None = None
+    orient: bool = True
 
 
 @dataclass(frozen=True)
@@ -168,11 +172,12 @@ def run(
     """
     start = time.perf_counter()
     place(backbone, config.features)
-    data, channels = config.data, backbone.input_spec.channels
+    data = config.data
+    options = DecodeOptions(backbone.input_spec.channels, data.orient, data.value_range)
     if data.ground_truth:
-        queries, database, truths = read_truth(Path(data.ground_truth), Path(data.images), channels)
+        queries, database, truths = read_truth(Path(data.ground_truth), Path(data.images), options)
     elif data.queries and data.database:
-        queries, database = (open_dataset(part, channels=channels) for part in (data.queries, data.database))
+        queries, database = (open_dataset(part, **asdict(options)) for part in (data.queries, data.database))
         truths = None
     else:
         raise ConfigError("data is missing: give data.queries and data.database, or data.ground_truth and data.images")
@@ -264,7 +269,7 @@ def by_label(
     }
 
 
-def read_truth(path: Path, images: Path, channels: int) -> tuple[Listed, Listed, list[Truth]]:
+def read_truth(path: Path, images: Path, options: DecodeOptions) -> tuple[Listed, Listed, list[Truth]]:
     """Queries, database and truth of a JSON file with the fields of the published files.
 
     Raises:
@@ -281,7 +286,6 @@ def read_truth(path: Path, images: Path, channels: int) -> tuple[Listed, Listed,
         raise DataError(f"{path}: is no ground truth with imlist, qimlist and gnd ({error!r})") from None
     if len(truths) != len(asked) or any(r >= len(names) for one in truths for rows in one for r in rows):
         raise DataError(f"{path}: its gnd does not fit its qimlist and imlist")
-    options = DecodeOptions(channels)
     return Listed(images, asked, boxes, options), Listed(images, names, None, options), truths
 
 

@@ -20,7 +20,7 @@ from opendino import config as settings
 from opendino.data.datasets import DecodeOptions
 from opendino.distributed import all_reduce_sum, is_main, rank, world_size
 from opendino.errors import ConfigError
-from opendino.eval._dense import evaluating, load_head
+from opendino.eval._dense import agree, evaluating, load_head
 from opendino.eval._features import FeatureConfig, place
 from opendino.eval._masked import Masked, MaskedConfig
 from opendino.eval._pixel_data import guess, open_pairs
@@ -51,7 +51,7 @@ def run(
 ) -> Results:
     """Train a head (or read it, or vote), predict the held-out images, count; every process of a group calls it.
 
-    Every process trains the same head; the held-out images are shared out.
+    Every process trains the same head, and predicts with that of the main one; the held-out images are shared out.
 
     Args:
         backbone: moved to `config.features.device`; not trained.
@@ -131,5 +131,6 @@ def make(backbone: Backbone, config: SegmentConfig, train: Masked | None, classe
         load_head(linear.head, config.segment.weights)
     elif train is not None:
         linear.learn(train)
+        agree(linear.head)
     linear.head.eval()
     return linear

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from opendino.data.datasets._base import DEFAULT
 from opendino.errors import ConfigError, DataError
 from opendino.eval import retrieval
 from opendino.eval._features import FeatureConfig
@@ -87,12 +88,12 @@ def test_ground_truth_with_boxes(tmp_path, backbone):
         Listed(images, ["db9"])
     file.write_text(json.dumps({**truth, "gnd": truth["gnd"][:1]}))
     with pytest.raises(DataError, match="does not fit its qimlist"):
-        retrieval.read_truth(file, images, 3)
+        retrieval.read_truth(file, images, DEFAULT)
     with pytest.raises(DataError, match="is a pickle"):
-        retrieval.read_truth(tmp_path / "gnd_roxford5k.pkl", images, 3)
+        retrieval.read_truth(tmp_path / "gnd_roxford5k.pkl", images, DEFAULT)
     file.write_text("[]")
     with pytest.raises(DataError, match="is no ground truth"):
-        retrieval.read_truth(file, images, 3)
+        retrieval.read_truth(file, images, DEFAULT)
 
 
 def test_nothing_named(backbone):

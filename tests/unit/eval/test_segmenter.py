@@ -72,6 +72,13 @@ def test_many_scales_and_both_sides_are_averaged(train, backbone, monkeypatch):
     assert (found == mirrored.flip(1)).double().mean() > 0.98
 
 
+def test_scales_are_of_the_images_own_size_where_none_is_set(train, backbone):
+    own, set_to = (Linear(backbone, HeadConfig("ms", **{**SMALL, "short": n}, layers=2), FEATURES, 2) for n in (0, 24))
+    image, _ = train.both(0)
+    for scale, side in ((1.0, 24), (1.32, 32), (3.0, 72)):
+        assert own._resized(image, scale).size == set_to._resized(image, scale).size == (side, side)
+
+
 def test_patches_vote(train, backbone):
     neighbours = Neighbours(backbone, HeadConfig("knn", **SMALL, k=3), FEATURES, train, 2)
     assert len(neighbours.bank) == 4 * 36
