@@ -9,11 +9,11 @@ import torch
 
 from opendino.config import check_numbers
 from opendino.errors import ConfigError
-from opendino.optim.schedules import Schedule, cosine, steps_of
+from opendino.optim.schedules import Schedule, cosine, hold, steps_of
 
 _LIMITS = dict.fromkeys(("base_lr", "min_lr", "clip_grad", "layerwise_decay", "patch_embed_lr_mult"), (0, math.inf))
 _LIMITS |= {"weight_decay": (0, math.inf), "eps": (0, math.inf), "lr_reference_batch": (1, math.inf)}
-_LIMITS |= {"warmup": (0, math.inf), "freeze_last_layer": (0, math.inf)}
+_LIMITS |= {"warmup": (0, math.inf), "cooldown": (0, math.inf), "freeze_last_layer": (0, math.inf)}
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class OptimConfig:
             itself, or unscaled.
         lr_reference_batch: batch size at which `base_lr` is meant.
         min_lr: learning rate at the end of the run.
+        schedule: of the learning rate behind the warm-up: half a cosine, or constant until the cool-down.
+        cooldown: length of the linear fall at the end of a constant rate.
         warmup: length of the linear rise of the learning rate from 0.
         freeze_last_layer: length at the start during which the heads' last layers do not learn.
         weight_decay: at the start and at the end of the run, a cosine between.
@@ -42,6 +44,8 @@ class OptimConfig:
     lr_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
     lr_reference_batch: int = 1024
     min_lr: float = 1e-6
+    schedule: Literal["cosine", "constant"] = "cosine"
+    cooldown: int | float = 0.2
     warmup: int | float = 0.1
     freeze_last_layer: int | float = 0.01
     weight_decay: tuple[float, float] = (0.04, 0.4)
@@ -79,11 +83,14 @@ def optim_schedules(config: OptimConfig, total: int, batch_size: int) -> OptimSc
     """
     peak, warmup = peak_lr(config, batch_size), steps_of(config.warmup, total, "optim.warmup")
     freeze = steps_of(config.freeze_last_layer, total, "optim.freeze_last_layer")
-    return OptimSchedules(
-        lr=cosine(peak, config.min_lr, total, warmup),
-        weight_decay=cosine(*config.weight_decay, total),
-        last_layer_lr=cosine(peak, config.min_lr, total, warmup, freeze=freeze),
-    )
+    falling = steps_of(config.cooldown, total, "optim.cooldown")
+
+    def rate(freeze: int) -> Schedule:
+        if config.schedule == "constant":
+            return hold(peak, config.min_lr, total, warmup, falling, freeze)
+        return cosine(peak, config.min_lr, total, warmup, freeze=freeze)
+
+    return OptimSchedules(lr=rate(0), weight_decay=cosine(*config.weight_decay, total), last_layer_lr=rate(freeze))
 
 
 def adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:

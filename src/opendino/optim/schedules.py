@@ -79,6 +79,43 @@ def cosine(
     return value
 
 
+def hold(base: float, final: float, total: int, warmup: int = 0, cooldown: int = 0, freeze: int = 0) -> Schedule:
+    """`base` throughout, between a linear warm-up from 0 and a linear cool-down to `final`; `final` from the end on.
+
+    A run of it can be branched anywhere: the steps before the cool-down do not depend on `total`.
+
+    Args:
+        base: value between the two.
+        final: value that the cool-down reaches at step `total`.
+        total: steps of the schedule, both included.
+        warmup: steps that rise from 0 to `base`; both ends are reached.
+        cooldown: last steps, which fall.
+        freeze: first steps at which the value is 0; the rest of the schedule stays where it is.
+
+    Raises:
+        ConfigError: warm-up and cool-down are longer than the schedule.
+
+    Source: Zhai et al. 2022 ("Scaling vision transformers"), section 3.5; Haegele et al. 2024 (arXiv 2405.18392).
+    """
+    if warmup + cooldown > total:
+        raise ConfigError(
+            f"a warm-up of {warmup} steps and a cool-down of {cooldown} are longer than their schedule of {total}; "
+            "shorten one of them"
+        )
+    rise = linear(0.0, base, warmup)
+
+    def value(step: int) -> float:
+        if step < freeze:
+            return 0.0
+        if step >= total:
+            return final
+        if step < warmup:
+            return rise(step)
+        return base + (final - base) * max(step - (total - cooldown), 0) / max(cooldown, 1)
+
+    return value
+
+
 def linear(start: float, end: float, steps: int) -> Schedule:
     """A straight line from `start` at step 0 to `end` at step `steps - 1`, and `end` from there on.
 

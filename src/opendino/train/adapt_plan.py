@@ -30,7 +30,7 @@ UNSAID = (INHERITED, SHAPE, ORIGIN)
 
 _CPU_PHASE = 2000
 _LOWER = 0.1  # of a run's learning rate; the published phase has "a reduced base learning rate" and no number
-_LENGTHS = ("optim.warmup", "optim.freeze_last_layer", "teacher.temp_warmup")
+_LENGTHS = ("optim.warmup", "optim.cooldown", "optim.freeze_last_layer", "teacher.temp_warmup")
 # What belongs to a machine or to the length of a run is chosen anew.
 _NOT_INHERITED = ("student.", "output_dir", "train.iterations", "train.epochs", "train.threads", "train.device")
 _NOT_INHERITED += ("parallel.", "checkpoint.", "log.every", "loader.workers", "knn.every")

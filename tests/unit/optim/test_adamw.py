@@ -29,6 +29,18 @@ def test_defaults_are_the_published_short_recipe():
     assert schedules.last_layer_lr(1250) == schedules.lr(1250)
 
 
+def test_a_constant_rate_cools_down():
+    config = OptimConfig(
+        schedule="constant", cooldown=0.25, warmup=10, freeze_last_layer=20, lr_scaling="none", min_lr=0.0
+    )
+    schedules = optim_schedules(config, 100, 64)
+    assert [schedules.lr(step) for step in (0, 9, 75)] == [0, 4e-3, 4e-3]
+    assert schedules.lr(99) == pytest.approx(4e-3 / 25)
+    assert [schedules.last_layer_lr(step) for step in (19, 20)] == [0, 4e-3]
+    with pytest.raises(ConfigError, match=r"optim\.cooldown = 300 steps is longer"):
+        optim_schedules(OptimConfig(cooldown=300), 100, 64)
+
+
 def test_a_warmup_longer_than_the_run_is_refused():
     with pytest.raises(ConfigError, match=r"optim\.warmup = 100000 steps is longer than the run of 500"):
         optim_schedules(OptimConfig(warmup=100_000), 500, 64)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from opendino.errors import ConfigError
-from opendino.optim.schedules import cosine, linear, steps_of
+from opendino.optim.schedules import cosine, hold, linear, steps_of
 
 SHORT = 125_000
 LONG = 625_000
@@ -104,3 +104,16 @@ def test_a_warmup_longer_than_its_schedule_is_refused():
 def test_what_is_no_length(length):
     with pytest.raises(ConfigError, match=rf"^optim\.warmup = {length} is no length"):
         steps_of(length, 100, "optim.warmup")
+
+
+def test_a_held_rate_by_hand():
+    rate = hold(1.0, 0.2, total=20, warmup=3, cooldown=4, freeze=1)
+    assert [rate(step) for step in (0, 1, 2, 3, 10, 16)] == [0, 0.5, 1, 1, 1, 1]
+    assert [rate(step) for step in (17, 18, 19, 20, 99)] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.2])
+    longer = hold(1.0, 0.2, total=50, warmup=3, cooldown=4, freeze=1)
+    assert [longer(step) for step in range(17)] == [rate(step) for step in range(17)], "it can be branched"
+    assert hold(2.0, 0.0, total=3)(2) == 2
+    with pytest.raises(
+        ConfigError, match="a warm-up of 3 steps and a cool-down of 4 are longer than their schedule of 6"
+    ):
+        hold(1.0, 0.0, total=6, warmup=3, cooldown=4)
