@@ -32,9 +32,9 @@ from opendino.optim.clipping import clip_gradients
 from opendino.optim.param_groups import set_schedule
 from opendino.train import run_folder
 from opendino.train.config import PretrainConfig, fill_in
+from opendino.train.facts import look_at_machine
 from opendino.train.loop import Run
 from opendino.train.pretrain import build_feed, build_run, open_images
-from opendino.train.settings import look_at_machine
 from opendino.train.state import seed_step
 
 PHASES = ("data", "teacher", "student", "losses", "backward", "clip", "optimizer", "ema")

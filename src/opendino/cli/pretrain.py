@@ -22,7 +22,9 @@ output_dir  folder of the run: config.yaml, metrics.jsonl, tensorboard/, checkpo
 RECIPE      a YAML file, or the name of a shipped recipe (opendino config ls)
 
 Without a recipe the settings are chosen from the number and size of the images and from this machine, and printed
-with the reasons. Words win over the recipe, the recipe over what would be chosen:
+with the reasons. Words win over the recipe, the recipe over what would be chosen. A recipe that names a model
+(student.preset) is complete: published defaults fill what it leaves out, and only what concerns the machine and the
+kind of pixels is chosen.
   train.iterations=20000 train.batch_size=128 crops.local_number=6 optim.base_lr=2e-3 seed=1
 `opendino config show` prints every setting.
 """

@@ -6,6 +6,7 @@
 | loop          | one step after the other: schedules, backward, clip, step, EMA, log |
 | config        | every setting of a run, and what of them does not go together       |
 | settings      | what fits the data and the machine when nothing is said             |
+| facts         | what is found out about the images and the machine before that      |
 | plan          | from a recipe and words to the settings of a run                    |
 | parts         | from settings to networks, optimizer and schedules                  |
 | pretrain      | how the parts of a run are put together                             |

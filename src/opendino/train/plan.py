@@ -15,8 +15,9 @@ from opendino.data.datasets import ImageDataset
 from opendino.errors import ConfigError
 from opendino.train import run_folder
 from opendino.train.config import PretrainConfig
+from opendino.train.facts import DataFacts, look_at_data, look_at_machine
 from opendino.train.pretrain import open_images
-from opendino.train.settings import Choice, DataFacts, choose, look_at_data, look_at_machine
+from opendino.train.settings import Choice, choose
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ def plan(
         DataError: the images cannot be opened, or none of those looked at can be read.
     """
     given = given_by(recipe, words)
+    complete = recipe is not None and "student.preset" in given_by(recipe, ())
     # Mistakes in the settings show before the images are looked at, which can take a while.
-    first = _load(kind, recipe, words, choose(given, DataFacts(), look_at_machine("cpu"), recipe is not None))
+    first = _load(kind, recipe, words, choose(given, DataFacts(), look_at_machine("cpu"), complete))
     if not first.data:
         raise ConfigError("data is missing: give data=FOLDER, a folder of images")
     if not first.output_dir:
@@ -69,7 +71,7 @@ def plan(
     extra = {key: choice for key, choice in more(first, given).items() if key not in given} if more else {}
     known = given | {key: choice.value for key, choice in extra.items()}
     dataset = open_images(first)
-    choices = extra | choose(known, look_at_data(dataset), look_at_machine(first.train.device), recipe is not None)
+    choices = extra | choose(known, look_at_data(dataset), look_at_machine(first.train.device), complete)
     return Plan(_load(kind, recipe, words, choices), choices, resumed=False, dataset=dataset)
 
 

@@ -133,11 +133,11 @@ def pretrain(
 
 
 def open_images(config: PretrainConfig, opened: ImageDataset | None = None) -> ImageDataset:
-    """The run's images, with as many channels as the student takes.
+    """The run's images, with as many channels as the student takes, and decoded as the run says.
 
     Args:
         config: of the run.
-        opened: the same images, opened with other channels.
+        opened: the same images, opened before all of that was known.
 
     Raises:
         DataError: they cannot be opened.
@@ -146,7 +146,8 @@ def open_images(config: PretrainConfig, opened: ImageDataset | None = None) -> I
     if opened is None:
         reading = {item.name: getattr(config.images, item.name) for item in dataclasses.fields(config.images)}
         return open_dataset(config.data, channels=channels, **reading)
-    opened.options = dataclasses.replace(opened.options, channels=channels)
+    reading = {"value_range": config.images.value_range, "orient": config.images.orient}
+    opened.options = dataclasses.replace(opened.options, channels=channels, **reading)
     return opened
 
 

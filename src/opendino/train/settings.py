@@ -1,29 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What fits the data and the machine where the user has not said anything, each choice with its reason.
 
-`choose` is a pure function of what was given, of the data and of the machine; `look_at_data` and `look_at_machine`
-find those out. With a recipe only what concerns the machine and the number of channels is chosen: a recipe means
-what it says, on any data.
+`choose` is a pure function of what was given, of the data and of the machine; `facts.py` finds those out. A recipe that
+names a model (`student.preset`) is complete: it means what it says on any data, the published defaults fill what it
+leaves out, and only what concerns the machine and the kind of pixels is chosen. A recipe without one is put over what
+would be chosen.
 """
 
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from opendino.data.datasets import ImageDataset
-from opendino.data.decode import NPY_MAGIC
-from opendino.data.tiff import is_tiff, read_tiff, samples_of
-from opendino.errors import DataError
-from opendino.machine import cores
 from opendino.models.presets import PRESETS
+from opendino.train.facts import DataFacts, MachineFacts, Values
 
-_SAMPLED = 64
 # Shorter side of the images, from which on a patch size is taken. On a CPU the number of images seen counts for more
 # than detail, so there are about six by six patches.
 _PATCHES_GPU = ((160, 14), (48, 8), (20, 4), (0, 2))
@@ -33,43 +23,7 @@ _SHORT = 20_000  # steps; the published schedules are for 125,000 and more
 _BATCH = 2048  # what `TrainConfig` has, for a recipe that names none
 _DROP_PATH = {"vitl14": 0.3, "vitl16": 0.3, "vitg14": 0.4}
 _BLURRED = 64  # pixels; in smaller crops the blur takes what there is to see
-_GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What the settings need to know of a data set.
-
-    Attributes:
-        images: their number.
-        short_side: median over a sample of the shorter side, pixels.
-        channels: that all of the sample have in common; 3 for colour, and for grey mixed with colour.
-        labelled: whether there are labels.
-    """
-
-    images: int = 10_000
-    short_side: int = 224
-    channels: int = 3
-    labelled: bool = False
-
-
-@dataclass(frozen=True)
-class MachineFacts:
-    """What the settings need to know of the machine.
-
-    Attributes:
-        device: "cuda" or "cpu".
-        cores: that this process may use.
-        memory: of the device, bytes; 0 where it does not matter.
-        bf16: whether the device multiplies bfloat16 faster than float32.
-        processes: that share the work, one device each.
-    """
-
-    device: str = "cpu"
-    cores: int = 1
-    memory: int = 0
-    bf16: bool = False
-    processes: int = 1
+_DEPTHS = (8, 10, 12, 14, 15)  # bits; above, the whole range of 16 is taken anyway
 
 
 class Choice(NamedTuple):
@@ -79,58 +33,21 @@ class Choice(NamedTuple):
     reason: str
 
 
-def look_at_data(dataset: ImageDataset) -> DataFacts:
-    """Sizes and channels of up to 64 images spread over a data set.
-
-    Raises:
-        DataError: none of them can be read.
-    """
-    sides, channels, problem = [], set(), ""
-    for index in np.unique(np.linspace(0, len(dataset) - 1, _SAMPLED).astype(int)).tolist():
-        try:
-            height, width, bands = _glance(dataset.read(index))
-        except Exception as error:  # decoders of broken files raise nearly anything
-            problem = problem or f"{dataset.identify(index)}: {' '.join(str(error).split())}"
-            continue
-        sides.append(min(height, width))
-        channels.add(bands)
-    if not sides:
-        raise DataError(
-            f"{dataset.name}: none of the images looked at can be read ({problem}); check the files or name other data"
-        )
-    found = channels.pop() if len(channels) == 1 else 3
-    return DataFacts(len(dataset), int(np.median(sides)), found, dataset.targets is not None)
-
-
-def look_at_machine(device: str = "auto") -> MachineFacts:
-    """Device, cores and memory that this process has.
-
-    Args:
-        device: "cuda", "cpu", or "auto" for a CUDA device where there is one.
-    """
-    import torch
-
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if device == "cpu" or not torch.cuda.is_available():
-        # The instructions for it; without them bfloat16 is emulated and slow.
-        bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return MachineFacts("cpu", cores(), 0, bf16, processes)
-    memory = torch.cuda.get_device_properties(0).total_memory
-    return MachineFacts("cuda", cores(), memory, torch.cuda.is_bf16_supported(), processes)
-
-
-def choose(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts, has_recipe: bool) -> dict[str, Choice]:
+def choose(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts, complete: bool) -> dict[str, Choice]:
     """Settings that were not given, by dotted key.
 
     Args:
         given: settings of the recipe and of the command line, dotted; they are read, never overruled.
         data: of the run.
         machine: of the run.
-        has_recipe: leave everything to the recipe but the machine's part and the number of channels.
+        complete: leave everything to the recipe but the machine's part and the kind of pixels.
     """
-    chosen = _of_the_data(given, data, machine) if not has_recipe else {}
+    chosen = _of_the_data(given, data, machine) if not complete else {}
     if data.channels != 3:
         chosen["student.in_chans"] = Choice(data.channels, f"the images have {data.channels}")
+    if (span := _value_range(data.values)) and data.values:
+        why = f"pixels of {data.values.low:g} to {data.values.high:g} in the images looked at"
+        chosen["images.value_range"] = Choice(span, why)
     steps = _steps({**{key: choice.value for key, choice in chosen.items()}, **given}, data, 0)
     chosen |= _of_the_machine(machine, steps)
     return {key: choice for key, choice in chosen.items() if key not in given}
@@ -282,22 +199,12 @@ def _int(known: Mapping[str, Any], key: str, otherwise: int) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else otherwise
 
 
-def _glance(source: bytes | Path) -> tuple[int, int, int]:
-    """Height, width and channels of an encoded image; the pixels of most formats are not decoded for it."""
-    from PIL import Image
-
-    if source.suffix == ".npy" if isinstance(source, Path) else source.startswith(NPY_MAGIC):
-        return _of_array(np.load(source if isinstance(source, Path) else BytesIO(source)))
-    if isinstance(source, Path) and source.suffix.lower() in (".tif", ".tiff"):
-        source = source.read_bytes()
-    if isinstance(source, bytes) and is_tiff(source) and samples_of(source) > 4:
-        return _of_array(read_tiff(source))
-    with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-        if image.mode not in _GREY:
-            return image.height, image.width, 3
-        pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-        return image.height, image.width, pages
-
-
-def _of_array(array: np.ndarray) -> tuple[int, int, int]:
-    return array.shape[0], array.shape[1], array.shape[2] if array.ndim > 2 else 1
+def _value_range(values: Values | None) -> tuple[float, float] | None:
+    """What becomes 0 and 1, where it is not what the type of the pixels says: 16 bits, or floats of 0 to 1."""
+    if values is None or values.low == values.high or (values.low >= 0 and values.high <= 1):
+        return None
+    if not values.whole:
+        return float(math.floor(values.low)), float(math.ceil(values.high))
+    tops = (2**bits - 1 for bits in _DEPTHS)
+    top = next((top for top in tops if values.high <= top), None)
+    return None if top is None else (0.0, float(top))

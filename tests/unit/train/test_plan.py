@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from opendino.errors import ConfigError, DataError
 from opendino.train.config import PretrainConfig
 from opendino.train.plan import plan
-from opendino.train.pretrain import pretrain
+from opendino.train.pretrain import open_images, pretrain
 from opendino.train.settings import Choice
 
 
@@ -31,7 +32,21 @@ def test_order_of_the_sources(words, tmp_path):
     # word, recipe, chosen for the machine, default
     assert (config.train.iterations, config.seed, config.train.precision) == (60, 4, "bf16")
     assert "train.precision" not in planned.choices
-    assert config.crops.global_size == 224, "a recipe means what it says, whatever the images"
+    assert config.crops.global_size == 24, "the recipe names no model, so it is put over what would be chosen"
+    recipe.write_text("student: {preset: vits14}\ntrain: {iterations: 50}\n")
+    config = plan(recipe, words).config
+    assert config.crops.global_size == 224, "a recipe with a model means what it says, whatever the images"
+
+
+def test_deep_pixels_are_read_in_the_range_that_is_chosen_for_them(tmp_path):
+    (tmp_path / "arrays").mkdir()
+    for number in range(4):
+        np.save(tmp_path / "arrays" / f"{number}.npy", np.full((24, 24, 5), 4000 - number, dtype=np.uint16))
+    planned = plan(None, [f"data={tmp_path / 'arrays'}", f"output_dir={tmp_path / 'run'}"])
+    assert planned.config.images.value_range == (0, 4095)
+    assert "3997 to 4000" in planned.choices["images.value_range"].reason
+    image = open_images(planned.config, planned.dataset).image(0)
+    assert float(np.asarray(image).max()) == pytest.approx(4000 / 4095)
 
 
 def test_mistakes_show_before_the_images_are_opened(words, tmp_path):
@@ -56,7 +71,7 @@ def test_a_resumed_run_keeps_what_was_chosen_for_it(tiny_words, monkeypatch):
     """Another machine would choose otherwise; the run goes on as it began."""
     words = [word for word in tiny_words if not word.startswith("loader.workers")]
     from opendino.train import plan as module
-    from opendino.train.settings import MachineFacts
+    from opendino.train.facts import MachineFacts
 
     monkeypatch.setattr(module, "look_at_machine", lambda device: MachineFacts("cpu", cores=1))
     first = plan(None, words)

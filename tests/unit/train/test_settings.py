@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from opendino.config import load
-from opendino.data.datasets import open_dataset
-from opendino.errors import DataError
 from opendino.train.config import PretrainConfig, TrainConfig, check_settings, fill_in
-from opendino.train.settings import DataFacts, MachineFacts, choose, look_at_data, look_at_machine
+from opendino.train.facts import DataFacts, MachineFacts, Values
+from opendino.train.settings import choose
 
 LAPTOP = MachineFacts("cpu", cores=8)
 BIG = MachineFacts("cuda", cores=16, memory=80 * 2**30, bf16=True)
 SMALL = MachineFacts("cuda", cores=8, memory=8 * 2**30, bf16=True)
 
 
-def values(given, data, machine, has_recipe=False):
-    return {key: choice.value for key, choice in choose(given, data, machine, has_recipe).items()}
+def values(given, data, machine, complete=False):
+    return {key: choice.value for key, choice in choose(given, data, machine, complete).items()}
 
 
 @pytest.mark.parametrize("machine", [LAPTOP, BIG, SMALL, MachineFacts()], ids=["laptop", "big", "small", "core"])
@@ -76,19 +73,19 @@ def test_epochs_leave_the_iterations_alone():
     assert "train.iterations" in values({"train.epochs": 0}, DataFacts(), LAPTOP)
 
 
-@pytest.mark.parametrize("has_recipe", [False, True])
+@pytest.mark.parametrize("complete", [False, True])
 @pytest.mark.parametrize(("epochs", "images", "batch"), [(20, 10_000, 50), (2.5, 1000, 64), (400, 1_000_000, 1024)])
-def test_epochs_choose_what_as_many_steps_choose(epochs, images, batch, has_recipe):
+def test_epochs_choose_what_as_many_steps_choose(epochs, images, batch, complete):
     data, size = DataFacts(images), {"train.batch_size": batch}
     steps = fill_in(PretrainConfig(train=TrainConfig(batch, epochs=float(epochs))), images).train.iterations
-    by_epochs = choose({"train.epochs": epochs, **size}, data, LAPTOP, has_recipe)
-    assert by_epochs == choose({"train.iterations": steps, **size}, data, LAPTOP, has_recipe)
+    by_epochs = choose({"train.epochs": epochs, **size}, data, LAPTOP, complete)
+    assert by_epochs == choose({"train.iterations": steps, **size}, data, LAPTOP, complete)
     assert {"knn.every", "checkpoint.every", "log.every"} <= by_epochs.keys()
-    assert ("teacher.momentum" in by_epochs) == (steps < 20_000 and not has_recipe)
+    assert ("teacher.momentum" in by_epochs) == (steps < 20_000 and not complete)
 
 
 def test_epochs_of_a_recipe_that_names_no_batch_size():
-    chosen = values({"train.epochs": 100}, DataFacts(1_281_167), BIG, has_recipe=True)
+    chosen = values({"train.epochs": 100}, DataFacts(1_281_167), BIG, complete=True)
     assert chosen["knn.every"] == math.ceil(100 * 1_281_167 / TrainConfig().batch_size) // 10
 
 
@@ -112,72 +109,31 @@ def test_values_of_the_wrong_type_are_left_to_the_check(bad):
         assert key not in choose({key: bad}, DataFacts(), LAPTOP, False)
 
 
-def test_a_recipe_means_what_it_says():
-    """Only the machine's part and the channels are chosen beside a recipe."""
-    chosen = values({"train.iterations": 4000}, DataFacts(1000, 32, channels=5), LAPTOP, has_recipe=True)
+def test_a_complete_recipe_means_what_it_says():
+    """Only the machine's part and the kind of pixels are chosen beside it."""
+    chosen = values({"train.iterations": 4000}, DataFacts(1000, 32, channels=5), LAPTOP, complete=True)
     assert chosen["student.in_chans"] == 5
     groups = {key.partition(".")[0] for key in chosen}
     assert groups == {"student", "train", "loader", "checkpoint", "knn", "log"}
     assert {key for key in chosen if key.startswith(("train.", "student."))} == {"train.precision", "student.in_chans"}
 
 
-def write(folder, number, pixels, suffix="png"):
-    folder.mkdir(exist_ok=True)
-    if suffix == "npy":
-        np.save(folder / f"{number}.npy", pixels)
-    else:
-        Image.fromarray(pixels).save(folder / f"{number}.{suffix}")
-
-
-def grey(height, width):
-    return np.zeros((height, width), dtype=np.uint8)
-
-
-def colour(height, width):
-    return np.zeros((height, width, 3), dtype=np.uint8)
-
-
 @pytest.mark.parametrize(
-    ("pictures", "side", "channels"),
+    ("seen", "span"),
     [
-        ([colour(10, 20), colour(30, 40), colour(90, 50)], 30, 3),
-        ([grey(10, 20), grey(12, 14)], 11, 1),
-        ([grey(8, 8), colour(8, 8)], 8, 3),
+        (None, None),
+        (Values(0, 4000, True), (0, 4095)),
+        (Values(0, 255, True), (0, 255)),
+        (Values(3, 900, True), (0, 1023)),
+        (Values(0, 40_000, True), None),  # sixteen bits, as they are read anyway
+        (Values(0.0, 1.0, False), None),  # floats as they should be
+        (Values(-1024, 3071.5, False), (-1024, 3072)),
+        (Values(0.0, 812.5, False), (0, 813)),
+        (Values(7, 7, True), None),  # nothing to be seen
     ],
 )
-def test_looking_at_images(tmp_path, pictures, side, channels):
-    for number, pixels in enumerate(pictures):
-        write(tmp_path / "images", number, pixels)
-    facts = look_at_data(open_dataset(tmp_path / "images"))
-    assert facts == DataFacts(len(pictures), side, channels, labelled=False)
-
-
-def test_arrays_of_many_channels(tmp_path):
-    for number in range(3):
-        write(tmp_path / "images", number, np.zeros((16, 12, 7), dtype=np.float32), "npy")
-    assert look_at_data(open_dataset(tmp_path / "images")) == DataFacts(3, 12, 7)
-
-
-def test_tiff_of_several_pages_is_one_image_of_several_channels(tmp_path):
-    pages = [Image.fromarray(np.full((10, 14), value, dtype=np.uint16)) for value in range(6)]
-    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    assert look_at_data(open_dataset(tmp_path)) == DataFacts(1, 10, 6)
-
-
-def test_broken_images_are_looked_past(tmp_path):
-    write(tmp_path / "images", 1, colour(9, 9))
-    (tmp_path / "images" / "0.png").write_bytes(b"no image")
-    assert look_at_data(open_dataset(tmp_path / "images")).short_side == 9
-    (tmp_path / "images" / "1.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"none of the images looked at can be read \(.*0\.png"):
-        look_at_data(open_dataset(tmp_path / "images"))
-
-
-def test_labels_are_seen(picture_folder):
-    assert look_at_data(open_dataset(picture_folder)) == DataFacts(40, 24, 3, labelled=True)
-
-
-def test_this_machine():
-    facts = look_at_machine("cpu")
-    assert facts.device == "cpu"
-    assert facts.cores >= 1
+def test_the_range_of_deep_pixels(seen, span):
+    for complete in (False, True):
+        chosen = values({}, DataFacts(values=seen), LAPTOP, complete)
+        assert chosen.get("images.value_range") == span
+    assert "images.value_range" not in values({"images.value_range": [0, 1]}, DataFacts(values=seen), LAPTOP)
