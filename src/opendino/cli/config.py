@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`opendino config`: list, show, check and compare recipes without starting anything."""
 
+from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,23 +12,31 @@ from opendino.errors import ConfigError
 if TYPE_CHECKING:
     from opendino.train.config import PretrainConfig
 
+_KINDS = (
+    ("opendino.train.config", "PretrainConfig"),
+    ("opendino.train.distill", "DistillRunConfig"),
+    ("opendino.train.adapt_config", "AdaptConfig"),
+)
 SUMMARY = "list, show, check and compare recipes"
 USAGE = """
 usage: opendino config ls                              the shipped recipes
        opendino config show [RECIPE] [key=value ...]   every setting as YAML, defaults included
        opendino config check RECIPE ... [key=value ...]  read the recipes, build their models without memory
        opendino config diff A B                        settings in which two recipes or run folders differ
+       opendino config import OFFICIAL.yaml gpus=N [out=RECIPE.yaml]
+                                                       a training configuration of the official code as a recipe;
+                                                       N GPUs it was meant for, as it says images for each
 
 RECIPE is a file, or the name of a shipped recipe such as vit_tiny_cifar10.
 """
 
 
 def main(argv: list[str]) -> int:
-    """Run one of the four."""
-    actions = {"ls": _ls, "show": _show, "check": _check, "diff": _diff}
+    """Run one of the five."""
+    actions = {"ls": _ls, "show": _show, "check": _check, "diff": _diff, "import": _import}
     if not argv or argv[0] not in actions:
         came = f"'{argv[0]}'" if argv else "nothing"
-        raise ConfigError(f"opendino config: takes ls, show, check or diff, and {came} came; see --help")
+        raise ConfigError(f"opendino config: takes ls, show, check, diff or import, and {came} came; see --help")
     return actions[argv[0]](argv[1:])
 
 
@@ -79,6 +89,40 @@ def _diff(argv: list[str]) -> int:
     return 0
 
 
+def _import(argv: list[str]) -> int:
+    from opendino.config import load
+    from opendino.files import write_whole
+    from opendino.train.official_config import import_official
+
+    names, words = split(argv)
+    settings = load(_ImportConfig, None, words)
+    if not names or not settings.gpus:
+        raise ConfigError("opendino config import: give an official training YAML, and gpus=N that it was meant for")
+    imported = import_official(Path(names[0]), settings.gpus)
+    text = imported.text(f"From {Path(names[0]).name} of the official code, for {settings.gpus} GPUs.")
+    if settings.out:
+        write_whole(Path(settings.out), text, error=ConfigError)
+        print(f"{settings.out}: a recipe; next: opendino config check {settings.out}")
+        for key, why in imported.passed_over.items():
+            print(f"  passed over: {key}: {why}")
+    else:
+        print(text, end="")
+    return 0
+
+
+@dataclass(frozen=True)
+class _ImportConfig:
+    """What an import takes besides the file.
+
+    Attributes:
+        gpus: that it was meant for.
+        out: file of the recipe; printed when empty.
+    """
+
+    gpus: int = 0
+    out: str = ""
+
+
 def _read(name: str | None, overrides: list[str]) -> "PretrainConfig":
     from opendino.config import load
     from opendino.train.config import PretrainConfig
@@ -86,7 +130,17 @@ def _read(name: str | None, overrides: list[str]) -> "PretrainConfig":
     if name is None:
         return load(PretrainConfig, None, overrides)
     run = Path(name) / "config.yaml"
-    return load(PretrainConfig, run if run.is_file() else find_recipe(name), overrides)
+    path = run if run.is_file() else find_recipe(name)
+    return load(_kind_of(path), path, overrides)
+
+
+def _kind_of(recipe: Path) -> "type[PretrainConfig]":
+    """Settings of the training that a recipe is for: the first that has all of its groups."""
+    from opendino.config import read_yaml
+
+    groups = read_yaml(recipe).keys()
+    kinds = [getattr(import_module(module), name) for module, name in _KINDS]
+    return next((kind for kind in kinds if groups <= {field.name for field in fields(kind)}), kinds[0])
 
 
 def title(recipe: Path) -> str:

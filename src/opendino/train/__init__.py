@@ -12,6 +12,7 @@
 | pretrain      | how the parts of a run are put together                             |
 | threads       | how many CPU threads a run computes with                            |
 | upkeep        | what happens between the steps: records, looks, checkpoints         |
+| background    | writing a checkpoint behind the steps that follow                    |
 | state         | what a checkpoint holds, out of the run and back into it            |
 | run_folder    | config.yaml and run.json: whose folder this is                      |
 | probe         | k-NN, a linear classifier and health of the teacher, now and then   |
@@ -19,6 +20,7 @@
 | metrics       | metrics.jsonl and TensorBoard                                       |
 | progress      | the bar, or plain lines where there is no terminal                  |
 | distill       | a distillation: its settings, and what follows from its teacher     |
+| official_config | training configurations of the official code, as recipes          |
 | teacher       | opens the frozen teacher of a distillation                          |
 | adapt         | training on from weights, and how far the features moved            |
 | adapt_config  | its settings: the start, new heads, LoRA                            |

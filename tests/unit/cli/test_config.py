@@ -58,3 +58,27 @@ def test_a_run_folder_is_as_good_as_a_recipe(capsys, tmp_path):
 def test_what_it_does_not_take(words, capsys):
     assert main(["config", *words]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_recipes_of_other_trainings_are_read_as_theirs(capsys):
+    assert main(["config", "show", "distill/demo_student"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["distill"]["targets"] == "heads"
+    assert main(["config", "check", "distill/demo_student"]) == 0
+
+
+def test_an_official_configuration_becomes_a_recipe(tmp_path, capsys):
+    official, out = tmp_path / "official.yaml", tmp_path / "ours.yaml"
+    official.write_text(
+        "student: {arch: vit_small, patch_size: 14, block_chunks: 4}\ntrain: {batch_size_per_gpu: 16}\n"
+    )
+    assert main(["config", "import", str(official), "gpus=8", f"out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert "passed over: student.block_chunks: parameters are named without chunks" in printed
+    assert yaml.safe_load(out.read_text())["train"]["batch_size"] == 128
+    assert main(["config", "check", str(out), "crops.local_size=98"]) == 0
+    capsys.readouterr()
+    assert main(["config", "import", str(official), "gpus=8"]) == 0
+    assert capsys.readouterr().out == out.read_text()
+    assert main(["config", "import", str(official)]) == 2
+    assert "give an official training YAML, and gpus=N" in capsys.readouterr().err
