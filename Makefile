@@ -40,6 +40,7 @@ parity-common:   ## transformers' own common tests against opendino.hf, in an en
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("opendino needs Python 3.11 or newer, $(PYTHON) is %d.%d; name another with: make PYTHON=python3.11 ..." % v[:2])'
+	@echo "installing into $(VENV): torch and what the tests need, some minutes the first time, nothing the next"
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 		$(BIN)/python -m pip install --quiet --editable ".[dev]"

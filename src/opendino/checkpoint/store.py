@@ -237,12 +237,22 @@ def clean(output_dir: Path) -> None:
 
 
 def latest(output_dir: Path) -> Path | None:
-    """Newest whole checkpoint of a run; damaged ones are passed over with a warning. None where there is none."""
-    for _, folder in sorted(_folders(output_dir).items(), reverse=True):
+    """Newest whole checkpoint of a run; damaged ones are passed over with a warning. None where there is none at all.
+
+    Raises:
+        CheckpointError: there are some, and none is whole: a run must not begin anew over them unasked.
+    """
+    folders = _folders(output_dir)
+    for _, folder in sorted(folders.items(), reverse=True):
         fault = _fault(folder)
         if fault is None:
             return folder
         _log.warning("%s is passed over: %s", folder, fault)
+    if folders:
+        raise CheckpointError(
+            f"{output_dir}/checkpoints: none of its {len(folders)} checkpoints is whole (the reasons are above); put one "
+            "back, or remove them to begin this run anew"
+        )
     return None
 
 

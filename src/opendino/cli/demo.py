@@ -66,4 +66,4 @@ def _report(found: "Demonstration") -> None:
     print()
     for one in measured.margins():
         unit = f" {one.unit}" if one.unit else ""
-        print(f"{met(one.met):<7}  {one.what}: {one.shown()}{unit}, wanted {one.wish()}")
+        print(f"{met(one.met, found.whole):<7}  {one.what}: {one.shown()}{unit}, wanted {one.wish()}")

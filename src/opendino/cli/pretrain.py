@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     except Stopped as stopped:
         print(f"stopped and saved in {planned.config.output_dir}; the same command continues", file=sys.stderr)
         return 130 if stopped.signal == signal.SIGINT else 143
-    _report(outcome)
+    _report(outcome, planned.config.data)
     return 0
 
 
@@ -63,10 +63,12 @@ def _announce(planned: "Plan") -> None:
     print(f"{'continuing' if planned.resumed else 'training'} in {config.output_dir}", flush=True)
 
 
-def _report(outcome: "Outcome") -> None:
+def _report(outcome: "Outcome", data: str) -> None:
     from opendino.train.progress import duration
 
     print(f"done: {outcome.steps} steps, {outcome.images_seen} images seen, {duration(outcome.seconds)} this time")
     for name, value in outcome.figures.items():
         print(f"  {name.ljust(28)}  {'not finite' if value is None else f'{value:.4g}'}")
-    print(f"weights: {outcome.output_dir / 'weights'}   next: opendino eval knn {outcome.output_dir}")
+    print(f"weights: {outcome.output_dir / 'weights'}")
+    print(f"look:    opendino view pca {outcome.output_dir} {data}")
+    print(f"measure: opendino eval health {outcome.output_dir} data={data}   (with labels: opendino eval --help)")

@@ -160,8 +160,8 @@ def _labels(dataset: ImageDataset) -> np.ndarray:
     targets = dataset.targets
     if targets is None:
         raise DataError(
-            f"{dataset.name}: has no labels, and this protocol needs them; put the images into one folder a class, "
-            "or name them in a manifest with a column 'label'"
+            f"{dataset.name}: has no labels of two or more classes, and this protocol needs them; put the images into "
+            "one folder a class, or name them in a manifest with a column 'label'"
         )
     return np.array(targets, dtype=np.int64)
 

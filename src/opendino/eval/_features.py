@@ -275,7 +275,8 @@ def _gather(part: Tensor, device: torch.device) -> Tensor:
 def _report_unreadable(dataset: ImageDataset, batch: list) -> None:
     for row, picture, reason in batch:
         if picture is None:
-            _log.warning("skipped %s: %s", dataset.identify(row), reason)
+            name = dataset.identify(row)
+            _log.warning("skipped %s", reason if str(reason).startswith(name) else f"{name}: {reason}")
 
 
 def _watch(batches: Iterator[list], total: int, what: str, config: FeatureConfig) -> Iterator[list]:

@@ -162,12 +162,14 @@ class Demonstration:
         outcome: of the pretraining.
         measured: the figures.
         seconds: of everything; after an interruption also those of the earlier processes, see `Outcome`.
+        whole: whether all images and steps of the recipe were used, without which nothing was promised.
     """
 
     config: PretrainConfig
     outcome: Outcome
     measured: Measured
     seconds: float
+    whole: bool = True
 
     def result(self) -> dict[str, object]:
         """What `result.json` holds; figures in percent unless their name says otherwise."""
@@ -188,7 +190,8 @@ class Demonstration:
                 {"what": one.what, "found": round(one.found, 3), "wanted": one.wanted, "met": one.met}
                 for one in measured.margins()
             ],
-            "margins_met": all(one.met for one in measured.margins()),
+            "whole": self.whole,
+            "margins_met": all(one.met for one in measured.margins()) if self.whole else None,
             "notes": [one._asdict() for one in measured.notes],
         }
 
@@ -213,7 +216,10 @@ def demo(recipe: Path, config: DemoConfig, words: Sequence[str] = ()) -> Demonst
     outcome = pretrain(planned.config, {key: choice.value for key, choice in planned.choices.items()})
     # With the threads that training found fastest: more of them wait for each other where other work runs beside.
     measured = measure(planned.config)
-    found = Demonstration(planned.config, outcome, measured, outcome.seconds_before + time.perf_counter() - begun)
+    promised = load(PretrainConfig, recipe, ())
+    whole = not config.images and outcome.images_seen >= promised.train.iterations * promised.train.batch_size
+    seconds = outcome.seconds_before + time.perf_counter() - begun
+    found = Demonstration(planned.config, outcome, measured, seconds, whole)
     write_report(home / REPORT, found)
     found = replace(found, seconds=outcome.seconds_before + time.perf_counter() - begun)
     text = json.dumps(found.result(), indent=1) + "\n"

@@ -30,6 +30,7 @@ FREE_TO_CHANGE = (
 """Settings that a resumed run may change: none changes what is computed, threads and device but for rounding."""
 
 _PATHS = ("data",)
+_SHOWN = 6
 
 _LOCK_TRIES, _LOCK_PAUSE = 10, 0.1  # seconds
 
@@ -114,10 +115,15 @@ def check_same(folder: Path, stored: Stored, config: object, facts: Mapping[str,
         key: (stored.facts[key], value) for key, value in facts.items() if stored.facts.get(key, value) != value
     }
     if differing:
-        changes = ", ".join(f"{key} was {old} and is now {new}" for key, (old, new) in differing.items())
+        # What tells one run from another first.
+        order = sorted(differing, key=lambda key: (key not in _PATHS, key not in facts))
+        changes = ", ".join(f"{key} was {differing[key][0]} and is now {differing[key][1]}" for key in order[:_SHOWN])
+        more = f" and {len(order) - _SHOWN} more" if len(order) > _SHOWN else ""
+        words = " ".join(stored.command[1:])
+        begun = f" (it was started with: {words})" if words else ""
         raise ConfigError(
-            f"output_dir = {folder} holds a run with other settings: {changes}; "
-            "give the settings of that run to continue it, or name another output_dir"
+            f"output_dir = {folder} holds a run with other settings: {changes}{more}; "
+            f"give the settings of that run to continue it{begun}, or name another output_dir"
         )
 
 

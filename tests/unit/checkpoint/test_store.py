@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -239,3 +240,13 @@ def test_a_share_that_cannot_be_written_fails_the_checkpoint_and_keeps_the_forme
     assert steps(tmp_path) == [1]
     assert store.load(store.latest(tmp_path)).step == 1
     assert not list((tmp_path / "checkpoints").glob(".step*"))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_by_itself(tmp_path):
+    for step in (1, 2):
+        folder = store.save(tmp_path, step, tensors(), {})
+        (folder / "student.safetensors").write_bytes(b"something else")
+    with pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole.*remove them to begin this run anew"):
+        store.latest(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert store.latest(tmp_path) is None

@@ -9,7 +9,7 @@ from opendino.train.demo_report import HEALTH
 from opendino.train.loop import Stopped
 
 
-def found(config):
+def found(config, whole=True):
     measured = SimpleNamespace(
         knn={"pixels": 63.21, "random": 46.0, "trained": 62.0},
         logreg={"pixels": 39.0, "random": 51.0, "trained": 64.0},
@@ -24,7 +24,7 @@ def found(config):
         notes=(Note("trained", "logreg", "the best C lies at the edge"),),
     )
     outcome = SimpleNamespace(images_seen=102_400)
-    return SimpleNamespace(config=config, measured=measured, outcome=outcome, seconds=421.4)
+    return SimpleNamespace(config=config, measured=measured, outcome=outcome, seconds=421.4, whole=whole)
 
 
 def test_words_are_parted_and_the_table_says_what_was_not_met(monkeypatch, capsys, tmp_path):
@@ -42,6 +42,14 @@ def test_words_are_parted_and_the_table_says_what_was_not_met(monkeypatch, capsy
     assert "NOT MET  trained over pixels: -1.2 points, wanted more than 0" in shown
     assert "NOT MET  entropy: 0.500, wanted more than 0.9" in shown
     assert "note: trained teacher, logistic regression: the best C lies at the edge" in shown.splitlines()
+
+
+def test_nothing_is_judged_that_was_cut_down(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(module, "demo", lambda recipe, config, words: found(config, whole=False))
+    assert main(["demo", "images=50", f"output_dir={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "cut down, not judged  trained over untrained: +16.0 points, wanted at least +12" in shown
+    assert "NOT MET" not in shown
 
 
 def test_stopped(monkeypatch, capsys, tmp_path):
