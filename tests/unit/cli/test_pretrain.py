@@ -36,7 +36,9 @@ def test_the_outcome(tiny_words, tmp_path, monkeypatch, capsys):
     assert "done: 20 steps, 160 images seen, 1:01 this time" in shown
     assert "33.33" in shown
     assert "health/effective_rank         not finite\n" in shown
-    assert f"opendino eval knn {tmp_path}" in shown
+    data = tiny_words[0].removeprefix("data=")
+    assert f"opendino view pca {tmp_path} {data}" in shown
+    assert f"opendino eval health {tmp_path} data={data}" in shown
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
