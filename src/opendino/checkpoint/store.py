@@ -250,7 +250,7 @@ def latest(output_dir: Path) -> Path | None:
         _log.warning("%s is passed over: %s", folder, fault)
     if folders:
         raise CheckpointError(
-            f"{output_dir}/checkpoints: no checkpoint there is whole, of {len(folders)} (the reasons are above); put one "
+            f"{output_dir}/checkpoints: no checkpoint there is whole, of {len(folders)} (see above for why); put one "
             "back, or remove them to begin this run anew"
         )
     return None
