@@ -33,6 +33,7 @@ from opendino.models.vision_transformer import VisionTransformer
 
 _DATA_SETS = (".txt", ".csv", ".tsv", ".parquet", ".pq")
 _GAP, _MARGIN = 6, 18  # pixels between the two pictures of a pair, and around pairs
+_COARSE = 24  # patches along the longer side: squares of fewer are blocks rather than a picture
 _FEWEST = 8  # patches: fewer than this are no foreground to speak of
 
 
@@ -51,7 +52,8 @@ class PcaConfig:
             method, a value below 0 makes everything foreground.
         components: of the second analysis, for red, green and blue, counted from 1.
         percentiles: values at or beyond these have no and full colour.
-        smooth: colours and outline run smoothly between the patches; else each patch is a square.
+        smooth: colours and outline run smoothly between the patches; else each patch is a square. None takes smooth
+            where there are fewer than 24 patches along the longer side.
         side: longer side of each picture on the sheet, pixels.
         value_range: the two values that become 0 and 1 in images of more than 8 bits; None where the file says it.
         orient: whether the EXIF orientation is applied.
@@ -66,7 +68,7 @@ class PcaConfig:
     threshold: float | None = None
     components: tuple[int, int, int] = (1, 2, 3)
     percentiles: tuple[float, float] = (1.0, 99.0)
-    smooth: bool = False
+    smooth: bool | None = None
     side: int = 336
     value_range: tuple[float, float] | None = None
     orient: bool = True
@@ -251,7 +253,8 @@ def otsu(values: Float[Tensor, " n"]) -> float:
 def paint(image: Decoded, colours: ColourMap, config: PcaConfig = PcaConfig()) -> Image.Image:
     """The colours at the image's shape, `config.side` pixels long, over black or over the dimmed image."""
     height, width = _fit(size_of(image), config.side)
-    size, kind = (width, height), Image.Resampling.BICUBIC if config.smooth else Image.Resampling.NEAREST
+    smooth = max(colours.foreground.shape) < _COARSE if config.smooth is None else config.smooth
+    size, kind = (width, height), Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
     layer = Image.fromarray((colours.colours * 255).round().astype(np.uint8)).resize(size, kind)
     # Halfway between two patches lies the edge of a smooth foreground.
     mask = Image.fromarray(colours.foreground.astype(np.uint8) * 255).resize(size, kind)
