@@ -55,6 +55,7 @@ SETTINGS = list(dict.fromkeys(settings_of(PretrainConfig)))
 RUNS = [
     "dino.centering=centering knn.every=2 log.picture=true crops.blur=paper watch.start=0",
     "dino.centering=sinkhorn_knopp ibot.separate_head=true ibot.prototypes=16 ibot.hidden_dim=16 ibot.bottleneck_dim=8",
+    "dino.objective=coding_rate train.iterations=2 crops.mixed_sizes=[8,16] crops.early_size=8 crops.early_until=1",
 ]
 """Between them they come by every place where a setting matters."""
 

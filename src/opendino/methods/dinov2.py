@@ -40,6 +40,10 @@ class DINOConfig:
         nlayers: linear layers of the head's MLP.
         centering: targets by a running centre, or by Sinkhorn-Knopp; "none" leaves nothing against collapse, for
             experiments on it.
+        objective: agreement on prototypes, as published, or of features kept apart by their coding rate, without
+            prototypes and centering (`methods/coding_rate.py`).
+        coding_weight: weight of the coding rate.
+        coding_eps: its coarseness.
     """
 
     loss_weight: float = 1.0
@@ -48,10 +52,14 @@ class DINOConfig:
     bottleneck_dim: int = 256
     nlayers: int = 3
     centering: Literal["centering", "sinkhorn_knopp", "none"] = "centering"
+    objective: Literal["prototypes", "coding_rate"] = "prototypes"
+    coding_weight: float = 1.0
+    coding_eps: float = 0.5
 
     def __post_init__(self) -> None:
         _check_weight("dino.loss_weight", self.loss_weight)
-        check_numbers("dino", vars(self), HEAD_LIMITS)
+        _check_weight("dino.coding_weight", self.coding_weight)
+        check_numbers("dino", vars(self), HEAD_LIMITS | {"coding_eps": (1e-6, 1e6)})
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from opendino.data.augment import CropsConfig
 from opendino.data.normalization import normalization
 from opendino.distributed import rank
 from opendino.errors import ConfigError
+from opendino.methods.coding_rate import CodingRate
 from opendino.methods.dinov2 import DINOv2, DINOv2Config, TeacherConfig, teacher_schedules
 from opendino.methods.method import Method
 from opendino.models.input_spec import InputSpec
@@ -56,12 +57,22 @@ def build_method(
         ModelError: a shape that cannot be built.
     """
     seed_step(seed, -1)
+    if config.dino.objective == "coding_rate":
+        kind = _of_coding_rate(kind)
     method = kind(
         build_backbone(student, crops), build_backbone(dataclasses.replace(student, drop_path_rate=0.0), crops), config
     )
     # The processes of a run hold the same networks and draw different stochastic depth.
     seed_step(seed, -1, rank())
     return method
+
+
+def _of_coding_rate(kind: type[Made]) -> type[Made]:
+    if not issubclass(CodingRate, kind):
+        raise ConfigError(
+            "dino.objective = coding_rate is for opendino pretrain; here prototypes are trained, so leave it out"
+        )
+    return CodingRate
 
 
 def build_optimizer(method: Method, config: OptimConfig) -> torch.optim.AdamW:

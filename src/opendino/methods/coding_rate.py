@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DINOv2 without prototypes (SimDINOv2): cosines between unit features, and a coding rate against collapse.
+
+Everything else is `dinov2.py`: crops, masks, the teacher's average. There is no temperature, no centring and no
+Sinkhorn-Knopp; heads end at their bottleneck. Read `losses/coding_rate.py` next.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from opendino.data.collate import PretrainBatch
+from opendino.distributed import gather_rows
+from opendino.errors import ConfigError
+from opendino.layers.dino_head import DINOHead
+from opendino.losses.coding_rate import balance, coding_rate, cosine_loss, cosine_patch_loss
+from opendino.methods.dinov2 import DINOv2, DINOv2Config, StudentViews, Targets
+from opendino.methods.method import StepOutput
+from opendino.models.vision_transformer import VisionTransformer
+
+_NAMES = {"dino_head": "projector", "ibot_head": "patch_projector"}
+
+
+class CodingRate(DINOv2):
+    """Student, teacher and losses of SimDINOv2; `student` and `teacher` hold `projector` in place of heads.
+
+    Args:
+        student_backbone: the backbone to train; its present weights are the start.
+        teacher_backbone: the same shape, without stochastic depth.
+        config: weights and widths; prototypes and centring are not read.
+
+    Raises:
+        ModelError: the two backbones differ in shape.
+        ConfigError: the image-level term is left out, whose features the coding rate is taken of.
+
+    Source: Wu et al. 2025, "Simplifying DINO via coding rate regularization" (arXiv 2502.10385).
+    Differs: the rate is that of the batch of all processes.
+    """
+
+    def __init__(
+        self,
+        student_backbone: VisionTransformer,
+        teacher_backbone: VisionTransformer,
+        config: DINOv2Config | None = None,
+    ) -> None:
+        config = config or DINOv2Config()
+        if not config.dino.loss_weight:
+            raise ConfigError(
+                "dino.loss_weight = 0 leaves dino.objective = coding_rate without features; set it above 0"
+            )
+        small = dataclasses.replace(config.dino, centering="none", prototypes=1)
+        patches = dataclasses.replace(config.ibot, prototypes=1)
+        super().__init__(student_backbone, teacher_backbone, dataclasses.replace(config, dino=small, ibot=patches))
+        for network in (self.student, self.teacher):
+            for old, new in _NAMES.items():
+                if old in network:
+                    head = network.pop(old)
+                    del head.last_layer  # nothing is left of the prototypes
+                    network[new] = head
+
+    def passes(self, batch: PretrainBatch, teacher_temp: float, parts: int) -> Iterator[StepOutput]:
+        """As in `Method`, in one pass alone: the coding rate is that of all images.
+
+        Raises:
+            ConfigError: more than one pass is asked for.
+        """
+        if parts > 1:
+            raise ConfigError(
+                f"train.accumulate = {parts} cannot be with dino.objective = coding_rate, whose rate is of the whole "
+                "batch; use 1, or more processes"
+            )
+        return super().passes(batch, teacher_temp, 1)
+
+    def loss(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> StepOutput:
+        """The cosines, less the weighted coding rate of the student's global crops."""
+        terms, features = self.terms(views, targets, batch), views.global_logits
+        if self.config.koleo.loss_weight:
+            terms["koleo"] = self._koleo(views.cls)
+        assert features is not None  # the image-level term is there
+        crops = [gather_rows(crop) for crop in features]
+        rate = torch.stack([coding_rate(crop, self.config.dino.coding_eps) for crop in crops]).mean()
+        terms["coding_rate"] = -self.config.dino.coding_weight * balance(*crops[0].shape) * rate
+        loss = sum(terms.values(), start=torch.zeros((), device=rate.device))
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def terms(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> dict[str, Tensor]:
+        """The weighted cosine terms: those that are means over images."""
+        config = self.config
+        terms = dict.fromkeys(("dino_local", "dino_global", "ibot", "koleo"), torch.zeros((), device=views.cls.device))
+        if views.global_logits is not None and views.local_logits is not None and targets.crops is not None:
+            local, global_ = cosine_loss(views.global_logits, views.local_logits, targets.crops)
+            terms["dino_local"] = config.dino.loss_weight * local
+            terms["dino_global"] = config.dino.loss_weight * global_
+        if views.patch_logits is not None and targets.patches is not None:
+            per_patch = batch.masks_weight, len(batch.masks)
+            terms["ibot"] = config.ibot.loss_weight * cosine_patch_loss(views.patch_logits, targets.patches, *per_patch)
+        return terms
+
+    def _to_targets(self, center: str, logits: Float[Tensor, "rows P"], temp: float) -> Float32[Tensor, "rows P"]:
+        del center, temp  # features are their own targets
+        return logits.float()
+
+    def _logits(
+        self, network: nn.ModuleDict, cls: Float[Tensor, "rows D"], patches: Float[Tensor, "M D"]
+    ) -> tuple[Float[Tensor, "rows P"] | None, Float[Tensor, "M P"] | None]:
+        """Unit features of crops and of patches in place of prototype logits."""
+        ibot = self.config.ibot
+        if not ibot.loss_weight:
+            return _unit(network["projector"], cls), None
+        if ibot.separate_head:
+            return _unit(network["projector"], cls), _unit(network["patch_projector"], patches)
+        of_crops, of_patches = _unit(network["projector"], torch.cat([cls, patches])).split([len(cls), len(patches)])
+        return of_crops, of_patches
+
+
+def _unit(head: nn.Module, tokens: Float[Tensor, "rows D"]) -> Float[Tensor, "rows P"]:
+    return cast("DINOHead", head).bottleneck(tokens)
