@@ -27,7 +27,7 @@ from torch import Tensor
 
 import opendino
 from opendino.fast.optimize import optimize
-from opendino.layers.onednn import PackedLinear
+from opendino.layers.packed_linear import PackedLinear
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {"S": ("vits14", 384, 6, "vit_small_patch14_dinov2"), "B": ("vitb14", 768, 12, "vit_base_patch14_dinov2")}

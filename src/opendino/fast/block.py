@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+from opendino import onednn
 from opendino.fast.attention import attend, weights
 from opendino.layers.block import Block
 from opendino.layers.layer_scale import LayerScale
 from opendino.layers.mlp import Mlp
-from opendino.layers.onednn import Activation, PackedLinear
+from opendino.layers.packed_linear import PackedLinear
 from opendino.layers.packing import Groups, unpack
 from opendino.layers.swiglu import SwiGLU
 
@@ -163,7 +164,9 @@ def _query_scale(parts: BlockParts) -> Float32[Tensor, " D3"]:
     return scale
 
 
-def _fold(layer: nn.Linear, scale: Tensor | None, dtype: torch.dtype, activation: Activation = "none") -> PackedLinear:
+def _fold(
+    layer: nn.Linear, scale: Tensor | None, dtype: torch.dtype, activation: onednn.Activation = "none"
+) -> PackedLinear:
     """A layer whose outputs are scaled channel by channel."""
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if scale is not None:

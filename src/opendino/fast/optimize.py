@@ -2,7 +2,7 @@
 """`opendino.optimize`: a copy of a model for inference alone, faster, with the same methods and the same numbers.
 
 What it does, each where it helps: linear layers by oneDNN with packed weights and GELU in the same pass
-(`layers/onednn.py`), LayerScale and the scale of the queries inside the weights, attention by the faster way
+(`layers/packed_linear.py`), LayerScale and the scale of the queries inside the weights, attention by the faster way
 (`attention.py`), few images at a time through each block (`block.py`), position tables resized once for each size.
 """
 

@@ -93,6 +93,10 @@ class DINOHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows in_dim"]) -> Float[Tensor, "*rows K"]:
         """Prototype logits of tokens, each computed by itself."""
+        return self.last_layer(self.bottleneck(x))
+
+    def bottleneck(self, x: Float[Tensor, "*rows in_dim"]) -> Float[Tensor, "*rows bottleneck_dim"]:
+        """What the prototypes are compared with: unit vectors."""
         x = self.mlp(x)
         # 1e-12 is zero in float16
-        return self.last_layer(F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12))
+        return F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)

@@ -3,8 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from opendino.layers import onednn
-from opendino.layers.onednn import PackedLinear, pays, seconds_of
+from opendino.errors import ModelError
+from opendino.layers.packed_linear import PackedLinear
 
 FUNCTIONS = {"none": lambda x: x, "gelu": F.gelu, "silu": F.silu}
 
@@ -21,36 +21,15 @@ def test_packed_and_plain_are_the_formula(activation, bias, dtype, close):
         torch.testing.assert_close(layer(x).double(), FUNCTIONS[activation](product), atol=close, rtol=close)
 
 
-def test_weights_are_a_copy():
+def test_weights_are_a_copy_that_stays_where_it_is():
     weight, x = torch.randn(4, 4), torch.randn(3, 4)
     for packed in (True, False):
         layer = PackedLinear(weight, None, torch.float32, packed=packed)
         wanted = layer(x).clone()
         weight += 1
         assert torch.equal(layer(x), wanted)
-
-
-def test_the_plain_way_is_taken_where_the_other_is_missing_wrong_or_slower(monkeypatch):
-    assert not pays(8, 8, torch.float64)
-    monkeypatch.setattr(onednn, "seconds_of", lambda ways: [1.0, 5.0])
-    onednn._trial.cache_clear()
-    assert pays(8, 12, torch.float32)
-    monkeypatch.setattr(onednn, "seconds_of", lambda ways: [5.0, 1.0])
-    onednn._trial.cache_clear()
-    assert not pays(8, 12, torch.float32)
-    monkeypatch.setattr(onednn, "seconds_of", lambda ways: [1.0, 5.0])
-
-    def broken(*_):
-        raise RuntimeError("no oneDNN here")
-
-    for answer in (broken, lambda self, x: self.bias + x.sum()):
-        onednn._trial.cache_clear()
-        with monkeypatch.context() as patched:
-            patched.setattr(PackedLinear, "forward", lambda self, x, a=answer: a(self, x) if self.packed else x)
-            assert not pays(8, 8, torch.float32)
-    onednn._trial.cache_clear()
-
-
-def test_a_slow_way_is_seen_to_be_slow():
-    quick, slow = seconds_of((lambda: None, lambda: sum(range(20_000))))
-    assert quick < slow
+        assert layer.to("cpu").float() is layer
+        with pytest.raises(ModelError, match="stays on cpu"):
+            layer.to(torch.bfloat16)
+        with pytest.raises(ModelError, match="cannot be saved"):
+            layer.state_dict()

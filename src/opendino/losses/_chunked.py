@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-entropy of prototype logits that are never there all at once: the last layer and the loss in one.
+
+Logits of 65,536 prototypes and more are the largest thing in a step's memory. Here a block of prototypes at a time is
+multiplied, used and forgotten, its weight normalisation too; the backward pass multiplies it again. The same loss of
+logits is in `_cross_entropy.py`.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from opendino.onednn import product
+
+LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
+"""Logits of a block by kind of device: 4 MiB in float32 stay in a CPU's last cache, 128 MiB keep a GPU busy."""
+
+
+class LastLayer(NamedTuple):
+    """Prototypes as the head holds them: row k of the weight is g[k] * v[k] / |v[k]|."""
+
+    v: Float[Tensor, "K d"]
+    g: Float[Tensor, "K 1"]
+
+
+def chunked_cross_entropy(
+    x: Float[Tensor, "rows d"],
+    last: LastLayer,
+    targets: Float[Tensor, "T K"],
+    which: Int64[Tensor, " rows"] | None,
+    temp: float,
+) -> Float32[Tensor, " rows"]:
+    """Cross-entropy of each row, in nats, of the logits that the last layer gives of `x`, against its row of targets.
+
+    Besides the targets no matrix of rows by prototypes is held in either pass, and besides its gradient no second
+    weight. Under autocast products are of its type, and all else is float32, as where the logits are there.
+
+    Args:
+        x: what the last layer is given.
+        last: its parameters.
+        targets: weights of the prototypes, not differentiated; a row need not sum to one.
+        which: row of `targets` for each row of `x`; None where they are in order.
+        temp: the student's temperature, above 0.
+    """
+    return _ChunkedCrossEntropy.apply(x, last.v, last.g, targets.detach(), which, temp)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401  torch's own
+        x: Tensor,
+        v: Tensor,
+        g: Tensor,
+        targets: Tensor,
+        which: Tensor | None,
+        temp: float,
+    ) -> Float32[Tensor, " rows"]:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        ctx.temp, ctx.which, ctx.dtype = temp, which, dtype
+        with torch.autocast(device, enabled=False):
+            factor = x.to(dtype)
+            log_sum = torch.full((len(x),), -torch.inf, device=x.device)
+            met, mass = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
+            for block in _blocks(x, v):
+                weight = v[block] * (g[block] / v[block].norm(dim=1, keepdim=True))
+                logits = product(factor, weight.to(dtype)).float().div_(temp)
+                wanted = _rows(targets[:, block], which).float()
+                met += torch.einsum("rk,rk->r", wanted, logits)
+                mass += wanted.sum(dim=1)
+                log_sum = torch.logaddexp(log_sum, torch.logsumexp(logits, dim=1))
+        ctx.save_for_backward(x, v, g, targets, log_sum, mass)
+        return mass * log_sum - met
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401  torch's own
+        (grad,) = grads
+        x, v, g, targets, log_sum, mass = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            factor = x.to(ctx.dtype)
+            of_x = torch.zeros(x.shape, device=x.device)
+            of_v, of_g = torch.empty_like(v), torch.empty_like(g)
+            for block in _blocks(x, v):
+                direction, length = v[block], v[block].norm(dim=1, keepdim=True)
+                weight = (direction * (g[block] / length)).to(ctx.dtype)
+                slope = product(factor, weight).float().div_(ctx.temp)
+                # softmax times the targets' mass, less the targets, times what comes from above
+                slope.sub_(log_sum[:, None]).exp_().mul_(mass[:, None]).sub_(_rows(targets[:, block], ctx.which))
+                slope = slope.mul_((grad / ctx.temp)[:, None]).to(ctx.dtype)
+                of_x += product(slope, weight.t())
+                of_weight = product(slope.t(), factor.t()).to(v.dtype)
+                # lengthwise is the magnitude's part, the rest turns the direction
+                along = torch.linalg.vecdot(of_weight, direction, dim=1)[:, None] / length
+                of_g[block] = along
+                of_v[block] = of_weight.addcmul_(direction, along / length, value=-1).mul_(g[block] / length)
+        return of_x.to(x.dtype), of_v, of_g, None, None, None
+
+
+def _rows(targets: Float[Tensor, "T k"], which: Int64[Tensor, " rows"] | None) -> Float[Tensor, "rows k"]:
+    return targets if which is None else targets.index_select(0, which)
+
+
+def _blocks(x: Float[Tensor, "rows d"], v: Float[Tensor, "K d"]) -> list[slice]:
+    """Blocks of prototypes, in their order."""
+    K, at_once = len(v), LOGITS_AT_ONCE.get(x.device.type, 2**25)
+    size = min(max(at_once // max(len(x), 1), 256), K)
+    return [slice(first, min(first + size, K)) for first in range(0, K, size)]

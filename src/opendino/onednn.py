@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matrix products on a CPU by oneDNN where a short trial shows that they are faster than PyTorch's own way.
+
+In float32, PyTorch's own way is MKL, which runs at half speed on processors that are not Intel's; in bfloat16 it is
+oneDNN already, and what is left to gain is an activation in the same pass. The functions behind this file are
+PyTorch's, but private: a trial asks whether they are there, right and not slower, and callers take the plain way where
+they are not.
+Used by `layers/packed_linear.py` (inference), `layers/fast_linear.py` (training) and `losses/_chunked.py`.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Activation = Literal["none", "gelu", "silu"]
+
+ROWS = 256
+"""Rows of a trial, and what the layout of packed weights is chosen for; images of 224 pixels have 257 tokens."""
+
+FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "gelu": F.gelu, "silu": F.silu}
+_NAMES: dict[Activation, tuple[str, str]] = {"none": ("none", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}
+_NOISE = 1.1  # a trial's error on a busy machine: what looks slower by less is taken all the same
+_CLOSE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+def pack(weight: Float[Tensor, "F D"]) -> Tensor:
+    """A weight in the layout that oneDNN reads fastest; it is opaque, and fit for `linear` alone."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+
+
+def linear(
+    x: Float[Tensor, "*rows D"], weight: Tensor, bias: Float[Tensor, " F"] | None, activation: Activation = "none"
+) -> Float[Tensor, "*rows F"]:
+    """activation(x weight^T + bias), without a gradient.
+
+    Args:
+        x: any strides; what is not contiguous is copied.
+        weight: [F, D] of any strides, or from `pack`.
+        bias: of the type of `x`.
+        activation: in the same pass over the output.
+    """
+    if x.numel() == 0:  # no rows, or sums of nothing; oneDNN refuses both
+        return x.new_zeros(*x.shape[:-1], weight.shape[0])
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, _NAMES[activation][0], [], _NAMES[activation][1])
+
+
+def product(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> Float[Tensor, "n m"]:
+    """Product of `a` and `b` transposed, without a gradient, by whichever way is the faster one; any strides."""
+    if a.device.type == "cpu" and a.dtype == torch.float32 and pays(1024, 256, torch.float32):
+        return linear(a, b, None)
+    return a @ b.t()
+
+
+def pays(in_dim: int, out_dim: int, dtype: torch.dtype, activation: Activation = "none") -> bool:
+    """Whether oneDNN is there for a linear layer, right, and not slower than the plain way here.
+
+    Args:
+        in_dim: width of the input.
+        out_dim: width of the output.
+        dtype: float32 or bfloat16; for any other the answer is no.
+        activation: what follows.
+    """
+    return dtype in _CLOSE and _trial(in_dim, out_dim, dtype, activation, torch.get_num_threads())
+
+
+@lru_cache(maxsize=256)
+def _trial(in_dim: int, out_dim: int, dtype: torch.dtype, activation: Activation, _threads: int) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        x, weight = (torch.randn(rows, in_dim, generator=generator).to(dtype) for rows in (ROWS, out_dim))
+        bias = torch.randn(out_dim, generator=generator).to(dtype)
+        try:
+            packed = pack(weight)
+            ways = (
+                lambda: linear(x, packed, bias, activation),
+                lambda: FUNCTIONS[activation](F.linear(x, weight, bias)),
+            )
+            found, wanted = (way().float() for way in ways)
+        except (RuntimeError, AttributeError, NotImplementedError):  # another PyTorch, or one without oneDNN
+            return False
+        if (wanted - found).abs().max() > _CLOSE[dtype] * wanted.abs().max():
+            return False
+        new, old = seconds_of(ways)
+        return new < _NOISE * old
+
+
+def seconds_of(ways: Sequence[Callable[[], object]], rounds: int = 5) -> list[float]:
+    """Processor time of some ways to do a thing: the fastest of a few runs of all in turn."""
+    times: list[list[float]] = [[] for _ in ways]
+    for _ in range(rounds):
+        for way, seconds in zip(ways, times, strict=True):
+            begun = time.process_time()  # a busy machine stretches wall time by chance
+            way()
+            seconds.append(time.process_time() - begun)
+    return [min(seconds) for seconds in times]

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fast linear layers learn as plain ones do."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from opendino.layers import fast_linear
+from opendino.layers.fast_linear import FastLinear, use_fast_linears
+
+
+@pytest.fixture(autouse=True)
+def _it_pays(monkeypatch):
+    monkeypatch.setattr(fast_linear.onednn, "pays", lambda *_: True)
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)], ids=["wider", "narrower"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_and_gradients(shape, bias):
+    plain = nn.Linear(*shape, bias=bias)
+    fast = copy.deepcopy(plain)
+    assert use_fast_linears(fast) == 1
+    assert type(fast) is FastLinear
+    xs = [torch.randn(2, 3, shape[0], requires_grad=True) for _ in range(1)] * 2
+    found, wanted = [], []
+    for layer, into, x in zip((fast, plain), (found, wanted), xs, strict=True):
+        x.grad = None
+        out = layer(x)
+        (out.sin() * torch.arange(out.numel()).view_as(out)).sum().backward()
+        into += [out.detach(), x.grad, *[p.grad for p in layer.parameters()]]
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
+
+
+def test_gradients_by_differences():
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3))
+    use_fast_linears(layer)
+    x = torch.randn(7, 4)
+    layer(x).square().sum().backward()
+    weight, step = layer[0].weight, 1e-2
+    with torch.no_grad():
+        for i, j in ((0, 0), (3, 2)):
+            values = []
+            for sign in (1, -1):
+                weight[i, j] += sign * step
+                values.append(layer.double()(x.double()).square().sum())
+                layer.float()
+                weight = layer[0].weight
+                weight[i, j] -= sign * step
+            torch.testing.assert_close(
+                (values[0] - values[1]).float() / (2 * step), layer[0].weight.grad[i, j].float(), atol=1e-2, rtol=1e-2
+            )
+
+
+def test_parameters_stay_and_other_layers_too():
+    class Adapted(nn.Linear):
+        """A layer with something on top."""
+
+    module = nn.ModuleDict({"plain": nn.Linear(3, 2), "adapted": Adapted(3, 2), "norm": nn.LayerNorm(3)})
+    parameters = dict(module.named_parameters())
+    assert use_fast_linears(module) == 1
+    assert all(parameter is parameters[name] for name, parameter in module.named_parameters())
+    assert use_fast_linears(module) == 0
+
+
+def test_autocast_and_other_types_take_the_plain_way():
+    layer = nn.Linear(4, 3)
+    use_fast_linears(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 4)).dtype == torch.bfloat16
+    assert layer.double()(torch.randn(2, 4, dtype=torch.float64)).dtype == torch.float64
+    assert layer(torch.randn(0, 4, dtype=torch.float64)).shape == (0, 3)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from opendino import onednn
+from opendino.onednn import pays, product, seconds_of
+
+
+@pytest.fixture(autouse=True)
+def _no_trial_before():
+    onednn._trial.cache_clear()
+    yield
+    onednn._trial.cache_clear()
+
+
+def test_products_of_any_strides_are_the_formula(monkeypatch):
+    for answer in (True, False):
+        monkeypatch.setattr(onednn, "pays", lambda *_, a=answer: a)
+        for a in (torch.randn(5, 7), torch.randn(7, 5).t()):
+            for b in (torch.randn(6, 7), torch.randn(7, 6).t(), torch.randn(6, 9)[:, 1:8]):
+                wanted = torch.einsum("nk,mk->nm", a.double(), b.double())
+                torch.testing.assert_close(product(a, b).double(), wanted, atol=1e-5, rtol=1e-5)
+    assert product(torch.ones(2, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)).tolist() == [[3], [3]]
+
+
+def test_the_plain_way_is_taken_where_the_other_is_missing_wrong_or_slower(monkeypatch):
+    assert not pays(8, 8, torch.float64)
+    for seconds, answer in (([1.0, 5.0], True), ([5.0, 1.0], False)):
+        monkeypatch.setattr(onednn, "seconds_of", lambda _, s=seconds: s)
+        onednn._trial.cache_clear()
+        assert pays(8, 12, torch.float32) == answer
+    monkeypatch.setattr(onednn, "seconds_of", lambda _: [1.0, 5.0])
+
+    def missing(*_):
+        raise AttributeError("no such function in this PyTorch")
+
+    for broken in (missing, lambda x, weight, bias, activation: x[:, :1] + bias):
+        onednn._trial.cache_clear()
+        monkeypatch.setattr(onednn, "linear", broken)
+        assert not pays(8, 12, torch.float32)
+
+
+def test_a_slow_way_is_seen_to_be_slow():
+    quick, slow = seconds_of((lambda: None, lambda: sum(range(20_000))))
+    assert quick < slow
