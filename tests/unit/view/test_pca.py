@@ -151,16 +151,23 @@ def test_painting_places_every_patch():
     mask = np.ones((2, 3), bool)
     mask[0, 1] = False
     image = Image.new("RGB", (300, 200), (200, 100, 50))
-    black = np.asarray(pca.paint(image, pca.ColourMap(colours, mask), PcaConfig(side=60)))
+    black = np.asarray(pca.paint(image, pca.ColourMap(colours, mask), PcaConfig(side=60, smooth=False)))
     assert black.shape == (40, 60, 3)
     assert (black[:20, :20] == (255, 0, 0)).all()
     assert (black[20:, 40:] == (0, 0, 255)).all()
-    kept = np.asarray(pca.paint(image, pca.ColourMap(colours, mask), PcaConfig(side=60, background="keep")))
+    kept = np.asarray(
+        pca.paint(image, pca.ColourMap(colours, mask), PcaConfig(side=60, smooth=False, background="keep"))
+    )
     grey = kept[:20, 20:40].reshape(-1, 3)
     assert (grey == grey[0]).all()
     assert 0 < grey[0, 0] < 100
     smooth = np.asarray(pca.paint(image, pca.ColourMap(colours, mask), PcaConfig(side=60, smooth=True)))
     assert len(np.unique(smooth[30, :, 2])) > 5
+    by_itself = np.asarray(pca.paint(image, pca.ColourMap(colours, mask), PcaConfig(side=60)))
+    assert (by_itself == smooth).all(), "so few patches would be blocks"
+    fine = pca.ColourMap(np.random.default_rng(0).random((20, 30, 3)), np.ones((20, 30), bool))
+    squares = [np.asarray(pca.paint(image, fine, PcaConfig(side=60, smooth=one))) for one in (None, False)]
+    assert (squares[0] == squares[1]).all()
 
 
 def test_the_sheet_holds_every_pair():
