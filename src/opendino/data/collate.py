@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 
-from opendino.data.augment import Crops
+from opendino.data.augment import Crops, Look
+from opendino.data.effects import ChunkedEffects
 from opendino.data.masking import BatchMasks
 from opendino.errors import DataError
 
@@ -40,6 +41,9 @@ class PretrainBatch:
         images: number of images B.
         ids: index of every image in the data set.
         skipped: images that could not be read while this batch was made.
+        slow: number of images that the fast decoder left to Pillow.
+        global_effects: flips and colours that `finish` still gives to the global crops; None for none.
+        local_effects: likewise for the local crops.
     """
 
     global_crops: Shaped[Tensor, "GB C H W"]
@@ -50,6 +54,9 @@ class PretrainBatch:
     images: int
     ids: Int64[Tensor, " B"]
     skipped: tuple[Skipped, ...] = ()
+    slow: int = 0
+    global_effects: ChunkedEffects | None = None
+    local_effects: ChunkedEffects | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PretrainBatch":
         """The same batch with all tensors on a device."""
@@ -58,6 +65,12 @@ class PretrainBatch:
     def pin_memory(self) -> "PretrainBatch":
         """The same batch in page-locked memory, for asynchronous copies; the loader's pinning thread calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
+
+    def finish(self, mean: Sequence[float], std: Sequence[float]) -> "PretrainBatch":
+        """The same batch with all effects done on its device, and normalised."""
+        crops = {"global_crops": self.global_effects, "local_crops": self.local_effects}
+        done = {name: effects(getattr(self, name)) for name, effects in crops.items() if effects is not None}
+        return replace(self, **done, global_effects=None, local_effects=None).normalize(mean, std)
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> "PretrainBatch":
         """The same batch with crops as (value - mean) / std in float32, values counted from 0 to 1."""
@@ -103,7 +116,8 @@ class PretrainBatch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "PretrainBatch":
         moved = {name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        effects = {name: value.map(function) for name, value in vars(self).items() if isinstance(value, ChunkedEffects)}
+        return replace(self, **moved, **effects)
 
 
 def normalize(
@@ -114,7 +128,7 @@ def normalize(
     scale = torch.tensor(std, dtype=torch.float64).mul(full).reciprocal()
     shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
     scale, shift = (t.float().view(1, -1, 1, 1).to(images.device) for t in (scale, shift))
-    return torch.addcmul(shift, images.float(), scale)
+    return torch.addcmul(shift, images.to(torch.float32, memory_format=torch.contiguous_format), scale)
 
 
 def collate(
@@ -137,11 +151,23 @@ def collate(
         images=len(views),
         ids=torch.tensor(ids, dtype=torch.int64),
         skipped=tuple(skipped),
+        slow=sum(view.slow for view in views),
+        global_effects=_effects([view.looks[: len(view.globals)] for view in views]),
+        local_effects=_effects([view.looks[len(view.globals) :] for view in views]),
     )
 
 
+def _effects(looks: list[tuple[Look, ...]]) -> ChunkedEffects | None:
+    """[image][crop] to one row a crop, crop-major."""
+    rows = [image[crop] for crop in range(len(looks[0])) for image in looks]
+    return ChunkedEffects.of(rows) if rows else None
+
+
 def _stack(images: list[list[np.ndarray]], channels: int) -> Shaped[Tensor, "rows C H W"]:
-    """[image][crop] of [C, H, W] to one tensor of crop-major rows; float32 as soon as one crop is."""
+    """[image][crop] of [C, H, W] to one tensor of crop-major rows; float32 as soon as one crop is.
+
+    Crops whose channels come last in memory make a batch whose channels do: nothing is turned round on the CPU.
+    """
     rows = [image[crop] for crop in range(len(images[0])) for image in images]
     if not rows:
         return torch.empty((0, channels, 0, 0))

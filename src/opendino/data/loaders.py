@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from opendino.config import check_numbers
 from opendino.data.augment import Crops, CropsConfig, MultiCrop, check_crops
 from opendino.data.collate import PretrainBatch, Skipped, collate
 from opendino.data.datasets import ImageDataset
-from opendino.data.decode import Decoded
+from opendino.data.fast import Decoder, choose_decoder, fast_views, keep_to_one_thread
 from opendino.data.masking import BatchMasks, MaskConfig, draw_masks, mask_shares
 from opendino.data.normalization import normalization
 from opendino.data.samplers import InfiniteSampler, keyed_rng
@@ -52,12 +53,18 @@ class LoaderConfig:
         prefetch: batches that each worker prepares ahead.
         max_bad_rate: share of images that may be unreadable before the run stops, 0 to 1.
         min_bad_count: unreadable images that are tolerated in any case.
+        decoder: "pillow" gives the published numbers, "fast" the same views by simplejpeg and OpenCV at several times
+            the speed, equal but for rounding (see `fast.py`); "auto" is fast where these are installed.
+        photometric: who flips, colours and blurs the crops: the "worker" that cut them, or the "device", for whole
+            batches (see `effects.py`); "auto" is the device on CUDA.
     """
 
     workers: int = -1
     prefetch: int = 2
     max_bad_rate: float = 0.01
     min_bad_count: int = 10
+    decoder: Decoder = "pillow"
+    photometric: Literal["auto", "worker", "device"] = "auto"
 
     def __post_init__(self) -> None:
         # -1 workers: to be chosen
@@ -99,9 +106,13 @@ class _Steps(Dataset):
         masks: MaskConfig,
         sampler: InfiniteSampler,
         batch_size: int,
+        *,
+        fast: bool,
+        bare: bool,
     ) -> None:
         self.dataset, self.sizes, self.masks = dataset, sizes, masks
         self.sampler, self.batch_size = sampler, batch_size
+        self.fast, self.bare = fast, bare
 
     def __getitem__(self, index: int) -> "PretrainBatch | _Failure":
         step = index
@@ -120,13 +131,13 @@ class _Steps(Dataset):
         here = self.batch_size // sampler.world
         positions = step * self.batch_size + sampler.rank + sampler.world * np.arange(here)
         crops = self.sizes.at(step)
-        draw = MultiCrop(crops, self.dataset.options.channels)
+        draw = MultiCrop(crops, self.dataset.options.channels, bare=self.bare)
         views: list[Crops] = []
         ids: list[int] = []
         skipped: list[Skipped] = []
         for position, index in zip(positions.tolist(), sampler.at(positions).tolist(), strict=True):
-            image, index = self._readable(position, index, skipped)
-            views.append(draw(image, keyed_rng(sampler.seed, "crops", position)))
+            made, index = self._readable(draw, position, index, skipped)
+            views.append(made)
             ids.append(index)
         side = crops.global_size // self.sizes.patch_size
         return collate(views, self._masks(step, positions, (side, side)), ids, skipped)
@@ -146,12 +157,12 @@ class _Steps(Dataset):
         )
         return draw_masks(shares, grid, self.masks, rngs)
 
-    def _readable(self, position: int, index: int, skipped: list[Skipped]) -> tuple[Decoded, int]:
-        """The image at this position of the run, or the first readable one of those drawn to replace it."""
+    def _readable(self, crops: MultiCrop, position: int, index: int, skipped: list[Skipped]) -> tuple[Crops, int]:
+        """Views of the image at this position of the run, or of the first readable one of those drawn to replace it."""
         others = keyed_rng(self.sampler.seed, "replacements", position)
         for _ in range(REPLACEMENTS):
             try:
-                return self.dataset.image(index), index
+                return self._views(crops, index, keyed_rng(self.sampler.seed, "crops", position)), index
             except DataError as error:
                 skipped.append(Skipped(index, self.dataset.identify(index), str(error)))
                 index = int(others.integers(len(self.dataset)))
@@ -159,6 +170,11 @@ class _Steps(Dataset):
             f"{self.dataset.name}: {REPLACEMENTS} images in a row cannot be read, such as {skipped[-1].reason}; check "
             "the files"
         )
+
+    def _views(self, crops: MultiCrop, index: int, rng: np.random.Generator) -> Crops:
+        if self.fast:
+            return fast_views(self.dataset, index, crops, rng)
+        return crops(self.dataset.image(index), rng)
 
 
 @dataclass(frozen=True)
@@ -214,6 +230,7 @@ class PretrainLoader:
         waited: seconds that `next` has waited for data so far (with 0 workers: the time of making it).
         step: step of the next batch.
         bad: what could not be read.
+        slow: images that the fast decoder had to leave to Pillow so far.
     """
 
     def __init__(
@@ -226,7 +243,7 @@ class PretrainLoader:
         normalization: tuple[tuple[float, ...], tuple[float, ...]],
         device: torch.device,
     ) -> None:
-        self.step, self.waited, self.bad = start_step, 0.0, bad
+        self.step, self.waited, self.bad, self.slow = start_step, 0.0, bad, 0
         self._mean_std, self._device = normalization, device
         self._steps = _Count(start_step)
         with warnings.catch_warnings():
@@ -258,8 +275,9 @@ class PretrainLoader:
             self.close()
             raise DataError(batch.message)
         self.bad.add(batch)
+        self._count_slow(batch)
         self.step += 1
-        return batch.to(self._device, non_blocking=True).normalize(*self._mean_std)
+        return batch.to(self._device, non_blocking=True).finish(*self._mean_std)
 
     def _fetch(self) -> "PretrainBatch | _Failure":
         try:
@@ -273,6 +291,11 @@ class PretrainLoader:
                 f"no data came for step {self.step} ({error}); if one of {self._loader.num_workers} workers died for "
                 "lack of memory, set loader.workers to fewer, or 0"
             ) from error
+
+    def _count_slow(self, batch: PretrainBatch) -> None:
+        if batch.slow and not self.slow:
+            _log.info("images that the fast decoder cannot take, such as CMYK and palettes, are left to Pillow")
+        self.slow += batch.slow
 
     def close(self) -> None:
         """End the worker processes; the loader starts again at its step when it is used again."""
@@ -343,13 +366,15 @@ def pretrain_loader(
         rank: number of this process; it gets positions rank, rank + world, ... of every step.
         world: number of processes.
         device: where the batches are handed out; crops travel there as uint8 and are normalised there.
-        config: batches made ahead, and how many unreadable images are tolerated; its `workers` is not read.
+        config: batches made ahead, how many unreadable images are tolerated, and who decodes and colours; its
+            `workers` is not read.
 
     Returns:
         An iterator with the attributes `waited` and `bad`, and a method `close`.
 
     Raises:
-        ConfigError: a crop size is no multiple of the patch size, or the batch cannot be shared by the processes.
+        ConfigError: a crop size is no multiple of the patch size, the batch cannot be shared by the processes, or the
+            fast decoder is not installed.
         DataError: no image of the data set can be read.
     """
     check_crops(crops, patch_size)
@@ -357,11 +382,19 @@ def pretrain_loader(
         raise ConfigError(
             f"batch_size = {batch_size} cannot be shared equally by {world} processes; use a multiple of {world}"
         )
+    config, device = config or LoaderConfig(), torch.device(device)
+    decoder = choose_decoder(config.decoder)
+    on_device = config.photometric == "device" or (config.photometric == "auto" and device.type == "cuda")
+    where = "the device" if on_device else "the workers"
+    _log.info("decoder %s (%s); colours by %s", *decoder, where)
     require_readable(dataset)
     channels = dataset.options.channels
+    fast = decoder.decoder == "fast"
+    if fast:
+        keep_to_one_thread()
     sampler = InfiniteSampler(len(dataset), seed, 0, rank, world)
-    steps = _Steps(dataset, CropSizes(crops, patch_size, seed), masks, sampler, batch_size)
-    config = config or LoaderConfig()
+    sizes = CropSizes(crops, patch_size, seed)
+    steps = _Steps(dataset, sizes, masks, sampler, batch_size, fast=fast, bare=on_device)
     bad = BadImages(dataset.name, config.max_bad_rate, config.min_bad_count, len(dataset))
     mean_std = normalization(channels, crops.mean, crops.std)
-    return PretrainLoader(steps, start_step, workers, config.prefetch, bad, mean_std, torch.device(device))
+    return PretrainLoader(steps, start_step, workers, config.prefetch, bad, mean_std, device)

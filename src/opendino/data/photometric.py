@@ -109,11 +109,11 @@ def gaussian_kernel(sigma: float) -> Float32[np.ndarray, "9"]:
 
 def _blur_matrix(size: int, kernel: Float32[np.ndarray, "9"]) -> Float32[np.ndarray, "n n"]:
     """The blur of a line of pixels as a matrix: for small images two products are faster than eighteen additions."""
-    return (kernel @ _shifts(size)).reshape(size, size)
+    return (kernel @ line_shifts(size)).reshape(size, size)
 
 
 @lru_cache(maxsize=64)
-def _shifts(size: int) -> Float32[np.ndarray, "9 nn"]:
+def line_shifts(size: int) -> Float32[np.ndarray, "9 nn"]:
     """For each tap of the kernel, the matrix that moves a line of pixels by it and mirrors the ends."""
     taps = np.arange(BLUR_KERNEL) - BLUR_KERNEL // 2
     period = max(1, 2 * size - 2)

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from opendino.axes import Images
 from opendino.checkpoint.hub import load_backbone
-from opendino.data.crops import resize, size_of
-from opendino.data.decode import Decoded, match_channels
+from opendino.data.crops import size_of
+from opendino.data.decode import Decoded
+from opendino.data.photo import Photo
 from opendino.data.transforms import EvalTransform, centre
 from opendino.errors import ConfigError
 from opendino.eval._features import FeatureConfig, framing, place
@@ -111,27 +112,25 @@ class Embedder:
         self.shapes: dict[str, tuple[int, ...]] = shapes
         self.names = tuple(shapes)
 
-    def prepare(self, image: Decoded) -> Float32[Tensor, "C H W"]:
+    def prepare(self, image: Decoded | Photo) -> Float32[Tensor, "C H W"]:
         """One picture as the model takes it.
 
         Raises:
-            DataError: it has other channels than the model.
+            DataError: it has other channels than the model, or is a photograph that turns out to be damaged.
         """
-        spec, fit = self.backbone.input_spec, self.settings.fit
-        side = self.side
+        spec, fit, side = self.backbone.input_spec, self.settings.fit, self.side
         transform = EvalTransform(side, self._resize, spec.mean, spec.std, spec.channels)
         if fit == "crop":
             return transform(image)
-        image = match_channels(image, spec.channels)
-        if fit == "stretch":
-            return transform.to_tensor(resize(image, side, side))
+        height, width = (side, side) if fit == "stretch" else image.size if isinstance(image, Photo) else size_of(image)
         if fit == "pad":
-            height, width = size_of(image)
             scale = side / max(height, width)
-            image = resize(image, max(round(height * scale), 1), max(round(width * scale), 1))
-            return transform.to_tensor(centre(image, (side, side)))
-        h, w = patch_grid(size_of(image), self.backbone.patch_size, side)
-        return transform.to_tensor(resize(image, h * self.backbone.patch_size, w * self.backbone.patch_size))
+            height, width = max(round(height * scale), 1), max(round(width * scale), 1)
+        elif fit == "whole":
+            h, w = patch_grid((height, width), self.backbone.patch_size, side)
+            height, width = h * self.backbone.patch_size, w * self.backbone.patch_size
+        fitted = transform.fit(image, height, width)
+        return transform.to_tensor(centre(fitted, (side, side)) if fit == "pad" else fitted)
 
     @torch.no_grad()
     def __call__(self, images: Images) -> dict[str, Tensor]:

@@ -127,7 +127,9 @@ def test_bad_images_are_replaced_named_and_counted(image_folder, workers, caplog
 def test_too_many_bad_images_stop_the_run(image_folder):
     spoil(image_folder, 1)
     loader = feed(image_folder, config=LoaderConfig(min_bad_count=0))
-    with pytest.raises(DataError, match=r"1 of \d images read so far cannot be decoded, more than .*=0.01: .*1.png.*=0.\d"):
+    with pytest.raises(
+        DataError, match=r"1 of \d images read so far cannot be decoded, more than .*=0.01: .*1.png.*=0.\d"
+    ):
         take(loader, 100)
     loader.close()
 
@@ -228,3 +230,73 @@ def test_settings_that_do_not_fit(image_folder, options, message):
 def test_loader_settings_out_of_range(wrong):
     with pytest.raises(ConfigError, match=f"loader.{next(iter(wrong))}"):
         LoaderConfig(**wrong)
+
+
+WAYS = [("pillow", "worker"), ("pillow", "device"), ("fast", "worker"), ("fast", "device")]
+
+
+def jpegs(folder, oracle):
+    """Six JPEG files, one of them in CMYK and one of them broken."""
+    folder.mkdir()
+    for number in range(6):
+        picture = oracle.picture("RGB", 40 + number, 50 - number)
+        picture = picture.convert("CMYK") if number == 2 else picture
+        picture.save(folder / f"{number}.jpg")
+    broken = folder / "4.jpg"
+    broken.write_bytes(broken.read_bytes()[:700])
+    return folder
+
+
+def same(one, other):
+    names = ("global_crops", "local_crops", "masks", "ids")
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names) and one.slow == other.slow
+
+
+@pytest.mark.parametrize(("decoder", "photometric"), WAYS)
+def test_batches_are_equal_with_any_workers_and_after_a_resume(tmp_path, oracle, decoder, photometric):
+    if decoder == "fast":
+        pytest.importorskip("simplejpeg", reason="the extra `fast` is not installed")
+        pytest.importorskip("cv2", reason="the extra `fast` is not installed")
+    folder = jpegs(tmp_path / "images", oracle)
+    config = LoaderConfig(decoder=decoder, photometric=photometric, max_bad_rate=0.9)
+    crops = CropsConfig(global_size=32, local_size=16, local_number=2)
+    alone = feed(folder, crops=crops, config=config)
+    batches = take(alone, 5)
+    for workers in (1, 3):
+        again = take(feed(folder, crops=crops, config=config, workers=workers), 5)
+        assert all(map(same, batches, again))
+    assert all(map(same, batches[3:], take(feed(folder, crops=crops, config=config, start_step=3, workers=1), 2)))
+    assert alone.bad.failed == len([one for batch in batches for one in batch.skipped]) > 0
+    of_cmyk = sum((batch.ids == 2).sum().item() for batch in batches)
+    assert alone.slow == (of_cmyk if decoder == "fast" else 0)
+    assert of_cmyk > 0
+
+
+@pytest.mark.parametrize(("decoder", "photometric"), WAYS[1:])
+def test_every_way_shows_the_same_but_for_rounding(tmp_path, oracle, decoder, photometric):
+    if decoder == "fast":
+        pytest.importorskip("simplejpeg", reason="the extra `fast` is not installed")
+        pytest.importorskip("cv2", reason="the extra `fast` is not installed")
+    folder = jpegs(tmp_path / "images", oracle)
+    crops = CropsConfig(global_size=32, local_size=16, local_number=2, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    plain, other = (
+        take(feed(folder, crops=crops, config=config), 4)
+        for config in (
+            LoaderConfig(max_bad_rate=0.9, photometric="worker"),
+            LoaderConfig(max_bad_rate=0.9, decoder=decoder, photometric=photometric),
+        )
+    )
+    for one, two in zip(plain, other, strict=True):
+        assert torch.equal(one.ids, two.ids)
+        assert torch.equal(one.masks, two.masks)
+        assert one.skipped == two.skipped
+        assert (one.global_crops - two.global_crops).abs().mean() < 1.8
+        assert (one.local_crops - two.local_crops).abs().mean() < 1.8
+
+
+def test_the_log_says_once_who_decodes(image_folder, caplog):
+    with caplog.at_level(logging.INFO, logger="opendino"):
+        logging.getLogger("opendino").propagate = True
+        take(feed(image_folder), 2)
+    said = [record.getMessage() for record in caplog.records if "decoder" in record.getMessage()]
+    assert said == ["decoder pillow (asked for); colours by the workers"]
