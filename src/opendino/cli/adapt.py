@@ -2,7 +2,6 @@
 """`opendino adapt`: train on from a run or from published weights, at another resolution or on other images."""
 
 import dataclasses
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,13 +60,13 @@ def main(argv: list[str]) -> int:
         adapted = adapt(typed(planned.config), chosen, planned.dataset)
     except Stopped as stopped:
         print(f"stopped and saved in {planned.config.output_dir}; the same command continues", file=sys.stderr)
-        return 130 if stopped.signal == signal.SIGINT else 143
-    _report(adapted)
+        return 128 + stopped.signal
+    _report(adapted, planned.config.data)
     return 0
 
 
-def _report(adapted: "Adapted") -> None:
-    report_training(adapted.outcome)
+def _report(adapted: "Adapted", data: str) -> None:
+    report_training(adapted.outcome, data)
     if adapted.drift:
         print("compared with the start (1 where nothing has moved):")
     for name, value in adapted.drift.items():
