@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every setting of an adaptation: those of pretraining, where it starts from, and how new heads or LoRA are trained."""
 
+import re
 from dataclasses import dataclass, field
 
 from opendino.config import check_numbers, expand_home
@@ -51,6 +52,12 @@ class AdaptSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "held_out", expand_home(self.held_out))
         check_numbers("adapt", vars(self), _LIMITS)
+        try:
+            re.compile(self.lora_layers)
+        except re.error as error:
+            raise ConfigError(
+                f"adapt.lora_layers = {self.lora_layers} is no regular expression ({error}); such as attn\\.(qkv|proj)"
+            ) from None
 
 
 @dataclass(frozen=True)

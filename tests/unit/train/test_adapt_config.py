@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
 import pytest
 
 from opendino.config import load, to_yaml
@@ -16,6 +18,9 @@ def test_settings_survive_the_way_through_yaml(tmp_path):
         typed(PretrainConfig())
 
 
+RECIPES = sorted((Path(__file__).parents[3] / "configs" / "adapt").glob("*.yaml"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -28,6 +33,7 @@ def test_settings_survive_the_way_through_yaml(tmp_path):
             r"optim\.warmup = 7 steps is longer than the run of 6",
         ),
         ("adapt.lora=-1", r"adapt\.lora = -1 is out of its range"),
+        ("adapt.lora_layers=attn(", r"adapt\.lora_layers = attn\( is no regular expression"),
         ("adapt.channels=best", r"adapt\.channels = 'best': input should be 'auto', 'mean', 'repeat' or 'keep'"),
         ("resolution=-14", r"resolution = -14 is out of its range"),
         ("drift.limit=2", r"drift\.limit = 2\.0 is out of its range"),
@@ -37,6 +43,13 @@ def test_settings_survive_the_way_through_yaml(tmp_path):
 def test_contradictions_are_one_sentence(words, message):
     with pytest.raises(ConfigError, match=message):
         check_adaptation(load(AdaptConfig, None, words.split()))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_load(path):
+    config = load(AdaptConfig, path)
+    check_adaptation(config)
+    assert config.resolution or config.adapt.head_steps, "a recipe says what is done"
 
 
 def test_the_home_is_opened(monkeypatch):
