@@ -6,6 +6,7 @@ multiplied, used and forgotten, its weight normalisation too; the backward pass 
 logits is in `_cross_entropy.py`.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,33 @@ def chunked_cross_entropy(
     return _ChunkedCrossEntropy.apply(x, last.v, last.g, targets.detach(), which, temp)
 
 
+@dataclass(frozen=True)
+class Unprojected:
+    """Logits that are not there yet: rows that the last layer would be given, and the layer.
+
+    As far as methods take logits apart, so do these. `_cross_entropy.py` takes either.
+    """
+
+    rows: Float[Tensor, "*axes d"]
+    last: LastLayer
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the logits."""
+        return torch.Size((*self.rows.shape[:-1], len(self.last.v)))
+
+    def __getitem__(self, places: slice) -> "Unprojected":
+        return Unprojected(self.rows[places], self.last)
+
+    def split(self, sizes: list[int]) -> list["Unprojected"]:
+        """Parts along the first axis."""
+        return [Unprojected(part, self.last) for part in self.rows.split(sizes)]
+
+    def unflatten(self, dim: int, sizes: tuple[int, ...]) -> "Unprojected":
+        """An axis as several; `dim` is counted from the front."""
+        return Unprojected(self.rows.unflatten(dim, sizes), self.last)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -77,8 +105,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401  torch's own
-        (grad,) = grads
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401  # pyrefly: ignore[bad-override]
+        (grad,) = grad_outputs
         x, v, g, targets, log_sum, mass = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             factor = x.to(ctx.dtype)

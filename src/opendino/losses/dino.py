@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from opendino.losses._cross_entropy import cross_entropy
+from opendino.losses._chunked import Unprojected
+from opendino.losses._cross_entropy import cross_entropies
 
 STUDENT_TEMP = 0.1
 """Temperature of the student's softmax in the published method, for the DINO and the iBOT term."""
@@ -29,8 +30,8 @@ class DinoTerms(NamedTuple):
 
 
 def dino_loss(
-    student_globals: Float[Tensor, "G B K"],
-    student_locals: Float[Tensor, "L B K"],
+    student_globals: Float[Tensor, "G B K"] | Unprojected,
+    student_locals: Float[Tensor, "L B K"] | Unprojected,
     teacher: Float[Tensor, "G B K"],
     *,
     student_temp: float = STUDENT_TEMP,
@@ -55,9 +56,9 @@ def dino_loss(
     # A sum over teachers of cross-entropies is the cross-entropy against the sum of the teachers' rows.
     of_all = teacher.sum(dim=0)
     of_others = torch.stack([_sum_without(teacher, crop) for crop in range(n_globals)])
-    local = cross_entropy(student_locals, of_all.expand_as(student_locals), student_temp).mean(dim=1).sum()
-    global_ = cross_entropy(student_globals, of_others, student_temp).mean(dim=1).sum()
-    return DinoTerms(local=local / n_pairs, global_=global_ / n_pairs)
+    terms = cross_entropies([(student_locals, of_all), (student_globals, of_others)], student_temp)
+    local, global_ = (term.mean(dim=1).sum() / n_pairs for term in terms)
+    return DinoTerms(local=local, global_=global_)
 
 
 def _sum_without(teacher: Float[Tensor, "G B K"], crop: int) -> Float[Tensor, "B K"]:

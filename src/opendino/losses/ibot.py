@@ -7,12 +7,13 @@ Which patches those are is decided in `data/masking.py`.
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from opendino.losses._chunked import Unprojected
 from opendino.losses._cross_entropy import cross_entropy
 from opendino.losses.dino import STUDENT_TEMP
 
 
 def ibot_loss(
-    student: Float[Tensor, "M K"],
+    student: Float[Tensor, "M K"] | Unprojected,
     teacher: Float[Tensor, "M K"],
     masks_weight: Float[Tensor, " M"],
     rows: int,

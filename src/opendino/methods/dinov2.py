@@ -7,7 +7,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float32
@@ -18,6 +18,7 @@ from opendino.data.collate import PretrainBatch
 from opendino.distributed import gather_rows
 from opendino.errors import ConfigError, ModelError
 from opendino.layers.dino_head import HEAD_LIMITS, DINOHead
+from opendino.losses._chunked import LastLayer, Unprojected
 from opendino.losses.centering import Centering
 from opendino.losses.dino import dino_loss
 from opendino.losses.ibot import ibot_loss
@@ -26,6 +27,9 @@ from opendino.losses.sinkhorn import sinkhorn_knopp
 from opendino.methods.method import Method, StepOutput
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.optim.schedules import Schedule, cosine, linear, steps_of
+
+IN_BLOCKS_FROM = 16384
+"""Prototypes from which the student's last layer and its loss are computed together (`losses/_chunked.py`)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class DINOConfig:
         nlayers: linear layers of the head's MLP.
         centering: targets by a running centre, or by Sinkhorn-Knopp; "none" leaves nothing against collapse, for
             experiments on it.
+        in_blocks: with 16,384 prototypes or more never hold the student's logits: less memory, and faster.
         objective: agreement on prototypes, as published, or of features kept apart by their coding rate, without
             prototypes and centering (`methods/coding_rate.py`).
         coding_weight: weight of the coding rate.
@@ -52,6 +57,7 @@ class DINOConfig:
     bottleneck_dim: int = 256
     nlayers: int = 3
     centering: Literal["centering", "sinkhorn_knopp", "none"] = "centering"
+    in_blocks: bool = True
     objective: Literal["prototypes", "coding_rate"] = "prototypes"
     coding_weight: float = 1.0
     coding_eps: float = 0.5
@@ -173,19 +179,19 @@ class Targets(NamedTuple):
 
 
 class StudentViews(NamedTuple):
-    """What the student says; logits are None where no term asks.
+    """What the student says; logits are None where no term asks, and may not be there yet (`Unprojected`).
 
     Attributes:
         cls: class tokens of the masked global crops, from the backbone.
-        global_logits: prototype logits of those.
-        local_logits: prototype logits of the local crops; L may be 0.
-        patch_logits: prototype logits of the masked patches.
+        global_logits: [G, B, K], prototype logits of those.
+        local_logits: [L, B, K], prototype logits of the local crops; L may be 0.
+        patch_logits: [M, Kp], prototype logits of the masked patches.
     """
 
     cls: Float[Tensor, "G B D"]
-    global_logits: Float[Tensor, "G B K"] | None
-    local_logits: Float[Tensor, "L B K"] | None
-    patch_logits: Float[Tensor, "M Kp"] | None
+    global_logits: Any
+    local_logits: Any
+    patch_logits: Any
 
 
 class DINOv2(Method):
@@ -394,16 +400,18 @@ class DINOv2(Method):
 
     def _logits(
         self, network: nn.ModuleDict, cls: Float[Tensor, "rows D"], patches: Float[Tensor, "M D"]
-    ) -> tuple[Float[Tensor, "rows K"] | None, Float[Tensor, "M Kp"] | None]:
+    ) -> tuple[Any, Any]:
         """Prototype logits of crops and of patches, by one call where they share a head; None where no term asks."""
         dino, ibot = self.config.dino, self.config.ibot
+        in_blocks = dino.in_blocks and network is self.student
         if dino.loss_weight and ibot.loss_weight and not ibot.separate_head:
-            of_crops, of_patches = network["dino_head"](torch.cat([cls, patches])).split([len(cls), len(patches)])
+            both = _project(network["dino_head"], torch.cat([cls, patches]), in_blocks)
+            of_crops, of_patches = both.split([len(cls), len(patches)])
             return of_crops, of_patches
         patch_head = "ibot_head" if ibot.separate_head else "dino_head"
         return (
-            network["dino_head"](cls) if dino.loss_weight else None,
-            network[patch_head](patches) if ibot.loss_weight else None,
+            _project(network["dino_head"], cls, in_blocks) if dino.loss_weight else None,
+            _project(network[patch_head], patches, in_blocks) if ibot.loss_weight else None,
         )
 
 
@@ -419,6 +427,14 @@ def _network(backbone: VisionTransformer, config: DINOv2Config) -> nn.ModuleDict
 
 def _head(in_dim: int, config: DINOConfig | IBOTConfig) -> DINOHead:
     return DINOHead(in_dim, config.prototypes, config.hidden_dim, config.bottleneck_dim, config.nlayers)
+
+
+def _project(head: nn.Module, tokens: Float[Tensor, "rows D"], in_blocks: bool) -> Any:  # noqa: ANN401  logits or not yet
+    """Logits; or what they would be made of, where they are many and the head's parameters are at hand as they are."""
+    if not (in_blocks and isinstance(head, DINOHead) and head.out_dim >= IN_BLOCKS_FROM):
+        return head(tokens)
+    v, g = head.last_layer.weight_v, head.last_layer.weight_g
+    return Unprojected(head.bottleneck(tokens), LastLayer(v, g)) if type(v) is nn.Parameter else head(tokens)
 
 
 def _masked_patches(patches: Float[Tensor, "GB N D"], batch: PretrainBatch) -> Float[Tensor, "M D"]:

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from opendino.losses import _chunked
-from opendino.losses._chunked import LastLayer, chunked_cross_entropy
+from opendino.losses._chunked import LastLayer, Unprojected, chunked_cross_entropy
 from opendino.losses._cross_entropy import cross_entropy
+from opendino.losses.dino import dino_loss
+from opendino.losses.ibot import ibot_loss
 
 
 def plain(x, last, targets, which, temp):
@@ -75,3 +77,25 @@ def test_autocast_is_as_close_as_the_plain_way():
         assert {one.dtype for one in found} == {torch.float32}
         off.append([float((one - two).abs().max() / two.abs().max()) for one, two in zip(found, exact, strict=True)])
     assert all(one < 1.5 * two + 1e-4 for one, two in zip(*off, strict=True)), off
+
+
+@pytest.mark.parametrize("locals_", [0, 3])
+def test_the_terms_take_logits_that_are_not_there_yet(locals_):
+    K, B, M = 50, 4, 7
+    rows, last = given((2 + locals_) * B + M, 8, K)
+    teacher = torch.softmax(torch.randn(2, B, K) * 2, dim=-1)
+    of_patches, weights = torch.softmax(torch.randn(M, K), dim=-1), torch.rand(M)
+
+    def loss(x, last, *, there):
+        logits = torch.nn.functional.linear(x, last.v * (last.g / last.v.norm(dim=1, keepdim=True)))
+        said = logits if there else Unprojected(x, last)
+        assert said.shape == logits.shape
+        crops, patches = said.split([(2 + locals_) * B, M])
+        crops = crops.unflatten(0, (-1, B))
+        terms = dino_loss(crops[locals_:], crops[:locals_], teacher)
+        return torch.stack([*terms, ibot_loss(patches, of_patches, weights, 2 * B)])
+
+    found, wanted = (
+        rows_and_gradients(lambda x, last, t=there: loss(x, last, there=t), rows, last) for there in (False, True)
+    )
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

@@ -10,6 +10,8 @@ import torch
 from opendino.data.collate import PretrainBatch
 from opendino.data.masking import MaskConfig, batch_masks
 from opendino.errors import ConfigError, ModelError
+from opendino.losses._chunked import Unprojected
+from opendino.methods import dinov2
 from opendino.methods.dinov2 import (
     DINOConfig,
     DINOv2,
@@ -331,3 +333,25 @@ def test_published_teacher_schedules():
 def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize("separate_head", [False, True])
+@pytest.mark.parametrize("n_locals", [0, 2])
+def test_in_blocks_of_prototypes_the_loss_and_its_gradients_are_the_same(n_locals, separate_head, weights, monkeypatch):
+    monkeypatch.setattr(dinov2, "IN_BLOCKS_FROM", 1)
+    batch, losses, gradients = made_batch(n_locals=n_locals), [], []
+    for in_blocks in (True, False):
+        method = made_method(*weights, separate_head=separate_head)
+        method.config = dataclasses.replace(
+            method.config, dino=dataclasses.replace(method.config.dino, in_blocks=in_blocks)
+        )
+        views = method.student_views(batch)
+        said = views.patch_logits if views.global_logits is None else views.global_logits
+        assert isinstance(said, Unprojected) == in_blocks
+        output = method(batch, 0.05)
+        output.loss.backward()
+        losses.append(torch.stack([output.loss.detach(), *output.terms.values()]))
+        gradients.append({name: p.grad for name, p in method.student.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
