@@ -21,7 +21,7 @@ embedding  a data set as a map of thumbnails: method=tsne or pca, grid=true, ima
 MODEL   a run folder, a weights folder, a .pth or .safetensors file with official names, or a published name
 IMAGES  image files, folders, or other data sets (the first 12 pictures, spread over each; images=N takes N)
 
-FILE is a PNG; except for pca a name that ends in .html makes a page that holds its pictures. Some settings:
+FILE is a PNG; a name that ends in .html makes a page that holds its pictures. Some settings:
   size=518 (longer side the model sees) side=336 (of each panel) smooth=false device=cpu
   pca: background=keep joint=false threshold=0.5 components=[1,2,3]
   match: count=30 spacing=2 foreground=false threshold=0.5

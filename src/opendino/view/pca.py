@@ -30,6 +30,7 @@ from opendino.data.transforms import EvalTransform
 from opendino.errors import ConfigError, DataError
 from opendino.files import write_whole
 from opendino.models.vision_transformer import VisionTransformer
+from opendino.view import report
 
 _DATA_SETS = (".txt", ".csv", ".tsv", ".parquet", ".pq")
 _GAP, _MARGIN = 6, 18  # pixels between the two pictures of a pair, and around pairs
@@ -42,7 +43,7 @@ class PcaConfig:
     """How the picture is made.
 
     Attributes:
-        out: PNG file.
+        out: PNG file, or, where the name ends in .html, a page that holds the pictures.
         size: longer side of what the model sees, pixels; both sides are rounded to multiples of the patch, nothing is
             cut off. None takes twice the model's own size, for a finer grid than it was trained on.
         images: most pictures that are taken from a folder or data set, evenly spread over it.
@@ -131,11 +132,12 @@ def run(backbone: VisionTransformer, sources: Sequence[str], config: PcaConfig) 
     if not images:
         raise DataError("view pca: no image was named; give files, a folder or a data set")
     maps = colour_maps([patch_features(backbone, image, config.size) for image in images], config)
-    picture = sheet(
-        [(shown(image), paint(image, colours, config)) for image, colours in zip(images, maps, strict=True)],
-        config.side,
-    )
-    return write_whole(Path(config.out), lambda partial: picture.save(partial, "PNG"), error=ConfigError)
+    pairs = [(shown(image), paint(image, colours, config)) for image, colours in zip(images, maps, strict=True)]
+    path = Path(config.out)
+    if path.suffix.lower() in (".html", ".htm"):
+        return write_whole(path, _page(pairs), error=ConfigError)
+    picture = sheet(pairs, config.side)
+    return write_whole(path, lambda partial: picture.save(partial, "PNG"), error=ConfigError)
 
 
 def read(source: str, channels: int, config: PcaConfig = PcaConfig()) -> list[Decoded]:
@@ -296,6 +298,17 @@ def sheet(pairs: Sequence[tuple[Image.Image, Image.Image]], side: int) -> Image.
                 whole.paste(one.resize((width, height), kind), (x, top + (tall - height) // 2))
         top += tall + _MARGIN
     return whole
+
+
+def _page(pairs: Sequence[tuple[Image.Image, Image.Image]]) -> str:
+    pictures = [picture for pair in pairs for picture in pair]
+    words = [word for number in range(1, len(pairs) + 1) for word in (f"image {number}", "its patches")]
+    grid = report.image_grid(pictures, alts=words, captions=words, columns=4, width=260, lossy=True)
+    lead = (
+        "The first principal component of the patch features finds the foreground, the next three colour it; where the "
+        "images share the components, equal colours mean equal features."
+    )
+    return report.page("PCA of patch features", [grid], lead=lead)
 
 
 def place(backbone: VisionTransformer, device: str) -> None:

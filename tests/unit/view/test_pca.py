@@ -241,3 +241,14 @@ def test_real_photographs(real_data, tmp_path):
     colours = np.concatenate([one.colours[one.foreground] for one in maps])
     assert colours.std(axis=0).min() > 0.1
     assert np.abs(np.corrcoef(colours.T)[np.triu_indices(3, 1)]).max() < 0.3  # components are uncorrelated
+
+
+def test_a_page_holds_its_pictures(tmp_path):
+    torch.manual_seed(0)
+    backbone = VisionTransformer(img_size=16, patch_size=4, embed_dim=64, depth=1, num_heads=1)
+    for number in range(2):
+        Image.new("RGB", (20, 16), (90 * number, 30, 60)).save(tmp_path / f"{number}.png")
+    done = pca.run(backbone, [str(tmp_path)], PcaConfig(out=str(tmp_path / "page.html"), device="cpu"))
+    text = done.read_text()
+    assert text.count("<img") == 4
+    assert "src=\"http" not in text
