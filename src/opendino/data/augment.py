@@ -29,7 +29,7 @@ _BLUR = {"effective": (0.0, 0.9, 0.5), "paper": (1.0, 0.1, 0.5)}
 _AMOUNTS = dict.fromkeys(("flip", "jitter", "gray", "solarize"), 1.0)
 _AMOUNTS |= {"brightness": 100.0, "contrast": 100.0, "saturation": 100.0, "hue": 0.5}
 _RANGES = {"global_scale": 1.0, "local_scale": 1.0, "aspect": 100.0, "blur_sigma": 100.0}
-_SIZES = {"global_size": (1, 2**16), "local_size": (1, 2**16), "local_number": (0, 1000)}
+_SIZES = {"global_size": (1, 2**16), "local_size": (1, 2**16), "local_number": (0, 1000), "fixed_views": (0, 2**31)}
 _SIZES |= {"mixed_sizes": (1, 2**16), "early_size": (0, 2**16), "early_until": (0, math.inf)}
 _STATISTICS = {"mean": (-math.inf, math.inf), "std": (1e-12, math.inf)}
 _ORDERS = list(permutations(range(4)))
@@ -65,6 +65,8 @@ class CropsConfig:
             Local crops keep their share of the side.
         early_size: side of the global crops early in the run, pixels; 0 for none. Local crops likewise.
         early_until: how long: an int is steps, a float a share of the run.
+        fixed_views: different sets of crops that an image has, one after the other in each epoch; 0 draws new ones
+            every time. Few of them let `opendino distill` keep what its teacher says, and teach less.
     """
 
     global_size: int = 224
@@ -88,6 +90,7 @@ class CropsConfig:
     mixed_sizes: tuple[int, ...] = ()
     early_size: int = 0
     early_until: int | float = 0.75
+    fixed_views: int = 0
 
     def __post_init__(self) -> None:
         for name, highest in _AMOUNTS.items():

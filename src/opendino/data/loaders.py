@@ -162,7 +162,7 @@ class _Steps(Dataset):
         others = keyed_rng(self.sampler.seed, "replacements", position)
         for _ in range(REPLACEMENTS):
             try:
-                return self._views(crops, index, keyed_rng(self.sampler.seed, "crops", position)), index
+                return self._views(crops, index, self._drawn(crops.config, position, index)), index
             except DataError as error:
                 skipped.append(Skipped(index, self.dataset.identify(index), str(error)))
                 index = int(others.integers(len(self.dataset)))
@@ -170,6 +170,13 @@ class _Steps(Dataset):
             f"{self.dataset.name}: {REPLACEMENTS} images in a row cannot be read, such as {skipped[-1].reason}; check "
             "the files"
         )
+
+    def _drawn(self, crops: CropsConfig, position: int, index: int) -> np.random.Generator:
+        """Random numbers of an image's views: of its position in the run, or of one of its few fixed views."""
+        if not crops.fixed_views:
+            return keyed_rng(self.sampler.seed, "crops", position)
+        epoch = position // len(self.dataset)
+        return keyed_rng(self.sampler.seed, f"fixed view {epoch % crops.fixed_views}", index)
 
     def _views(self, crops: MultiCrop, index: int, rng: np.random.Generator) -> Crops:
         if self.fast:

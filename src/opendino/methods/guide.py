@@ -6,7 +6,7 @@ need not have the student's patch size, crop size or normalisation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,14 @@ class Said(NamedTuple):
     patches: Float[Tensor, "GB h w D"]
 
 
+class Memory(Protocol):
+    """Remembers what was said of crops."""
+
+    def said(self, crops: Images, say: Callable[[Images], Said]) -> Said:
+        """What a guide says of crops, asking it only where it has to."""
+        ...
+
+
 class Guide(nn.Module):
     """A frozen network, and how a run's crops are made fit for it.
 
@@ -38,7 +46,12 @@ class Guide(nn.Module):
         centers: running centres of its targets by their names in a run's state, where it was trained with them.
         images: normalisation of the run's crops; None if the backbone expects them as they are.
         size: side that crops are resized to for it, pixels; 0 for none.
+
+    Attributes:
+        memory: what it said before; None where it is asked anew of every batch.
     """
+
+    memory: Memory | None = None
 
     def __init__(
         self,
@@ -75,7 +88,7 @@ class Guide(nn.Module):
         Raises:
             ModelError: the crops do not fit it.
         """
-        return self.say(batch.global_crops)
+        return self.say(batch.global_crops) if self.memory is None else self.memory.said(batch.global_crops, self.say)
 
     @torch.no_grad()
     def say(self, crops: Images) -> Said:

@@ -20,6 +20,7 @@
 | metrics       | metrics.jsonl and TensorBoard                                       |
 | progress      | the bar, or plain lines where there is no terminal                  |
 | distill       | a distillation: its settings, and what follows from its teacher     |
+| guide_cache   | what a frozen teacher said of crops that come again, on the disk    |
 | official_config | training configurations of the official code, as recipes          |
 | teacher       | opens the frozen teacher of a distillation                          |
 | adapt         | training on from weights, and how far the features moved            |

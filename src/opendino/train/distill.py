@@ -6,6 +6,7 @@ Everything else is that of pretraining (`pretrain.py`). The losses are in `metho
 """
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from opendino.methods.guide import Guide, Guided, check_crops_fit
 from opendino.models.presets import BackboneConfig
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.train.config import PretrainConfig, method_config
+from opendino.train.guide_cache import GuideCache
 from opendino.train.loop import Run
 from opendino.train.parts import build_backbone, training_shape
 from opendino.train.plan import Plan, plan
@@ -50,6 +52,7 @@ class DistillConfig:
         projector_layers: linear layers between the student's features and the teacher's, 1 or 2.
         resize: side that global crops are resized to for the teacher, pixels; 0 shows them as they are.
         also: further students, which learn from the same passes of the teacher.
+        cache: folder where what the teacher says of crops is kept, for this run and others; for `crops.fixed_views`.
     """
 
     teacher: str = ""
@@ -59,9 +62,11 @@ class DistillConfig:
     projector_layers: Literal[1, 2] = 2
     resize: int = 0
     also: tuple[BackboneConfig, ...] = ()
+    cache: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "teacher", expand_home(self.teacher))
+        for name in ("teacher", "cache"):
+            object.__setattr__(self, name, expand_home(getattr(self, name)))
         if self.resize < 0:
             raise ConfigError(f"distill.resize = {self.resize}: use 0 for the crops' own, or pixels")
 
@@ -163,7 +168,27 @@ def make_guide(teacher: Teacher, config: PretrainConfig) -> Guide:
     size = settings.resize or config.crops.global_size
     check_crops_fit(backbone, size)
     images = normalization(channels, config.crops.mean, config.crops.std)
-    return Guide(teacher.network, teacher.centers, images, settings.resize)
+    guide = Guide(teacher.network, teacher.centers, images, settings.resize)
+    if settings.cache:
+        guide.memory = GuideCache(_home_of_cache(teacher, config))
+    return guide
+
+
+def _home_of_cache(teacher: Teacher, config: PretrainConfig) -> Path:
+    """A folder for what this teacher says of crops of this normalisation, at this size and in this precision.
+
+    Raises:
+        ConfigError: every crop is new, so nothing would ever be found.
+    """
+    settings = _group(config)
+    if not config.crops.fixed_views:
+        raise ConfigError(
+            f"distill.cache = {settings.cache} would fill and never be used, as every crop is new; set "
+            "crops.fixed_views=N to have N sets of crops for each image, or leave the cache out"
+        )
+    mean, std = normalization(teacher.backbone.in_chans, config.crops.mean, config.crops.std)
+    said = f"{teacher.sha256} {settings.resize} {config.train.precision} {mean} {std}"
+    return Path(settings.cache) / hashlib.sha256(said.encode()).hexdigest()[:24]
 
 
 def choices_by(

@@ -3,6 +3,7 @@ import itertools
 import logging
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,23 @@ def test_processes_share_the_batch_of_one(image_folder, world):
         assert torch.equal(torch.stack(first_crops, dim=1).flatten(0, 1), whole.global_crops[:4])
         masks = torch.stack([part.masks.unflatten(0, (2, -1)) for part in parts], dim=2).flatten(0, 2)
         assert torch.equal(masks, whole.masks)
+
+
+def test_fixed_views_come_again_every_so_many_epochs(image_folder):
+    """Two sets of crops for each of six images, with two images a step: epochs 0 and 2 are equal, 1 and 3 too."""
+
+    def crops_of(batch, image):
+        return batch.global_crops[[image, image + batch.images]]
+
+    batches = take(feed(image_folder, batch_size=2, crops=replace(CROPS, fixed_views=2)), 12)
+    shown = {}
+    for step, batch in enumerate(batches):
+        for image, index in enumerate(batch.ids.tolist()):
+            shown[step // 3, index] = crops_of(batch, image)
+    for index in range(6):
+        assert torch.equal(shown[0, index], shown[2, index])
+        assert torch.equal(shown[1, index], shown[3, index])
+        assert not torch.equal(shown[0, index], shown[1, index])
 
 
 def test_seeds_are_different_runs(image_folder):

@@ -11,6 +11,7 @@ from opendino.config import load
 from opendino.errors import ConfigError
 from opendino.logs import JsonLines
 from opendino.methods.distill import Distill, FeatureDistill
+from opendino.methods.guide import Guide
 from opendino.models.presets import BackboneConfig, create
 from opendino.train.config import PretrainConfig
 from opendino.train.distill import (
@@ -118,6 +119,22 @@ def test_three_steps_of_every_option(words, more):
         assert (second.embed_dim, second.patch_size, second.depth) == (16, 8, 1)
         assert second.input_spec.size == (16, 16)
         assert "grad_norm/also_vit_nano4_backbone" in steps[-1]
+
+
+def test_what_the_teacher_says_is_kept_where_crops_come_again(words, tmp_path, monkeypatch):
+    """Six steps of eight of forty images are 1.2 epochs; with one view each, the last eight images are found."""
+    asked = []
+    say = Guide.say
+    monkeypatch.setattr(Guide, "say", lambda self, crops: asked.append(len(crops)) or say(self, crops))
+    more = {"distill.cache": tmp_path / "kept", "crops.fixed_views": 1, "checkpoint.every": 6}
+    first = run(words, **more)
+    assert sum(asked) == 2 * 40
+    again = [word for word in words if not word.startswith("output_dir")] + [f"output_dir={tmp_path / 'again'}"]
+    second = run(again, **more)
+    assert sum(asked) == 2 * 40
+    assert records(second) == records(first)
+    with pytest.raises(ConfigError, match=r"would fill and never be used, as every crop is new; set crops\.fixed_views=N"):
+        run([*again, f"output_dir={tmp_path / 'third'}"], **{"distill.cache": tmp_path / "kept"})
 
 
 def test_what_does_not_go_with_the_teacher_is_said(words, teacher, tmp_path):
