@@ -11,6 +11,7 @@ import numpy as np
 
 from opendino.data.datasets import ImageDataset
 from opendino.data.decode import NPY_MAGIC
+from opendino.data.fast import Chosen, choose_decoder
 from opendino.data.tiff import is_tiff, read_tiff, samples_of
 from opendino.errors import DataError
 from opendino.machine import cores
@@ -64,6 +65,7 @@ class MachineFacts:
         memory: of the device, bytes; 0 where it does not matter.
         bf16: whether the device multiplies bfloat16 faster than float32.
         processes: that share the work, one device each.
+        decoder: that can be had, and why.
     """
 
     device: str = "cpu"
@@ -71,6 +73,7 @@ class MachineFacts:
     memory: int = 0
     bf16: bool = False
     processes: int = 1
+    decoder: Chosen = Chosen("pillow", "the one that is always there")
 
 
 def look_at_data(dataset: ImageDataset) -> DataFacts:
@@ -107,13 +110,14 @@ def look_at_machine(device: str = "auto") -> MachineFacts:
     """
     import torch
 
+    decoder = choose_decoder("auto")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if device == "cpu" or not torch.cuda.is_available():
         # The instructions for it; without them bfloat16 is emulated and slow.
         bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return MachineFacts("cpu", cores(), 0, bf16, processes)
+        return MachineFacts("cpu", cores(), 0, bf16, processes, decoder)
     memory = torch.cuda.get_device_properties(0).total_memory
-    return MachineFacts("cuda", cores(), memory, torch.cuda.is_bf16_supported(), processes)
+    return MachineFacts("cuda", cores(), memory, torch.cuda.is_bf16_supported(), processes, decoder)
 
 
 class _Glance(NamedTuple):

@@ -58,6 +58,7 @@ def _of_the_machine(machine: MachineFacts, steps: int) -> dict[str, Choice]:
     workers = min(machine.cores - 1, 16) if gpu else min(machine.cores // 2, 4)
     fast = "this device multiplies bfloat16 fast" if machine.bf16 else "this device has no fast bfloat16"
     chosen = {
+        "loader.decoder": Choice(*machine.decoder),
         "train.precision": Choice("bf16" if machine.bf16 else "fp32", fast),
         "loader.workers": Choice(max(workers, 0), f"{machine.cores} cores, {'a GPU to feed' if gpu else 'no GPU'}"),
     }

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from opendino.data.datasets import open_dataset
+from opendino.data.fast import choose_decoder
 from opendino.errors import DataError
 from opendino.train.facts import DataFacts, Values, look_at_data, look_at_machine
 
@@ -89,3 +90,4 @@ def test_this_machine():
     facts = look_at_machine("cpu")
     assert facts.device == "cpu"
     assert facts.cores >= 1
+    assert facts.decoder == choose_decoder("auto")

@@ -4,6 +4,7 @@ import math
 import pytest
 
 from opendino.config import load
+from opendino.data.fast import Chosen
 from opendino.train.config import PretrainConfig, TrainConfig, check_settings, fill_in
 from opendino.train.facts import DataFacts, MachineFacts, Values
 from opendino.train.settings import choose
@@ -137,3 +138,10 @@ def test_the_range_of_deep_pixels(seen, span):
         chosen = values({}, DataFacts(values=seen), LAPTOP, complete)
         assert chosen.get("images.value_range") == span
     assert "images.value_range" not in values({"images.value_range": [0, 1]}, DataFacts(values=seen), LAPTOP)
+
+
+def test_the_fast_decoder_is_taken_where_it_is_installed():
+    there = MachineFacts("cpu", cores=8, decoder=Chosen("fast", "it is installed"))
+    assert choose({}, DataFacts(1000, 300), there, has_recipe=True)["loader.decoder"] == ("fast", "it is installed")
+    assert choose({}, DataFacts(1000, 300), LAPTOP, has_recipe=True)["loader.decoder"].value == "pillow"
+    assert "loader.decoder" not in choose({"loader.decoder": "pillow"}, DataFacts(1000, 300), there, has_recipe=True)
