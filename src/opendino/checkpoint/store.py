@@ -115,7 +115,7 @@ def save(
         CheckpointError: it cannot be written, for example for want of space; nothing half-written is left.
     """
     home, share = output_dir / "checkpoints", share or Share()
-    final = home / f"step_{step:08d}"
+    final = folder_of(output_dir, step)
     try:
         if share.number:
             _write_share(partial_of(final), tensors, share)
@@ -142,7 +142,7 @@ def begin(output_dir: Path, step: int) -> None:
     """
     home = output_dir / "checkpoints"
     try:
-        make_partial(home / f"step_{step:08d}")
+        make_partial(folder_of(output_dir, step))
     except OSError as error:
         raise CheckpointError(_cannot_write(home, step, error)) from error
 
@@ -234,6 +234,16 @@ def clean(output_dir: Path) -> None:
         settle(home / leftover.stem.lstrip("."))
     for leftover in home.glob(".step_*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def folder_of(output_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands."""
+    return output_dir / "checkpoints" / f"step_{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """Steps done when a checkpoint was written, by the name of its folder."""
+    return int(folder.name.removeprefix("step_"))
 
 
 def latest(output_dir: Path) -> Path | None:

@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry of the command: picks the verb, and turns errors into one sentence and an exit code.
 
-0 done; 2 the user can mend it; 130 stopped by Ctrl-C; 143 stopped by SIGTERM; anything else is a fault of ours and
-shows its traceback.
+0 done; 2 the user can mend it; 128 + n stopped by signal n (130 by Ctrl-C, 143 by SIGTERM); anything else is a fault
+of ours and shows its traceback.
 """
 
+import contextlib
 import difflib
 import errno
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 from opendino import __version__
 from opendino.cli import VERBS
 from opendino.errors import Elsewhere, OpendinoError, advice
+
+TRAINING = ("pretrain", "adapt", "distill")
+"""Verbs whose work the processes of torchrun or SLURM share."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -73,7 +79,21 @@ def _dispatch(argv: list[str]) -> int:
     if any(word in ("-h", "--help") for word in rest):
         print(f"{module.SUMMARY}\n\n{module.USAGE.strip()}")
         return 0
-    return module.main(rest)
+    return _as_one(module.main, rest) if verb in TRAINING else module.main(rest)
+
+
+def _as_one(run: Callable[[list[str]], int], words: list[str]) -> int:
+    """Run a verb that all processes of a launcher share in; only the first of them talks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return run(words)
+    from opendino.distributed import is_main, joined
+
+    with joined(), contextlib.ExitStack() as silence:
+        if not is_main():
+            nowhere = silence.enter_context(Path(os.devnull).open("w"))
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+            silence.enter_context(contextlib.redirect_stderr(nowhere))
+        return run(words)
 
 
 def help_page() -> str:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`opendino pretrain`: train a backbone from images alone, or continue a run."""
 
-import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -35,19 +34,21 @@ def main(argv: list[str]) -> int:
     names, words = split(argv)
     recipe = find_recipe(names[0]) if names else None
     from opendino import logs
+    from opendino.distributed import together
     from opendino.train.loop import Stopped
     from opendino.train.plan import plan
     from opendino.train.pretrain import pretrain
 
     logs.setup()
-    planned = plan(recipe, words)
+    with together():
+        planned = plan(recipe, words)
     _announce(planned)
     chosen = {key: choice.value for key, choice in planned.choices.items()}
     try:
         outcome = pretrain(planned.config, chosen, planned.dataset)
     except Stopped as stopped:
         print(f"stopped and saved in {planned.config.output_dir}; the same command continues", file=sys.stderr)
-        return 130 if stopped.signal == signal.SIGINT else 143
+        return 128 + stopped.signal
     _report(outcome, planned.config.data)
     return 0
 

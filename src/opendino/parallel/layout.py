@@ -2,7 +2,7 @@
 """How the networks of a run lie on its processes, and what a step has to do about it; read `ddp.py` and `fsdp.py`."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -58,6 +58,23 @@ class Layout:
         """After the backward pass: make the gradients those of the batch of all processes."""
         if self.mode == "ddp":
             average_gradients(student.parameters())
+
+    def plain(self, method: Method, parts: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """Parts of a method's teacher as plain modules with all parameters; every process calls it.
+
+        They are copies where the teacher is shared out or compiled, else the parts themselves.
+
+        Args:
+            method: whose teacher it is.
+            parts: modules inside of it, by any name.
+        """
+        if self._empty is None:
+            return dict(parts)
+        from opendino.parallel.fsdp import gather
+
+        places = {id(module): place for place, module in method.teacher.named_modules()}
+        copied = gather(method.teacher, self._empty)
+        return {name: copied.get_submodule(places[id(part)]) for name, part in parts.items()}
 
     @contextlib.contextmanager
     def whole_teacher(self, method: Method) -> Iterator[None]:

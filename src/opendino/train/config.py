@@ -7,7 +7,6 @@ A group lives with what it configures; here stand those of the run itself. Read 
 import dataclasses
 import logging
 import math
-import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +15,7 @@ import torch
 from opendino.checkpoint.store import CheckpointConfig
 from opendino.config import check_numbers, expand_home
 from opendino.data.augment import CropsConfig, check_crops
+from opendino.data.fast import choose_decoder
 from opendino.data.loaders import LoaderConfig
 from opendino.data.masking import MaskConfig
 from opendino.distributed import world_size
@@ -25,6 +25,7 @@ from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig, KoLeoC
 from opendino.models.presets import BackboneConfig
 from opendino.optim.adamw import OptimConfig
 from opendino.optim.schedules import steps_of
+from opendino.parallel.layout import ParallelConfig
 from opendino.train.metrics import LogConfig
 from opendino.train.parts import build_method, build_schedules, training_shape
 from opendino.train.probe import ProbeConfig
@@ -44,6 +45,9 @@ class TrainConfig:
         epochs: passes over the data; when it is above 0 it sets `iterations`.
         precision: of matrix products; parameters, losses and the optimizer are float32 either way.
         device: "auto" takes a CUDA device where there is one.
+        accumulate: passes that the batch of a step is learned in, each of a part of it: less memory, the same losses.
+        max_not_finite: steps of the run that may be left out, changing nothing, because their loss or a gradient is
+            not finite; one more stops it.
         threads: of the CPU; 0 takes OMP_NUM_THREADS or tries out which number is fastest, and keeps to it.
     """
 
@@ -52,6 +56,8 @@ class TrainConfig:
     epochs: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    accumulate: int = 1
+    max_not_finite: int = 10
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -60,6 +66,7 @@ class TrainConfig:
                 f"train.batch_size = {self.batch_size} is too small: the losses compare images; use 2 or more"
             )
         limits = {"iterations": (1, math.inf), "epochs": (0, math.inf), "threads": (0, _MOST_THREADS)}
+        limits |= {"accumulate": (1, math.inf), "max_not_finite": (0, math.inf)}
         check_numbers("train", vars(self), limits)
 
 
@@ -112,6 +119,7 @@ class PretrainConfig:
     crops: CropsConfig = field(default_factory=CropsConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     knn: ProbeConfig = field(default_factory=ProbeConfig)
@@ -133,8 +141,6 @@ def check(config: PretrainConfig) -> None:
         raise ConfigError("data is missing: give data=FOLDER, a folder of images")
     if not config.output_dir:
         raise ConfigError("output_dir is missing: give output_dir=FOLDER, where the run is written")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("WORLD_SIZE is above 1: several processes were started, a run is one so far; start one")
     check_settings(config)
 
 
@@ -149,10 +155,12 @@ def check_settings(config: PretrainConfig) -> int:
     """
     student = training_shape(config.student, config.crops)
     check_crops(config.crops, student.arguments().get("patch_size", 16))
-    if config.train.batch_size % world_size():
+    size, parts = config.train.batch_size, world_size() * config.train.accumulate
+    if size % parts:
+        passes = f" in {config.train.accumulate} passes each (train.accumulate)" if config.train.accumulate > 1 else ""
         raise ConfigError(
-            f"train.batch_size = {config.train.batch_size} cannot be shared equally by {world_size()} processes; "
-            f"use a multiple of {world_size()}"
+            f"train.batch_size = {size} cannot be shared equally by {world_size()} processes{passes}; use a multiple "
+            f"of {parts}"
         )
     build_schedules(config.optim, config.teacher, config.train.iterations, config.train.batch_size)
     early_steps(config)
@@ -168,13 +176,15 @@ def fill_in(config: PretrainConfig, images: int) -> PretrainConfig:
     """The config with everything filled in that follows from the rest and from the number of images.
 
     Raises:
-        ConfigError: a warm-up is longer than the run that `train.epochs` comes to.
+        ConfigError: a warm-up is longer than the run that `train.epochs` comes to, or a decoder is not installed.
     """
     train = config.train
     if train.epochs:
         train = dataclasses.replace(train, iterations=max(math.ceil(train.epochs * images / train.batch_size), 1))
     student = training_shape(config.student, config.crops)
-    config = dataclasses.replace(config, student=student, train=train)
+    # What a run was decoded by is kept with it: a resume elsewhere must not take another without a word.
+    loader = dataclasses.replace(config.loader, decoder=choose_decoder(config.loader.decoder).decoder)
+    config = dataclasses.replace(config, student=student, train=train, loader=loader)
     build_schedules(config.optim, config.teacher, train.iterations, train.batch_size)
     if train.batch_size > images:
         _log.warning(

@@ -45,14 +45,17 @@ class MetricLog:
         folder: of the run.
         done: steps behind the run; records beyond it, of a process that was killed, are dropped.
         config: what is written.
+        writes: whether this process is the one that writes; for another all calls do nothing.
     """
 
-    def __init__(self, folder: Path, done: int, config: LogConfig) -> None:
-        self.config = config
+    def __init__(self, folder: Path, done: int, config: LogConfig, writes: bool = True) -> None:
+        self.config, self._writes = config, writes
         self._lines = JsonLines(folder / "metrics.jsonl")
+        self._board = None
+        if not writes:
+            return
         if self._lines.path.exists():
             self._lines.truncate("step", done or -1)  # at step 0 also what was measured before it
-        self._board = None
         if config.tensorboard:
             with writing(folder / "tensorboard"):
                 self._board = _event_files(folder / "tensorboard", done)
@@ -64,6 +67,8 @@ class MetricLog:
         Raises:
             CheckpointError: the record could not be written, for example for want of space.
         """
+        if not self._writes:
+            return
         clean = {key: value if math.isfinite(value) else None for key, value in record.items()}
         with writing(self._lines.path):
             self._lines.write({"step": step, **clean})
@@ -73,7 +78,7 @@ class MetricLog:
 
     def to_disk(self) -> None:
         """Bring all records to the disk; called before a checkpoint that relies on them."""
-        if self._lines.path.exists():
+        if self._writes and self._lines.path.exists():
             to_disk(self._lines.path)
         if self._board is not None:
             with writing(self._lines.path.parent / "tensorboard"):

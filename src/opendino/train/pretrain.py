@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,21 +20,23 @@ from typing import Any, NamedTuple
 import torch
 
 from opendino.checkpoint import store
+from opendino.config import leaves
 from opendino.data.collate import PretrainBatch
 from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.loaders import PretrainLoader, pretrain_loader
 from opendino.data.normalization import normalization
 from opendino.data.preview import preview
-from opendino.distributed import is_main, rank, world_size
+from opendino.distributed import is_main, joined, largest, rank, together, world_size
 from opendino.errors import CheckpointError, ConfigError, TrainingError
 from opendino.files import write_whole
 from opendino.logs import JsonLines
 from opendino.machine import cores
 from opendino.methods.method import Method
+from opendino.parallel.layout import choose_mode, lay_out
 from opendino.train import run_folder, state
 from opendino.train.config import PretrainConfig, check, early_steps, fill_in, method_config
 from opendino.train.glance import Glance
-from opendino.train.loop import NotFinite, Run, train
+from opendino.train.loop import NotFinite, Run, Stopped, train
 from opendino.train.metrics import MetricLog
 from opendino.train.parts import build_method, build_optimizer, build_schedules, pick_device
 from opendino.train.probe import Probe, last_look
@@ -90,46 +94,89 @@ def pretrain(
         NotFinite: the loss or a gradient is not finite.
         Stopped: the process was asked to stop; the run was saved.
     """
+    with joined():
+        return _pretrain(config, chosen or {}, dataset, build or build_run)
+
+
+def _pretrain(
+    config: PretrainConfig,
+    chosen: Mapping[str, Any],
+    dataset: ImageDataset | None,
+    build: Callable[[PretrainConfig], Run],
+) -> Outcome:
     begun, folder = time.perf_counter(), Path(config.output_dir)
-    check(config)
-    stored = run_folder.read(folder)
-    dataset = open_images(config, dataset)
-    config = fill_in(config, len(dataset))
-    if stored is not None:
-        run_folder.check_same(folder, stored, config, {"images": len(dataset)})
-    run = (build or build_run)(config)
-    facts = {"images": len(dataset), "threads": _threads(config, run, stored)}
-    torch.set_num_threads(facts["threads"])
+    with together():
+        check(config)
+        stored = run_folder.read(folder)
+        dataset = open_images(config, dataset)
+        config = fill_in(config, len(dataset))
+        if stored is not None:
+            run_folder.check_same(folder, stored, config, {"images": len(dataset)})
+        run = build(config)
+        facts = {"images": len(dataset), "threads": _threads(config, run, stored), "processes": world_size()}
+        torch.set_num_threads(facts["threads"])
+    _lay_out(config, run)
     with Claim(folder, kept=stored is not None) as claim:
         writable = stored is None or run_folder.writable(folder)
-        if stored is not None and writable:
-            claim.lock()  # before the folder is touched: another process may be writing the same run
+        with together():
+            if stored is not None and writable and is_main():
+                claim.lock()  # before the folder is touched: another process may be writing the same run
         before = _restore(run, folder)
         if run.step and writable:
             mend_weights(run, folder, run.step * config.train.batch_size, dataset.name)
         if run.step == run.total:
             return _outcome(config, run, folder, begun, before)
-        if not writable:
-            raise ConfigError(
-                f"output_dir = {folder} cannot be written, and its run is at step {run.step} of {run.total}; have the "
-                "folder opened for writing, or copy it and name the copy"
-            )
+        with together():
+            if not writable:
+                raise ConfigError(
+                    f"output_dir = {folder} cannot be written, and its run is at step {run.step} of {run.total}; have "
+                    "the folder opened for writing, or copy it and name the copy"
+                )
         feed = build_feed(config, dataset, run.device, run.step)
         feed.bad.read, feed.bad.failed = before.read, before.bad
         try:
-            first = next(feed)  # what is wrong with the images shows before anything is written
-            if stored is None:
-                claim.make()
-                run_folder.write(folder, config, Stored({}, dict(chosen or {}), facts, run_folder.command_line()))
-            if run.step == 0 and config.log.picture:
-                mean, std = normalization(dataset.options.channels, config.crops.mean, config.crops.std)
-                picture = preview(first, mean, std)
-                write_whole(folder / "first_batch.png", lambda place: picture.save(place, "PNG"))
+            with together():
+                first = next(feed)  # what is wrong with the images shows before anything is written
+            with together():
+                if is_main():
+                    stated = None if stored is not None else Stored({}, dict(chosen), facts, run_folder.command_line())
+                    _open_folder(config, run, claim, stated, first)
             seconds = partial(_seconds, before.seconds, begun)
             _go(config, dataset, run, _Feed(first, feed), claim, seconds)
         finally:
             feed.close()
     return _outcome(config, run, folder, begun, before)
+
+
+def _lay_out(config: PretrainConfig, run: Run) -> None:
+    """What of the settings concerns any run, whatever has built it: passes, and where the networks lie."""
+    # Machines of different kinds may have chosen differently, each for itself.
+    shared = {key: value for key, value in leaves(config).items() if not key.startswith("loader.")}
+    number = zlib.crc32(repr(sorted(shared.items())).encode())
+    agreed = largest(number, -number) == (number, -number)
+    trained = sum(parameter.numel() for parameter in run.method.student.parameters() if parameter.requires_grad)
+    with together():
+        if not agreed:
+            raise ConfigError(
+                "the processes of this run have different settings, chosen for different machines; name them, or give "
+                "all processes the config.yaml of one"
+            )
+        choose_mode(config.parallel.mode, run.device.type, trained)
+    run.accumulate, run.most_not_finite = config.train.accumulate, config.train.max_not_finite
+    run.layout = lay_out(run.method, run.optimizer, config.parallel, run.precision)
+    if world_size() > 1:
+        _log.info("%d processes, parallel.mode = %s", world_size(), run.layout.mode)
+
+
+def _open_folder(config: PretrainConfig, run: Run, claim: Claim, stated: Stored | None, first: PretrainBatch) -> None:
+    """Make the folder of a new run, say what the run is, and draw its first batch."""
+    if stated is not None:
+        claim.make()
+        run_folder.write(claim.folder, config, stated)
+    if run.step == 0 and config.log.picture:
+        mean, std = normalization(first.global_crops.shape[1], config.crops.mean, config.crops.std)
+        picture = preview(first, mean, std)
+        write_whole(claim.folder / "first_batch.png", lambda place: picture.save(place, "PNG"))
 
 
 def open_images(config: PretrainConfig, opened: ImageDataset | None = None) -> ImageDataset:
@@ -208,13 +255,19 @@ class _Before(NamedTuple):
 
 def _restore(run: Run, folder: Path) -> _Before:
     """Bring a run to its newest checkpoint, if there is one."""
-    store.clean(folder)
-    newest = store.latest(folder)
-    if newest is None:
+    newest = None
+    with together():
+        if is_main():
+            store.clean(folder)
+            newest = store.latest(folder)
+    number = largest(-1 if newest is None else store.step_of(newest))[0]
+    if number < 0:
         return _Before()
-    checkpoint = store.load(newest)
-    state.restore(run.method, run.optimizer, checkpoint)
+    with together():
+        checkpoint = store.load(store.folder_of(folder, number), verify=is_main())
+        state.restore(run.method, run.optimizer, checkpoint)
     run.step = checkpoint.step
+    run.not_finite = checkpoint.meta.get("not_finite", 0)
     _log.info("continuing from step %d of %d", run.step, run.total)
     # Checkpoints of the first days did not count seconds.
     meta = checkpoint.meta
@@ -235,7 +288,8 @@ def _go(
 ) -> None:
     """The run itself, in a folder that is ready for it."""
     probe = Probe(config.knn, dataset, run.device, config.train.precision)
-    metrics = MetricLog(claim.folder, run.step, config.log)
+    with together():
+        metrics = MetricLog(claim.folder, run.step, config.log, writes=is_main())
     batch_size = config.train.batch_size
     glance = Glance(config.watch, dataset, config.crops, batch_size // world_size(), config.train.precision)
     upkeep = Upkeep(
@@ -250,10 +304,16 @@ def _go(
         if run.step == 0:
             upkeep.begin(run)
         with ProgressBar(run.total, run.step, is_main()) as bar:
-            train(run, feed, bar, after, upkeep.save)
-    except NotFinite as error:
-        _write_down(error, dataset, claim.folder)
+            train(run, feed, bar, after, upkeep.save, partial(_leave_out, dataset, claim.folder))
+        upkeep.finish()
+    except Stopped:
+        upkeep.finish()
         raise
+    except NotFinite as error:
+        upkeep.finish()
+        _write_down(error, dataset, claim.folder)
+        with together():
+            raise
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"step {run.step}: out of memory on {run.device} with train.batch_size = {config.train.batch_size}; use "
@@ -289,7 +349,7 @@ class _Feed:
 
 def _threads(config: PretrainConfig, run: Run, stored: Stored | None) -> int:
     """CPU threads of the run; on a GPU they hardly matter and stay as they are."""
-    if stored is not None and not config.train.threads:
+    if stored is not None and not config.train.threads and stored.facts.get("processes", 1) == world_size():
         return stored.facts["threads"]
     if run.device.type == "cuda":
         return config.train.threads or torch.get_num_threads()
@@ -307,7 +367,15 @@ def _threads(config: PretrainConfig, run: Run, stored: Stored | None) -> int:
     return threads
 
 
+def _leave_out(dataset: ImageDataset, folder: Path, error: NotFinite) -> None:
+    _write_down(error, dataset, folder)
+    bad = ", ".join(name for name, value in error.record.items() if not math.isfinite(value))
+    _log.warning("step %d is left out: not finite: %s; images in not_finite_step_%d.json", error.step, bad, error.step)
+
+
 def _write_down(error: NotFinite, dataset: ImageDataset, folder: Path) -> None:
+    if not is_main():
+        return
     record = {
         "step": error.step,
         "record": {key: repr(value) for key, value in error.record.items()},

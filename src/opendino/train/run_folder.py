@@ -25,6 +25,8 @@ from opendino.files import is_leftover, write_whole
 FREE_TO_CHANGE = (
     *("output_dir", "checkpoint.", "log.", "knn.", "watch.", "train.threads", "train.device"),
     *("loader.workers", "loader.prefetch", "loader.max_bad_rate", "loader.min_bad_count", "drift.", "adapt.held_out"),
+    "loader.photometric",
+    *("parallel.", "train.accumulate", "train.max_not_finite"),
     "distill.teacher",  # wherever it is by now: its weights are compared
 )
 """Settings that a resumed run may change: none changes what is computed, threads and device but for rounding."""

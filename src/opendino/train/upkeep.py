@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens between the steps of a run: records, looks at the teacher, checkpoints; called by `loop.py`."""
 
+import copy
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
+
+from torch import Tensor, nn
 
 from opendino.checkpoint import store
 from opendino.checkpoint.hub import RUN_WEIGHTS
@@ -14,11 +18,12 @@ from opendino.checkpoint.store import CheckpointConfig
 from opendino.checkpoint.weights import read_config, save_weights
 from opendino.config import read_yaml
 from opendino.data.loaders import BadImages
-from opendino.distributed import is_main, world_size
+from opendino.distributed import is_main, largest, rank, together, world_size
 from opendino.errors import CheckpointError
 from opendino.eval.watch import Watch, WatchConfig
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.train import state
+from opendino.train.background import Background
 from opendino.train.glance import Glance
 from opendino.train.loop import Run
 from opendino.train.metrics import MetricLog
@@ -40,10 +45,20 @@ _SHOWN = {
 
 
 def write_weights(run: Run, folder: Path, images_seen: int, images: str) -> None:
-    """Write the teacher's backbone into `weights/` of a run's folder, and other results beside it."""
-    origin = {"step": run.step, "images_seen": images_seen, "images": images, "decoding": _decoding(folder)}
+    """Write the teacher's backbone into `weights/` of a run's folder, and other results beside it.
+
+    Every process calls it, process 0 writes.
+    """
+    results = run.layout.plain(run.method, run.method.results())
+    with together():
+        if is_main():
+            _write_results(results, folder, {"step": run.step, "images_seen": images_seen, "images": images})
+
+
+def _write_results(results: Mapping[str, nn.Module], folder: Path, origin: Mapping[str, Any]) -> None:
+    origin = {**origin, "decoding": _decoding(folder)}
     # The run's own last: `mend_weights` looks at its step alone.
-    for name, backbone in reversed(run.method.results().items()):
+    for name, backbone in reversed(list(results.items())):
         home = folder / "students" / name if name else folder
         save_weights(cast("VisionTransformer", backbone), home / RUN_WEIGHTS, origin)
 
@@ -54,7 +69,8 @@ def mend_weights(run: Run, folder: Path, images_seen: int, images: str) -> None:
         step = read_config(folder / RUN_WEIGHTS)["provenance"]["step"]
     except (CheckpointError, KeyError, TypeError):
         step = None
-    if step != run.step:
+    # One process says no, and all write.
+    if largest(int(step != run.step))[0]:
         _log.info("writing %s/ again: they are not those of step %d", RUN_WEIGHTS, run.step)
         write_weights(run, folder, images_seen, images)
 
@@ -97,6 +113,7 @@ class Upkeep:
         self._checkpoints, self._batch_size, self._seconds = checkpoints, batch_size, seconds
         self._watch, self._glance = Watch(watch or WatchConfig()), glance
         self._looking = Share()
+        self._writer, self._saved = Background(checkpoints.asynchronous), -1
 
     def begin(self, run: Run) -> None:
         """Look at the untrained teacher, which everything later is compared with."""
@@ -110,8 +127,9 @@ class Upkeep:
         """Everything that is due after a step; a checkpoint last, so that it never lacks what belongs to its step."""
         step, last = run.step, run.step == run.total
         if step % self.metrics.config.every == 0 or last or step == 1:
-            more = {"images_seen": self.images_seen(run), "skipped": self.bad.failed}
-            self.metrics.write(step, {**record, **more})
+            more = {"images_seen": self.images_seen(run), "skipped": self.bad.failed, "not_finite": run.not_finite}
+            with together():
+                self.metrics.write(step, {**record, **more})
         self._look_if_due(run, record["teacher_temp"])
         if last and self._looking.seconds:
             self.metrics.write(step, self._looking.record())
@@ -120,21 +138,66 @@ class Upkeep:
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Write a checkpoint, and the teacher's backbone as weights that can be opened by themselves."""
-        if not is_main():
+        """Write a checkpoint, and the teacher's backbone as weights that can be opened by themselves.
+
+        Every process calls it. Process 0 writes what all hold, each process its share of what is shared out; with
+        `checkpoint.asynchronous` this goes on behind the steps that follow.
+        """
+        if self._saved == run.step:
             return
-        self.metrics.to_disk()
-        meta = {
+        self.finish()
+        share = store.Share(rank(), world_size()) if run.layout.mode == "fsdp" else store.Share()
+        with together():
+            if is_main():
+                self.metrics.to_disk()
+                if share.of > 1:
+                    store.begin(self.folder, run.step)
+        tensors = state.own_share(state.collect(run.method, run.optimizer), share.number)
+        results = run.layout.plain(run.method, run.method.results())
+        meta = self._meta(run)
+        if self._checkpoints.asynchronous:
+            tensors = state.copied(tensors)
+            results = {name: copy.deepcopy(result).to("cpu") for name, result in results.items()} if is_main() else {}
+        if is_main() or share.of > 1:
+            self._writer.start(partial(self._write, run.step, tensors, results, meta, share))
+        if not self._checkpoints.asynchronous:
+            self.finish()
+        self._saved = run.step
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on the disk, on all processes.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        with together():
+            self._writer.wait()
+
+    def _write(
+        self,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        results: Mapping[str, nn.Module],
+        meta: Mapping[str, Any],
+        share: store.Share,
+    ) -> None:
+        store.save(self.folder, step, tensors, meta, self._checkpoints, share)
+        if share.number == 0:
+            origin = {"step": step, "images_seen": meta["images_seen"], "images": self.bad.name}
+            _write_results(results, self.folder, origin)
+        _log.debug("checkpoint of step %d", step)
+
+    def _meta(self, run: Run) -> dict[str, Any]:
+        return {
             "images_seen": self.images_seen(run),
             "images_read": self.bad.read,
             "images_bad": self.bad.failed,
+            "not_finite": run.not_finite,
             "seconds": round(self._seconds(), 3),
             "world_size": world_size(),
+            "mode": run.layout.mode,
             "versions": versions(),
         }
-        store.save(self.folder, run.step, state.collect(run.method, run.optimizer), meta, self._checkpoints)
-        write_weights(run, self.folder, self.images_seen(run), self.bad.name)
-        _log.debug("checkpoint of step %d", run.step)
 
     def images_seen(self, run: Run) -> int:
         """Images that all processes have been trained on so far, counted as often as they came."""
@@ -147,18 +210,20 @@ class Upkeep:
         glances = self._glance is not None and (probes or self._glance.due(run.step) or (ends and self._glance.due(0)))
         if not (probes or glances):
             return
-        with self._looking:
+        with self._looking, run.layout.whole_teacher(run.method):
             record = self.probe(run.method, teacher_temp) if probes else {}
             seen = self._glance(run.method, teacher_temp) if glances and self._glance is not None else {}
         if record | seen:
-            self.metrics.write(run.step, record | seen)
+            with together():
+                self.metrics.write(run.step, record | seen)
         if probes:
             _log.info("step %d: teacher's %s", run.step, _sentence(record))
         elif self._tells(run):
             _log.info("step %d: %s", run.step, _seen_sentence(seen))
         # What few images seem to say is checked against the probe's many where both looked.
-        for sentence in self._watch.look(run.step, seen | record):
-            _log.warning("%s", sentence)
+        with together():
+            for sentence in self._watch.look(run.step, seen | record):
+                _log.warning("%s", sentence)
 
     def _tells(self, run: Run) -> bool:
         """Whether a glance gets a line on the terminal: about twenty of a run do."""

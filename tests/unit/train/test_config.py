@@ -26,8 +26,8 @@ def test_defaults_are_the_published_short_run():
 def test_groups_of_the_settings():
     groups = list(dict.fromkeys(name.partition(".")[0] for name in fields_of(PretrainConfig)))
     assert " ".join(groups) == (
-        "data output_dir seed images student teacher dino ibot koleo masks crops optim train loader checkpoint knn "
-        "watch log"
+        "data output_dir seed images student teacher dino ibot koleo masks crops optim train parallel loader checkpoint "
+        "knn watch log"
     )
 
 
@@ -64,6 +64,8 @@ def test_more_images_a_batch_than_there_are(config, caplog):
         ({"iterations": 0}, r"train\.iterations = 0"),
         ({"epochs": -1.0}, r"train\.epochs = -1"),
         ({"threads": -2}, r"train\.threads = -2"),
+        ({"accumulate": 0}, r"train\.accumulate = 0"),
+        ({"max_not_finite": -1}, r"train\.max_not_finite = -1"),
     ],
 )
 def test_impossible_lengths(change, message):
@@ -76,15 +78,15 @@ def test_check_counts_the_students_parameters(config):
     assert check_settings(config) == sum(parameter.numel() for parameter in backbone.parameters())
 
 
-def test_checks_before_the_images(config, monkeypatch):
+def test_checks_before_the_images(config):
     check(config)
     with pytest.raises(ConfigError, match="data is missing"):
         check(dataclasses.replace(config, data=""))
     with pytest.raises(ConfigError, match="output_dir is missing"):
         check(dataclasses.replace(config, output_dir=""))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE"):
-        check(config)
+    passes = dataclasses.replace(config.train, accumulate=3)
+    with pytest.raises(ConfigError, match=r"train\.batch_size = 8 .* in 3 passes each .*use a multiple of 3"):
+        check(dataclasses.replace(config, train=passes))
 
 
 SMALL = [
@@ -128,6 +130,7 @@ AT_ZERO = [
     "optim.lr_reference_batch",
     "train.batch_size",
     "train.iterations",
+    "train.accumulate",
     "loader.prefetch",
     "checkpoint.every",
     "checkpoint.keep",

@@ -37,7 +37,7 @@ def test_a_run_leaves_what_it_says(config):
     assert to_yaml(again) == (folder / "config.yaml").read_text()
     assert again.student.img_size == 16
     run = json.loads((folder / "run.json").read_text())
-    assert (run["chosen"], run["facts"]) == ({"seed": 0}, {"images": 40, "threads": 1})
+    assert (run["chosen"], run["facts"]) == ({"seed": 0}, {"images": 40, "threads": 1, "processes": 1})
 
 
 def test_seconds_are_counted_over_all_processes(config, monkeypatch):

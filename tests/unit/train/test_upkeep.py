@@ -27,7 +27,7 @@ def make(tiny_words, tmp_path):
         run = build_run(fill_in(config, 40))
         metrics = MetricLog(tmp_path, 0, LogConfig(every=cadence.get("log", 1), tensorboard=False))
         probe = Probe(ProbeConfig(every=cadence.get("knn", 0)), dataset, torch.device("cpu"), "fp32")
-        bad = BadImages("pictures", 1.0, 0)
+        bad = BadImages("pictures", 1.0, 0, 40)
         checkpoints = CheckpointConfig(every=cadence.get("checkpoint", 1000), keep=9)
         return Upkeep(tmp_path, metrics, probe, checkpoints, 8, bad), run
 
