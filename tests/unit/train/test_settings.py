@@ -142,6 +142,6 @@ def test_the_range_of_deep_pixels(seen, span):
 
 def test_the_fast_decoder_is_taken_where_it_is_installed():
     there = MachineFacts("cpu", cores=8, decoder=Chosen("fast", "it is installed"))
-    assert choose({}, DataFacts(1000, 300), there, has_recipe=True)["loader.decoder"] == ("fast", "it is installed")
-    assert choose({}, DataFacts(1000, 300), LAPTOP, has_recipe=True)["loader.decoder"].value == "pillow"
-    assert "loader.decoder" not in choose({"loader.decoder": "pillow"}, DataFacts(1000, 300), there, has_recipe=True)
+    assert choose({}, DataFacts(1000, 300), there, complete=True)["loader.decoder"] == ("fast", "it is installed")
+    assert choose({}, DataFacts(1000, 300), LAPTOP, complete=True)["loader.decoder"].value == "pillow"
+    assert "loader.decoder" not in choose({"loader.decoder": "pillow"}, DataFacts(1000, 300), there, complete=True)
