@@ -6,24 +6,47 @@ Everything that needs two processes is done in one pair of them, for each has to
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 
 import pytest
 
-STEPS = 20
-SCRIPT = """
-import faulthandler, json, os, sys
-from pathlib import Path
+import opendino
 from opendino.cli.main import main
 
+STEPS = 20
+SCRIPT = """
+import faulthandler, json, os, signal, sys
+from pathlib import Path
+from opendino.cli.main import main
+from opendino.errors import DataError
+from opendino.train import pretrain
+
 faulthandler.dump_traceback_later(200, exit=True)
+take = pretrain._Feed.__next__
+rank = os.environ["RANK"]
+
+def trouble(feed):
+    feed.given = getattr(feed, "given", 0) + 1
+    batch = take(feed)
+    if rank == "1" and feed.given == 3:  # of one process alone
+        if name == "stopped":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if name == "failed":
+            raise DataError("no picture here")
+        if name == "spoilt":
+            batch.global_crops[:, 0, 0, 0] = float("nan")
+    return batch
+
+pretrain._Feed.__next__ = trouble
 codes = {}
 for name, port, words in json.loads(Path(sys.argv[1]).read_text()):
     os.environ["MASTER_PORT"] = str(port)
     codes[name] = main(words)
-Path(f"{sys.argv[1]}.codes.{sys.argv[2]}").write_text(json.dumps(codes))
+Path(f"{sys.argv[1]}.codes.{rank}").write_text(json.dumps(codes))
 """
 
 
@@ -44,7 +67,7 @@ def run_together(jobs, tmp_path, world=2):
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(tmp_path / "jobs"), str(rank)],
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "jobs")],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -60,35 +83,65 @@ def run_together(jobs, tmp_path, world=2):
     return codes, said
 
 
+def cut(folder, copy, step):
+    """A run as a kill behind a checkpoint leaves it."""
+    shutil.copytree(folder, copy)
+    for path in (copy / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step_")) > step:
+            shutil.rmtree(path)
+    return copy
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
-    """Whole copies and shares, with KoLeo, centres or Sinkhorn, patches and looks; then other processes go on."""
-    from opendino.cli.main import main
-
+    """Whole copies and shares, with KoLeo, centres or Sinkhorn, patches and looks; and runs that change processes."""
     base = [*tiny_words, f"train.iterations={STEPS}", "student.drop_path_rate=0", "koleo.loss_weight=0.5",
-            "dino.centering=sinkhorn_knopp", "optim.warmup=0", "knn.every=20", "checkpoint.every=10"]  # fmt: skip
+            "dino.centering=sinkhorn_knopp", "optim.warmup=0", "knn.every=20", "checkpoint.every=5",
+            "checkpoint.keep=9"]  # fmt: skip
+    centres = ["dino.centering=centering", "ibot.separate_head=true", "train.iterations=4"]
 
     def words(name, *more):
         return ["pretrain", *base, f"output_dir={tmp_path / name}", *more]
 
-    jobs = [
-        ("ddp", words("ddp", "parallel.mode=ddp")),
-        ("fsdp", words("fsdp", "parallel.mode=fsdp", "train.accumulate=2")),
-        ("centres", words("centres", "dino.centering=centering", "ibot.separate_head=true", "train.iterations=4")),
-        ("bad", words("bad", "parallel.mode=none")),
-        ("no images", ["pretrain", *base, f"output_dir={tmp_path / 'x'}", f"data={tmp_path / 'nowhere'}"]),
-    ]
-    codes, said = run_together(jobs, tmp_path)
-    assert codes == [{"ddp": 0, "fsdp": 0, "centres": 0, "bad": 2, "no images": 2}] * 2
-    assert "Traceback" not in "".join(said)
-    assert said[1] == ""
-    assert said[0].count("parallel.mode = none, but there are 2 processes") == 1
-    assert said[0].count("nowhere") == 1
     assert main(words("one")) == 0
+    assert main(words("centres alone", *centres)) == 0
+    cut(tmp_path / "one", tmp_path / "onward", 5)
+    behind = "checkpoint.asynchronous=true"
+    jobs = {
+        "ddp": words("ddp", behind),
+        "fsdp": words("fsdp", "parallel.mode=fsdp", "train.accumulate=2"),
+        "centres": words("centres", *centres),
+        "onward": words("onward", "parallel.mode=fsdp", behind),
+        "stopped": words("stopped", "parallel.mode=fsdp", "checkpoint.every=99"),
+        "failed": words("failed"),
+        "spoilt": words("spoilt", "train.iterations=5"),
+        "bad": words("bad", "parallel.mode=none"),
+        "no images": ["pretrain", *base, f"output_dir={tmp_path / 'x'}", f"data={tmp_path / 'nowhere'}"],
+    }
+    codes, said = run_together(list(jobs.items()), tmp_path)
+    bad = {"stopped": 128 + signal.SIGUSR1, "failed": 2, "bad": 2, "no images": 2}
+    assert codes == [dict.fromkeys(jobs, 0) | bad] * 2
+    assert "Traceback" not in "".join(said)
+    assert said[1] == "error: no picture here\n"
+    assert said[0].count("parallel.mode = none, but there are 2 processes") == said[0].count("nowhere") == 1
+    assert "stopped and saved" in said[0]
+
     one = losses(tmp_path / "one")
     assert len(one) == STEPS
-    for name in ("ddp", "fsdp"):
+    for name in ("ddp", "fsdp", "onward"):
         assert losses(tmp_path / name) == pytest.approx(one, rel=1e-5), name
-    alone = words("centres alone", "dino.centering=centering", "ibot.separate_head=true", "train.iterations=4")
-    assert main(alone) == 0
+        assert opendino.load(tmp_path / name).state_dict().keys() == opendino.load(tmp_path / "one").state_dict().keys()
     assert losses(tmp_path / "centres") == pytest.approx(losses(tmp_path / "centres alone"), rel=1e-5)
+
+    # From shares of two processes back to one.
+    newest = cut(tmp_path / "onward", tmp_path / "home", 15) / "checkpoints" / "step_00000015"
+    assert len(list(newest.glob("student-*-of-00002.safetensors"))) == 2
+    assert main(words("home")) == 0
+    assert losses(tmp_path / "home") == pytest.approx(one, rel=1e-5)
+
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["step_00000003"]
+    record = json.loads((tmp_path / "spoilt" / "not_finite_step_2.json").read_text())
+    assert len(record["images"]) == 8, "of both processes"
+    last = [json.loads(line) for line in (tmp_path / "spoilt" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["not_finite"] for line in last if "loss" in line] == [0, 0, 1, 1, 1]
+    assert [line["loss"] is None for line in last if "loss" in line] == [False, False, True, False, False]

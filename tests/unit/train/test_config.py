@@ -26,8 +26,8 @@ def test_defaults_are_the_published_short_run():
 def test_groups_of_the_settings():
     groups = list(dict.fromkeys(name.partition(".")[0] for name in fields_of(PretrainConfig)))
     assert " ".join(groups) == (
-        "data output_dir seed images student teacher dino ibot koleo masks crops optim train parallel loader checkpoint "
-        "knn watch log"
+        "data output_dir seed images student teacher dino ibot koleo masks crops optim train parallel loader "
+        "checkpoint knn watch log"
     )
 
 
