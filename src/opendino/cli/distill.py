@@ -2,7 +2,6 @@
 """`opendino distill`: train small backbones on what a frozen large one says, or continue such a run."""
 
 import json
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -36,11 +35,13 @@ def main(argv: list[str]) -> int:
     words = spelled_out(words)
     recipe = find_recipe(names[0]) if names else None
     from opendino import logs
+    from opendino.distributed import together
     from opendino.train.distill import DistillRunConfig, distill, plan_distill
     from opendino.train.loop import Stopped
 
     logs.setup()
-    planned = plan_distill(recipe, words)
+    with together():
+        planned = plan_distill(recipe, words)
     assert isinstance(planned.config, DistillRunConfig)
     _announce(planned)
     chosen = {key: choice.value for key, choice in planned.choices.items()}
@@ -48,8 +49,8 @@ def main(argv: list[str]) -> int:
         outcome = distill(planned.config, chosen, planned.dataset)
     except Stopped as stopped:
         print(f"stopped and saved in {planned.config.output_dir}; the same command continues", file=sys.stderr)
-        return 130 if stopped.signal == signal.SIGINT else 143
-    _report(outcome)
+        return 128 + stopped.signal
+    _report(outcome, planned.config.data)
     return 0
 
 

@@ -134,6 +134,11 @@ def make_distill(config: PretrainConfig) -> Guided:
         CheckpointError: the teacher cannot be opened.
     """
     settings = _group(config)
+    if config.dino.objective != "prototypes":
+        raise ConfigError(
+            f"dino.objective = {config.dino.objective} is for opendino pretrain; here a teacher says what is "
+            "learned, so leave it out"
+        )
     teacher = open_teacher(_source(settings))
     if settings.sha256 not in ("", teacher.sha256):
         raise ConfigError(

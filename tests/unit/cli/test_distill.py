@@ -32,6 +32,19 @@ def test_students_that_are_no_list_are_refused(word):
         spelled_out([word])
 
 
+def test_it_says_what_it_chose_trains_and_says_where_the_weights_are(tiny_words, tmp_path, capsys):
+    from opendino.checkpoint.weights import save_weights
+    from opendino.models.presets import create
+
+    teacher = save_weights(create("vit_nano4", depth=1), tmp_path / "teacher")
+    small = ["train.iterations=2", "watch.every=0"]
+    assert main(["distill", f"teacher={teacher}", *tiny_words, *small]) == 0
+    shown = capsys.readouterr().out
+    assert "distill.targets" in shown
+    assert "done: 2 steps" in shown
+    assert f"weights: {tmp_path / 'run' / 'weights'}" in shown
+
+
 def test_without_a_teacher_one_sentence_and_exit_code_2(picture_folder, tmp_path, capsys):
     assert main(["distill", f"data={picture_folder}", f"output_dir={tmp_path / 'run'}", "train.device=cpu"]) == 2
     assert capsys.readouterr().err == (

@@ -133,7 +133,9 @@ def test_what_the_teacher_says_is_kept_where_crops_come_again(words, tmp_path, m
     second = run(again, **more)
     assert sum(asked) == 2 * 40
     assert records(second) == records(first)
-    with pytest.raises(ConfigError, match=r"would fill and never be used, as every crop is new; set crops\.fixed_views=N"):
+    with pytest.raises(
+        ConfigError, match=r"would fill and never be used, as every crop is new; set crops\.fixed_views=N"
+    ):
         run([*again, f"output_dir={tmp_path / 'third'}"], **{"distill.cache": tmp_path / "kept"})
 
 
@@ -146,6 +148,7 @@ def test_what_does_not_go_with_the_teacher_is_said(words, teacher, tmp_path):
     fails(r"dino_head has 32 prototypes and the student's 64; set dino\.prototypes=32", "dino.prototypes=64")
     fails("takes images of 3 channels, and the student of 1; set student.in_chans=3", "student.in_chans=1")
     fails(r"patches of 4 pixels, which do not divide the 18 pixels.*resize=16", "distill.resize=18")
+    fails(r"dino\.objective = coding_rate is for opendino pretrain", "dino.objective=coding_rate")
     bare = save_weights(create("vit_nano4", depth=1), tmp_path / "bare")
     fails("has no dino_head.*or distill.targets=features", f"distill.teacher={bare}", "distill.targets=heads")
     with pytest.raises(ConfigError, match=r"distill\.teacher is missing: give teacher=RUN"):
