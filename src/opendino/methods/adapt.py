@@ -13,6 +13,7 @@ from torch import Tensor
 
 from opendino.layers.lora import add_lora, merged_parameters
 from opendino.methods.dinov2 import DINOv2
+from opendino.models.outputs import FeatureDict
 
 
 class Adaptation(DINOv2):
@@ -24,8 +25,7 @@ class Adaptation(DINOv2):
 
     head_steps: int = 0
     _lora: bool = False
-    _trained: tuple[str, ...] | None = None
-    _frozen: bool | None = None
+    _frozen: bool = False
 
     def use_lora(self, rank: int, alpha: float, layers: str, also: str) -> list[str]:
         """Freeze the student's backbone but for LoRA's products; the teacher's stays a plain backbone.
@@ -53,16 +53,12 @@ class Adaptation(DINOv2):
 
     def begin_step(self, step: int) -> None:
         """Freeze the backbone in the first steps, and let it learn from then on."""
-        backbone = self.student["backbone"]
-        if self._trained is None:
-            self._trained = tuple(name for name, part in backbone.named_parameters() if part.requires_grad)
-        frozen = step < self.head_steps
-        if frozen == self._frozen:
-            return
-        self._frozen = frozen
-        parameters = dict(backbone.named_parameters())
-        for name in self._trained:
-            parameters[name].requires_grad_(not frozen)
+        self._frozen = step < self.head_steps
+
+    def student_features(self, crops: list[Tensor], masks: list[Tensor | None]) -> list[FeatureDict]:
+        """As in `DINOv2`; while the backbone is frozen, without what a gradient would need."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
+            return super().student_features(crops, masks)
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

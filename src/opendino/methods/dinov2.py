@@ -25,6 +25,7 @@ from opendino.losses.ibot import ibot_loss
 from opendino.losses.koleo import koleo_loss
 from opendino.losses.sinkhorn import sinkhorn_knopp
 from opendino.methods.method import Method, StepOutput
+from opendino.models.outputs import FeatureDict
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.optim.schedules import Schedule, cosine, linear, steps_of
 
@@ -331,7 +332,7 @@ class DINOv2(Method):
         """What the student says of the masked global crops and the local crops, in one packed pass of the backbone."""
         with_locals = bool(self.config.dino.loss_weight) and len(batch.local_crops) > 0
         crops = [batch.global_crops, batch.local_crops] if with_locals else [batch.global_crops]
-        features = self.student["backbone"](crops, masks=[batch.masks, None][: len(crops)], is_training=True)
+        features = self.student_features(crops, [batch.masks, None][: len(crops)])
         of_globals, of_locals = features[0]["x_norm_clstoken"], features[-1]["x_norm_clstoken"]
         of_locals = of_locals if with_locals else of_locals[:0]
         patches = _masked_patches(features[0]["x_norm_patchtokens"], batch)
@@ -344,6 +345,10 @@ class DINOv2(Method):
             local_logits=None if by_crop is None else by_crop[:n_locals],
             patch_logits=patch_logits,
         )
+
+    def student_features(self, crops: list[Tensor], masks: list[Tensor | None]) -> list[FeatureDict]:
+        """What the student's backbone makes of each group of crops, in one packed pass."""
+        return self.student["backbone"](crops, masks=masks, is_training=True)
 
     def loss(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> StepOutput:
         """The weighted terms between what the student and the teacher say, and their sum."""

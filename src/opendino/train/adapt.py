@@ -34,6 +34,7 @@ from opendino.train.loop import Run, Schedules
 from opendino.train.parts import build_method, build_schedules
 from opendino.train.pretrain import Outcome, build_run, open_images, pretrain
 from opendino.train.start import Start, fitted, forget_start, open_start
+from opendino.train.state import seed_step
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def make_adaptation(config: PretrainConfig) -> Method:
     if settings.lora:
         same = adapting.origin.channels in (0, config.student.arguments().get("in_chans", 3))
         also = _ALONGSIDE if same else f"{_ALONGSIDE}|patch_embed"  # what was fitted to other channels has to learn
+        seed_step(config.seed, -2)  # the products begin alike on all processes
         layers = method.use_lora(settings.lora, settings.lora_alpha, settings.lora_layers, also)
         _log.info("LoRA of rank %d on %d layers", settings.lora, len(layers))
     return method
