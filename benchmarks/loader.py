@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast images become batches: ms an image by phase, images a second by number of workers, memory, index of paths.
+"""How fast images become batches: ours by Pillow and by the fast decoder, and torchvision's, interleaved in one run.
 
-python benchmarks/loader.py [--workers 0 1 2] [--batches 10] [--photos FILE] [--paths 1000000]
+python benchmarks/loader.py --quick [--peer PYTHON]     one core, each way; then a consumer the size of a GPU
+python benchmarks/loader.py [--workers 0 1 2] [--batches 10] [--paths 1000000]     phases, workers, memory, paths
 
-Photographs are `photos.parquet` of the folder that OPENDINO_TEST_DATA names (or ../shared/data), else made JPEGs of
-500 x 375. Where torchvision imports, its chain of the same transforms is timed beside ours.
+Photographs are those of 500 x 375 in `photos.parquet` of the folder that OPENDINO_TEST_DATA names (or ../shared/data),
+as they are and saved again at quality 75; else made JPEGs. The peer runs in the Python that `--peer` or
+OPENDINO_TORCHVISION names, as torchvision may not import beside this torch; see `torchvision_recipe.py`. The last line
+of --quick is JSON.
 """
 
 import argparse
 import io
 import itertools
+import json
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,12 +32,14 @@ import torch
 from PIL import Image
 
 from opendino.data.augment import CropsConfig, MultiCrop
-from opendino.data.collate import collate
+from opendino.data.collate import PretrainBatch, collate
 from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.datasets._paths import PathTable
-from opendino.data.loaders import pretrain_loader
+from opendino.data.fast import fast_views, keep_to_one_thread
+from opendino.data.loaders import LoaderConfig, pretrain_loader
 from opendino.data.masking import MaskConfig, batch_masks
 from opendino.data.samplers import keyed_rng
+from opendino.machine import cores
 
 ROOT = Path(__file__).parents[1]
 OFF: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "gray": 0.0, "blur": "none", "solarize": 0.0}
@@ -47,13 +56,16 @@ def picture(height: int, width: int, seed: int) -> Image.Image:
     return Image.fromarray((total * 255 / total.max()).astype(np.uint8))
 
 
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    """An image as a file."""
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
 def made(folder: Path, name: str, images: list[Image.Image], format: str) -> Path:
     """A Parquet file of made pictures."""
-    cells = []
-    for image in images:
-        stream = io.BytesIO()
-        image.save(stream, format)
-        cells.append(stream.getvalue())
+    cells = [encoded(image, format) for image in images]
     pq.write_table(pa.table({"image": cells}), folder / f"{name}.parquet")
     return folder / f"{name}.parquet"
 
@@ -96,33 +108,6 @@ def phases(dataset: ImageDataset, crops: CropsConfig, patch: int, count: int) ->
         "blur, solarize": (everything - with_colour) / count * 1e3,
         "masks, collate": seconds(put_together) / count * 1e3,
     }
-
-
-def torchvision_chain(crops: CropsConfig, images: list[Image.Image]) -> float | None:
-    """Milliseconds an image of torchvision's transforms with the same settings, to normalised floats."""
-    try:
-        from torchvision import transforms as T  # pyrefly: ignore[missing-import]
-    except (ImportError, RuntimeError):
-        return None
-    bicubic = T.InterpolationMode.BICUBIC
-    jitter = T.RandomApply(
-        [T.ColorJitter(crops.brightness, crops.contrast, crops.saturation, crops.hue)], p=crops.jitter
-    )
-    end = T.Compose([T.ToTensor(), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
-
-    def chain(size: int, scale: tuple[float, float], blur: float, solarize: float) -> T.Compose:
-        steps = [
-            T.RandomResizedCrop(size, scale=scale, interpolation=bicubic),
-            T.RandomHorizontalFlip(crops.flip),
-            jitter,
-        ]
-        steps += [T.RandomGrayscale(crops.gray), T.RandomApply([T.GaussianBlur(9, (0.1, 2.0))], p=blur)]
-        return T.Compose([*steps, T.RandomSolarize(128, p=solarize), end])
-
-    views = [chain(crops.global_size, crops.global_scale, 0.0, 0.0)]
-    views += [chain(crops.global_size, crops.global_scale, 0.9, crops.solarize)]
-    views += [chain(crops.local_size, crops.local_scale, 0.5, 0.0)] * crops.local_number
-    return seconds(lambda: [view(image) for image in images for view in views]) / len(images) * 1e3
 
 
 def memory(process: str = "self") -> float:
@@ -172,6 +157,120 @@ def index_of_paths(count: int) -> None:
     print(f"scan of {found:,} files in {files // 1000} folders: {took:.2f} s, {took / files * 1e6:.2f} s a million")
 
 
+def near(source: Path, out: Path, count: int, quality: int = 0) -> Path:
+    """The first photographs of 500 x 375 in a file of their own, as they are or saved again."""
+    cells = [cell["bytes"] if isinstance(cell, dict) else cell for cell in pq.read_table(source)["image"].to_pylist()]
+    sizes = [Image.open(io.BytesIO(cell)).size for cell in cells]
+    taken = [cell for cell, size in zip(cells, sizes, strict=True) if sorted(size) == [375, 500]][:count]
+    if quality:
+        taken = [encoded(Image.open(io.BytesIO(cell)).convert("RGB"), "JPEG", quality=quality) for cell in taken]
+    pq.write_table(pa.table({"image": taken}), out)
+    return out
+
+
+class Peer:
+    """torchvision's recipe in another process; None in place of seconds where it does not import."""
+
+    def __init__(self, python: str, photos: Path) -> None:
+        command = [python, str(Path(__file__).with_name("torchvision_recipe.py")), str(photos)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.there = self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
+
+    def __call__(self, first: int, count: int) -> float | None:
+        """Seconds of processor time for so many images."""
+        if not self.there or self.process.stdin is None or self.process.stdout is None:
+            return None
+        print(first, count, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def ways(dataset: ImageDataset) -> dict[str, Callable[[int, int], object]]:
+    """What makes a batch of images first .. first + count, by name."""
+    mean_std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    def batch(first: int, count: int, *, fast: bool, bare: bool = False) -> PretrainBatch:
+        crops = MultiCrop(CropsConfig(), bare=bare)
+        rows = range(first, first + count)
+        if fast:
+            views = [fast_views(dataset, i, crops, keyed_rng(0, "crops", i)) for i in rows]
+        else:
+            views = [crops(dataset.image(i), keyed_rng(0, "crops", i)) for i in rows]
+        return collate(views, batch_masks(2 * count, (16, 16), MaskConfig(), keyed_rng(0, "masks", 0)), list(rows))
+
+    return {
+        "pillow": lambda first, count: batch(first, count, fast=False),
+        "fast": lambda first, count: batch(first, count, fast=True),
+        "fast, normalised here": lambda first, count: batch(first, count, fast=True).finish(*mean_std),
+        "fast, colours elsewhere": lambda first, count: batch(first, count, fast=True, bare=True),
+    }
+
+
+def quick(sources: dict[str, Path], peer_python: str) -> None:
+    """One core, then a consumer; the last line is JSON."""
+    keep_to_one_thread()
+    told = {name: one_core(name, photos, peer_python) for name, photos in sources.items()}
+    dataset = open_dataset(next(iter(sources.values())))
+    waiting = {decoder: consumer(dataset, decoder) for decoder in ("pillow", "fast")}
+    print("\n| decoder | workers | images a second | consumer, images a second | share of its time that it waits |")
+    print("|---|---|---|---|---|")
+    for decoder, (workers, rate, taken, share) in waiting.items():
+        print(f"| {decoder} | {workers} | {rate:.0f} | {taken:.0f} | {share:.1%} |")
+    print(json.dumps(told | {"waiting_share": {name: round(found[3], 4) for name, found in waiting.items()}}))
+
+
+def one_core(name: str, photos: Path, peer_python: str, rounds: int = 7, count: int = 8) -> dict[str, dict[str, float]]:
+    """Every way in turn on the same images; medians over the rounds."""
+    dataset, peer = open_dataset(photos), Peer(peer_python, photos)
+    made, times = ways(dataset), {}
+    for number in range(rounds + 1):
+        first = number * count % max(len(dataset) - count, 1)
+        for way, function in made.items():
+            started = time.process_time()
+            function(first, count)
+            times.setdefault(way, []).append((time.process_time() - started) / count)
+        took = peer(first, count)
+        if took is not None:
+            times.setdefault("torchvision", []).append(took / count)
+    peer.close()
+    middle = {way: float(np.median(values[1:])) for way, values in times.items()}
+    size = np.mean([len(cast("bytes", dataset.read(i))) for i in range(len(dataset))]) / 1000
+    print(f"\n{name}: {len(dataset)} JPEGs of 500 x 375, {size:.0f} kB each; 2 x 224 + 8 x 98, one core\n")
+    print("| way | ms an image | images a second and core | times torchvision |\n|---|---|---|---|")
+    base = middle.get("torchvision")
+    ratios = {way: round(base / value, 2) for way, value in middle.items()} if base else {}
+    for way, value in middle.items():
+        print(f"| {way} | {value * 1e3:.2f} | {1 / value:.0f} | {ratios.get(way, '-')} |", flush=True)
+    per_core = {way: round(1 / value, 1) for way, value in middle.items()}
+    return {"images_per_second_per_core": per_core, "over_torchvision": ratios}
+
+
+def consumer(dataset: ImageDataset, decoder: Any, batch: int = 16, steps: int = 12) -> tuple[int, float, float, float]:
+    """Workers, what they make, what a consumer that only sleeps takes (seven tenths of it), and how long it waits."""
+    workers = max(cores() - 1, 1)
+    config = LoaderConfig(decoder=decoder, photometric="worker", prefetch=3)
+    loader = pretrain_loader(dataset, CropsConfig(), MaskConfig(), 14, batch, workers=workers, config=config)
+    for _ in range(4 * workers):
+        next(loader)
+    started = time.perf_counter()
+    for _ in range(steps):
+        next(loader)
+    rate = steps * batch / (time.perf_counter() - started)
+    taken, before, started = 0.7 * rate, loader.waited, time.perf_counter()
+    for _ in range(steps):
+        next(loader)
+        time.sleep(batch / taken)
+    share = (loader.waited - before) / (time.perf_counter() - started)
+    loader.close()
+    return workers, rate, taken, share
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
@@ -179,11 +278,22 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=40, help="images of the timing by phase")
     arguments.add_argument("--photos", type=Path, help="Parquet file of photographs")
     arguments.add_argument("--paths", type=int, default=1_000_000)
+    arguments.add_argument("--quick", action="store_true")
+    arguments.add_argument("--peer", default=os.environ.get("OPENDINO_TORCHVISION", sys.executable))
     given = arguments.parse_args()
     torch.set_num_threads(1)
     folder = Path(os.environ.get("OPENDINO_TEST_DATA", ROOT.parent / "shared" / "data"))
     photos = given.photos or folder / "photos.parquet"
     with tempfile.TemporaryDirectory() as scratch:
+        if given.quick:
+            few = {"made": made(Path(scratch), "few", [picture(375, 500, i) for i in range(24)], "JPEG")}
+            if photos.exists():
+                few = {
+                    "as they are": near(photos, Path(scratch) / "few.parquet", 56),
+                    "quality 75": near(photos, Path(scratch) / "smaller.parquet", 56, quality=75),
+                }
+            quick(few, given.peer)
+            return
         fixed = made(Path(scratch), "photos", [picture(375, 500, i) for i in range(given.images)], "JPEG")
         small = made(Path(scratch), "small", [picture(40, 40, i).convert("L") for i in range(1000)], "PNG")
         cases = [
@@ -207,13 +317,6 @@ def main() -> None:
                 f"\n## {title}\n\n| {' | '.join(times)} | total ms an image, one core |\n|{'---|' * (len(times) + 1)}"
             )
             print(f"| {' | '.join(f'{value:.3f}' for value in times.values())} | {sum(times.values()):.3f} |")
-            peer = (
-                torchvision_chain(crops, [cast("Image.Image", dataset.image(i)) for i in range(min(count, 100))])
-                if channels == 3
-                else None
-            )
-            found = f"{peer:.1f} ms" if peer else "does not import here"
-            print(f"torchvision, decoded image to normalised crops: {found}")
             print("\n| workers | images a second | MB, all processes |\n|---|---|---|")
             for workers in given.workers:
                 print(throughput(dataset, crops, patch, batch, workers, given.batches), flush=True)
