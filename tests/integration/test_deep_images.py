@@ -54,6 +54,8 @@ def test_a_run_on_deep_arrays_is_measured_and_shown_without_saying_their_range_a
         settings = record["config"] if record["protocol"] == "health" else record["config"]["data"]
         assert settings["value_range"] == [-1000.0, 3000.0]
         assert record["data"]["skipped"] == []
+    whole = next(json.loads(path.read_text()) for path in (tmp_path / "whole").glob("health*.json"))
+    assert 1 <= whole["figures"]["prototypes_unique"] <= 32  # of a run's own checkpoint, and of nothing else
     assert "prototypes are not measured" in capsys.readouterr().out
     picture = tmp_path / "x.png"
     assert view.main(["pca", str(run), str(val / "kind0" / "0.npy"), f"out={picture}", "device=cpu", "side=40"]) == 0
@@ -62,6 +64,35 @@ def test_a_run_on_deep_arrays_is_measured_and_shown_without_saying_their_range_a
     # The first three channels as they are decoded: dark outside, on average 0; inside 3000 - x, cut at 3000.
     assert shown[:6].mean() == pytest.approx(255 * (0 + 1000) / 4000, abs=16)
     assert shown[12:20, 14:26].mean() == pytest.approx(255 * (2750 + 1000) / 4000, abs=16)
+
+
+def test_pixel_and_pair_protocols_read_deep_arrays_as_the_run_did(run, tmp_path):
+    val, out = arrays(tmp_path / "val", 4, 5, 1), tmp_path / "out"
+    words = [f"out={out}", "features.device=cpu"]
+    assert (
+        eval_verb.main(["retrieval", str(run), f"data.queries={val}", f"data.database={tmp_path / 'train'}", *words])
+        == 0
+    )
+    points = [[3.0, 3.0], [12.0, 9.0]]
+    pair = {"source": "kind0/0.npy", "target": "kind0/1.npy", "source_points": points, "target_points": points}
+    (val / "pairs.json").write_text(json.dumps([pair]))
+    words.append("features.size=16")
+    assert eval_verb.main(["correspond", str(run), f"data={val / 'pairs.json'}", "correspond.short=16", *words]) == 0
+    shutil.copytree(val / "kind0", tmp_path / "scenes" / "images")
+    (tmp_path / "scenes" / "depth").mkdir()
+    for i in range(4):
+        np.save(tmp_path / "scenes" / "depth" / f"{i}.npy", np.linspace(1, 5, 320, dtype=np.float32).reshape(16, 20))
+    scenes = [f"data.train={tmp_path / 'scenes'}", f"data.val={tmp_path / 'scenes'}", "data.max_depth=6"]
+    short = ["depth.head=lin1", "depth.iterations=2", "depth.batch_size=2"]
+    assert eval_verb.main(["depth", str(run), *scenes, *short, *words]) == 0
+    written = {
+        record["protocol"]: record["config"] for record in map(json.loads, (p.read_text() for p in out.glob("*.json")))
+    }
+    assert set(written) == {"retrieval", "correspond", "depth"}
+    assert written["retrieval"]["data"]["value_range"] == written["depth"]["data"]["value_range"] == [-1000.0, 3000.0]
+    assert written["correspond"]["value_range"] == [-1000.0, 3000.0]
+    assert written["retrieval"]["data"]["orient"] is True
+    assert written["depth"]["data"]["orient"] is False  # depth maps lie on the pixels as they are stored
 
 
 def test_the_command_line_has_the_last_word(run, tmp_path):

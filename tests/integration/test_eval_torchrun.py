@@ -6,24 +6,16 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from opendino.checkpoint.weights import save_weights
 from opendino.models.vision_transformer import VisionTransformer
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_equal_one(tmp_path):
-    rng = np.random.default_rng(0)
-    for part, each in (("train", 5), ("val", 4)):
-        for name in ("a", "b", "c"):
-            (tmp_path / part / name).mkdir(parents=True)
-            for i in range(each):
-                picture = Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8))
-                picture.save(tmp_path / part / name / f"{i}.png")
+def test_two_processes_of_torchrun_equal_one(labelled_parts):
+    tmp_path = labelled_parts
     torch.manual_seed(0)
     save_weights(VisionTransformer(img_size=16, patch_size=8, embed_dim=64, depth=1, num_heads=1), tmp_path / "w")
     words = ["-m", "opendino", "eval", "knn", str(tmp_path / "w"), f"data.train={tmp_path / 'train'}",

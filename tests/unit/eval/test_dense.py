@@ -92,3 +92,18 @@ def test_modes_come_back():
         raise KeyError
     assert first.training
     assert not second.training
+
+
+def test_every_process_takes_the_head_of_the_main_one(monkeypatch):
+    head = torch.nn.BatchNorm1d(2)
+    torch.nn.init.constant_(head.weight, 5.0)
+    head.num_batches_tracked += 3
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    _dense.agree(head)  # alone, nothing changes
+    assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
+    # Another process gives nothing to the sum and takes what the main one gave.
+    theirs = iter([tensor + 1 for tensor in before.values()])
+    monkeypatch.setattr(_dense, "is_main", lambda: False)
+    monkeypatch.setattr(_dense, "all_reduce_sum", lambda given: given + next(theirs))
+    _dense.agree(head)
+    assert all(torch.equal(before[name] + 1, tensor) for name, tensor in head.state_dict().items())
