@@ -15,7 +15,7 @@ def _no_trial_before():
 
 def test_products_of_any_strides_are_the_formula(monkeypatch):
     for answer in (True, False):
-        monkeypatch.setattr(onednn, "pays", lambda *_, a=answer: a)
+        monkeypatch.setattr(onednn, "available", lambda a=answer: a)
         for a in (torch.randn(5, 7), torch.randn(7, 5).t()):
             for b in (torch.randn(6, 7), torch.randn(7, 6).t(), torch.randn(6, 9)[:, 1:8]):
                 wanted = torch.einsum("nk,mk->nm", a.double(), b.double())
@@ -38,6 +38,22 @@ def test_the_plain_way_is_taken_where_the_other_is_missing_wrong_or_slower(monke
         onednn._trial.cache_clear()
         monkeypatch.setattr(onednn, "linear", broken)
         assert not pays(8, 12, torch.float32)
+
+
+def test_products_are_available_where_they_are_there_and_right(monkeypatch):
+    onednn.available.cache_clear()
+    here = onednn.available()
+    assert torch.backends.mkldnn.is_available() or not here
+
+    def missing(*_):
+        raise AttributeError("no such function in this PyTorch")
+
+    for broken in (missing, lambda x, weight, bias: x @ weight.t() + 1):
+        onednn.available.cache_clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(onednn, "linear", broken)
+            assert not onednn.available()
+    onednn.available.cache_clear()
 
 
 def test_a_slow_way_is_seen_to_be_slow():

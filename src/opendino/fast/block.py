@@ -6,7 +6,7 @@ Tokens and norms stay in float32 whatever the type of the products, so that bflo
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float32
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from opendino import onednn
 from opendino.fast.attention import attend, weights
 from opendino.layers.block import Block
+from opendino.layers.fast_linear import FastLinear
 from opendino.layers.layer_scale import LayerScale
 from opendino.layers.mlp import Mlp
 from opendino.layers.packed_linear import PackedLinear
@@ -23,6 +24,18 @@ from opendino.layers.swiglu import SwiGLU
 
 TOKENS_AT_ONCE = 2048
 """Tokens that go through a block together on a CPU: what is between its layers then stays in the cache."""
+
+
+class Products(NamedTuple):
+    """How a fast copy multiplies.
+
+    Attributes:
+        dtype: float32 or bfloat16.
+        packed: by oneDNN with packed weights; None asks a trial of each shape.
+    """
+
+    dtype: torch.dtype
+    packed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class BlockParts:
     def plain(self) -> bool:
         """Whether all layers are what they seem, so that their weights say all of them."""
         linear = [one for one in (self.qkv, self.proj, self.first, self.second) if one is not None]
-        return all(type(one) is nn.Linear for one in linear) and all(
+        return all(type(one) in (nn.Linear, FastLinear) for one in linear) and all(
             type(one) is nn.LayerNorm for one in (self.norm1, self.norm2)
         )
 
@@ -66,16 +79,16 @@ class FastBlock(nn.Module):
 
     Args:
         parts: weights.
-        dtype: of the products.
+        products: how to multiply.
     """
 
-    def __init__(self, parts: BlockParts, dtype: torch.dtype) -> None:
+    def __init__(self, parts: BlockParts, products: Products) -> None:
         super().__init__()
-        self.dtype, self.heads = dtype, parts.heads
+        self.dtype, self.heads = products.dtype, parts.heads
         self.norm1, self.norm2 = _norm(parts.norm1), _norm(parts.norm2)
-        self.qkv = _fold(parts.qkv, _query_scale(parts), dtype)
-        self.proj = _fold(parts.proj, parts.scale1, dtype)
-        self.feed = _feed_forward(parts, dtype)
+        self.qkv = _fold(parts.qkv, _query_scale(parts), products)
+        self.proj = _fold(parts.proj, parts.scale1, products)
+        self.feed = _feed_forward(parts, products)
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "*tokens D"], groups: Groups | None = None) -> Float32[Tensor, "*tokens D"]:
@@ -165,7 +178,7 @@ def _query_scale(parts: BlockParts) -> Float32[Tensor, " D3"]:
 
 
 def _fold(
-    layer: nn.Linear, scale: Tensor | None, dtype: torch.dtype, activation: onednn.Activation = "none"
+    layer: nn.Linear, scale: Tensor | None, products: Products, activation: onednn.Activation = "none"
 ) -> PackedLinear:
     """A layer whose outputs are scaled channel by channel."""
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
@@ -173,17 +186,17 @@ def _fold(
         scale = scale.detach().float()
         weight = weight.float() * scale[:, None]
         bias = None if bias is None else bias.float() * scale
-    return PackedLinear(weight, bias, dtype, activation=activation)
+    return PackedLinear(weight, bias, products.dtype, activation=activation, packed=products.packed)
 
 
-def _feed_forward(parts: BlockParts, dtype: torch.dtype) -> nn.Module:
+def _feed_forward(parts: BlockParts, products: Products) -> nn.Module:
     if parts.first is None or parts.second is None:
         return _Scaled(parts.scale2)
-    second = _fold(parts.second, parts.scale2, dtype)
+    second = _fold(parts.second, parts.scale2, products)
     if parts.kind == "mlp":
-        return nn.Sequential(_fold(parts.first, None, dtype, "gelu"), second)
+        return nn.Sequential(_fold(parts.first, None, products, "gelu"), second)
     gate, value = (_half(parts.first, half) for half in (0, 1))
-    return _Gated(_fold(gate, None, dtype, "silu"), _fold(value, None, dtype), second)
+    return _Gated(_fold(gate, None, products, "silu"), _fold(value, None, products), second)
 
 
 def _half(layer: nn.Linear, half: int) -> nn.Linear:

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from opendino import onednn
 from opendino.errors import ModelError
-from opendino.fast.block import FastBlock, parts_of
+from opendino.fast.block import FastBlock, Products, parts_of
 from opendino.fast.tables import Tables
 from opendino.models.classifier import LinearClassifier
 from opendino.models.vision_transformer import VisionTransformer
@@ -50,7 +51,11 @@ class FastVisionTransformer(VisionTransformer):
 
 
 def optimize(
-    model: Model, dtype: Precision | torch.dtype | None = None, image_size: int | tuple[int, int] | None = None
+    model: Model,
+    dtype: Precision | torch.dtype | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    *,
+    trial: bool = True,
 ) -> Model:
     """A copy of a model for inference alone: the same methods, the same numbers, in less time and memory.
 
@@ -65,11 +70,13 @@ def optimize(
             "bf16" to 3e-2 on tokens of magnitude 5.
         image_size: side, or (H, W), in pixels, that the position table is resized to right away; other sizes still
             work, and pay for it once each.
+        trial: on a CPU, choose how to multiply by a short trial of speed; False takes oneDNN wherever it is there, so
+            that another process has the same numbers to the last bit.
 
     Raises:
         ModelError: a model or a type that this cannot be done for, or a size that does not fit the patch.
     """
-    products = _dtype_of(model, dtype)
+    products = Products(_dtype_of(model, dtype), None if trial else onednn.available())
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if isinstance(model, VisionTransformer):
         return cast("Model", _backbone(model, products, size))
@@ -88,10 +95,10 @@ def optimize(
 def fast_if_it_pays(backbone: Any, precision: Precision) -> Any:  # noqa: ANN401  any model
     """A backbone's fast copy on a CPU; the backbone itself on other devices, and where it is none of ours.
 
-    For those who take a backbone through many images, and let go of the copy afterwards.
+    For those who take a backbone through many images, and let go of the copy afterwards. The same in every process.
     """
     ours = type(backbone) is VisionTransformer and backbone.cls_token.device.type == "cpu"
-    return optimize(backbone, precision) if ours else backbone
+    return optimize(backbone, precision, trial=False) if ours else backbone
 
 
 def _dtype_of(model: nn.Module, dtype: Precision | torch.dtype | None) -> torch.dtype:
@@ -105,11 +112,11 @@ def _dtype_of(model: nn.Module, dtype: Precision | torch.dtype | None) -> torch.
 
 
 def _backbone(
-    model: VisionTransformer, dtype: torch.dtype, image_size: tuple[int, int] | None
+    model: VisionTransformer, products: Products, image_size: tuple[int, int] | None
 ) -> FastVisionTransformer:
     if isinstance(model, FastVisionTransformer):
         raise ModelError("optimize: the model is optimized already; give the one that it was made from")
-    blocks = nn.ModuleList(fast_block(block, dtype) for block in model.blocks)
+    blocks = nn.ModuleList(fast_block(block, products) for block in model.blocks)
     fast: Any = copy.deepcopy(model, {id(model.blocks): nn.ModuleList()}).float()
     fast.blocks = blocks
     fast.eval().requires_grad_(False)
@@ -125,7 +132,7 @@ def _backbone(
     return fast
 
 
-def fast_block(block: nn.Module, dtype: torch.dtype) -> nn.Module:
+def fast_block(block: nn.Module, products: Products) -> nn.Module:
     """The fast one of a block; a copy of it where it holds layers that are not its own."""
     parts = parts_of(block)
-    return copy.deepcopy(block) if parts is None else FastBlock(parts, dtype)
+    return copy.deepcopy(block) if parts is None else FastBlock(parts, products)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from opendino.errors import ModelError
-from opendino.fast.block import BlockParts, FastBlock
+from opendino.fast.block import BlockParts, FastBlock, Products
 from opendino.fast.tables import Tables
 from opendino.hf._layers import Dinov2Embeddings, Dinov2Layer, Dinov2MLP, Dinov2SwiGLUFFN, Grid, Mask, mask_for
 
@@ -21,9 +21,9 @@ from opendino.hf._layers import Dinov2Embeddings, Dinov2Layer, Dinov2MLP, Dinov2
 class FastLayer(nn.Module):
     """`Dinov2Layer` in evaluation mode, with products by a `FastBlock`."""
 
-    def __init__(self, parts: BlockParts, dtype: torch.dtype) -> None:
+    def __init__(self, parts: BlockParts, products: Products) -> None:
         super().__init__()
-        self.block = FastBlock(parts, dtype)
+        self.block = FastBlock(parts, products)
 
     @torch.no_grad()
     def forward(
@@ -50,7 +50,7 @@ class FastEmbeddings(Dinov2Embeddings):
         return self.tables.of(grid, super()._positions)
 
 
-def fast_copy(model: Any, dtype: torch.dtype, image_size: Grid | None) -> Any:  # noqa: ANN401  a model of `modeling.py`
+def fast_copy(model: Any, products: Products, image_size: Grid | None) -> Any:  # noqa: ANN401  a model of `modeling.py`
     """A model with fast layers, for inference alone.
 
     Raises:
@@ -59,7 +59,7 @@ def fast_copy(model: Any, dtype: torch.dtype, image_size: Grid | None) -> Any:  
     inner = getattr(model, model.base_model_prefix, model)
     if isinstance(inner.embeddings, FastEmbeddings):
         raise ModelError("optimize: the model is optimized already; give the one that it was made from")
-    layers = nn.ModuleList(_fast_layer(layer, dtype) for layer in inner.encoder.layer)
+    layers = nn.ModuleList(_fast_layer(layer, products) for layer in inner.encoder.layer)
     fast = copy.deepcopy(model, {id(inner.encoder.layer): nn.ModuleList()}).float()
     inner = getattr(fast, fast.base_model_prefix, fast)
     inner.encoder.layer = layers
@@ -73,9 +73,9 @@ def fast_copy(model: Any, dtype: torch.dtype, image_size: Grid | None) -> Any:  
     return fast.eval().requires_grad_(False)
 
 
-def _fast_layer(layer: Dinov2Layer, dtype: torch.dtype) -> nn.Module:
+def _fast_layer(layer: Dinov2Layer, products: Products) -> nn.Module:
     parts = _parts_of(layer)
-    return copy.deepcopy(layer) if parts is None else FastLayer(parts, dtype)
+    return copy.deepcopy(layer) if parts is None else FastLayer(parts, products)
 
 
 def _parts_of(layer: Dinov2Layer) -> BlockParts | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from opendino.config import check_numbers
 from opendino.errors import ConfigError, ModelError
+from opendino.onednn import product
 
 HEAD_LIMITS = {
     "prototypes": (1, 2**27),
@@ -45,7 +46,9 @@ class Prototypes(nn.Module):
     def forward(self, x: Float[Tensor, "*rows in_dim"]) -> Float[Tensor, "*rows K"]:
         """Magnitude times cosine with every prototype, for unit `x`."""
         weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
-        return F.linear(x, weight)
+        if x.ndim < 2 or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or torch.jit.is_tracing():
+            return F.linear(x, weight)
+        return product(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])  # the teacher's, often the largest of all
 
 
 class DINOHead(nn.Module):

@@ -20,7 +20,7 @@ class PackedLinear(nn.Module):
         bias: [F], or None.
         dtype: of the product; inputs must have it.
         activation: "none", exact "gelu" or "silu" behind the layer, in the same pass over the output.
-        packed: by oneDNN or plainly; None lets a trial choose.
+        packed: by oneDNN or plainly, on other devices plainly; None lets a trial choose.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class PackedLinear(nn.Module):
         wide, deep = weight.shape
         self.activation: onednn.Activation = activation
         if packed is None:
-            packed = weight.device.type == "cpu" and onednn.pays(deep, wide, dtype, activation)
-        self.packed = packed
+            packed = onednn.pays(deep, wide, dtype, activation)
+        self.packed = packed = packed and weight.device.type == "cpu"
         weight = weight.detach().to(dtype)
         # no buffers: a packed weight can be neither moved nor written to a file
         self.weight = onednn.pack(weight) if packed else weight.clone()

@@ -29,6 +29,7 @@ from opendino.data.preview import preview
 from opendino.distributed import is_main, joined, largest, rank, together, world_size
 from opendino.errors import CheckpointError, ConfigError, TrainingError
 from opendino.files import write_whole
+from opendino.layers.fast_linear import use_fast_linears
 from opendino.logs import JsonLines
 from opendino.machine import cores
 from opendino.methods.method import Method
@@ -210,6 +211,8 @@ def build_run(config: PretrainConfig, make: Callable[[PretrainConfig], Method] |
         torch.set_float32_matmul_precision("high")  # what autocast leaves in float32 may use TensorFloat-32
     method = make(config) if make else build_method(config.student, config.crops, method_config(config), config.seed)
     method.to(device)
+    if device.type == "cpu" and config.train.onednn:
+        use_fast_linears(method)
     return Run(
         method=method,
         optimizer=build_optimizer(method, config.optim),

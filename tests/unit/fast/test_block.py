@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from opendino.fast import block as fast
-from opendino.fast.block import FastBlock, parts_of
+from opendino.fast.block import FastBlock, Products, parts_of
 from opendino.layers.block import Block
 
 
@@ -32,14 +32,14 @@ KINDS = {
 def test_the_same_tokens(kind, dtype, close):
     block, x = random_block(**KINDS[kind]), torch.randn(3, 11, 32)
     before = x.clone()
-    found = FastBlock(parts_of(block), dtype)(x)
+    found = FastBlock(parts_of(block), Products(dtype))(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, block(x), atol=close * 5, rtol=close)
     assert torch.equal(x, before)
 
 
 def test_few_at_a_time_is_all_at_once(monkeypatch):
-    block, x = FastBlock(parts_of(random_block()), torch.float32), torch.randn(5, 7, 32)
+    block, x = FastBlock(parts_of(random_block()), Products(torch.float32)), torch.randn(5, 7, 32)
     wanted = block(x)
     monkeypatch.setattr(fast, "TOKENS_AT_ONCE", 15)
     torch.testing.assert_close(block(x), wanted)
@@ -49,7 +49,7 @@ def test_packed_crops():
     block = random_block(init_values=1.0)
     xs = [torch.randn(2, 7, 32), torch.randn(3, 4, 32)]
     packed = torch.cat([x.flatten(0, 1) for x in xs])
-    found = FastBlock(parts_of(block), torch.float32)(packed, ((2, 7), (3, 4)))
+    found = FastBlock(parts_of(block), Products(torch.float32))(packed, ((2, 7), (3, 4)))
     torch.testing.assert_close(found, torch.cat([block(x).flatten(0, 1) for x in xs]), atol=1e-5, rtol=1e-5)
 
 

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole training step on a CPU with our fast ways against the same step without them, in turn in one process.
+
+    python benchmarks/step_cpu.py --quick
+    python benchmarks/step_cpu.py --batch 4 --rounds 5 --json
+
+ViT-S/14, 2 x 224 + 8 x 98 pixels of noise, drop path 0.3, Sinkhorn-Knopp, KoLeo, masks; 4,096 and 65,536 prototypes,
+float32 and bfloat16 autocast. Plain: `nn.Linear`, all logits at once. Fast: `FastLinear` (float32 alone) and blocks of
+prototypes (from 16,384 on). The ratio is the median over rounds; the last line is a JSON object of ratios.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opendino.config import load
+from opendino.optim.clipping import clip_gradients
+from opendino.train.config import PretrainConfig, fill_in
+from opendino.train.pretrain import build_run
+
+sys.path.insert(0, str(Path(__file__).parent))
+from train_step import noise
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def build(prototypes: int, dtype: str, batch: int) -> tuple[dict[str, Any], Any]:
+    """The same run twice, plain and fast, and a batch of noise."""
+    words = [
+        "student.preset=vits14",
+        "student.drop_path_rate=0.3",
+        f"dino.prototypes={prototypes}",
+        "dino.centering=sinkhorn_knopp",
+        f"train.batch_size={batch}",
+        f"train.precision={dtype}",
+        "train.device=cpu",
+    ]
+    config = fill_in(dataclasses.replace(load(PretrainConfig, None, words), output_dir=""), 10**9)
+    runs = {}
+    for way in ("plain", "fast"):
+        fast = way == "fast"
+        dino, train = dataclasses.replace(config.dino, in_blocks=fast), dataclasses.replace(config.train, onednn=fast)
+        runs[way] = build_run(dataclasses.replace(config, dino=dino, train=train))
+    return runs, next(noise(config, torch.device("cpu")))
+
+
+def step(run: Any, batch: Any, number: int) -> tuple[float, float]:
+    """Seconds of one step, and its loss."""
+    torch.manual_seed(number)
+    for group in run.optimizer.param_groups:
+        group["lr"] = 1e-4
+    begun = time.perf_counter()
+    run.optimizer.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=run.precision == "bf16"):
+        loss = run.method(batch, 0.07).loss
+    loss.backward()
+    clip_gradients(run.method.subnetworks(), run.clip_grad)
+    run.optimizer.step()
+    run.method.update_teacher(0.99)
+    return time.perf_counter() - begun, float(loss.detach())
+
+
+def measure(prototypes: int, dtype: str, batch: int, rounds: int) -> dict[str, Any]:
+    runs, images = build(prototypes, dtype, batch)
+    seconds: dict[str, list[float]] = {way: [] for way in runs}
+    losses: dict[str, float] = {}
+    for number in range(rounds + 1):
+        for way, run in runs.items():
+            taken, losses[way] = step(run, images, number)
+            seconds[way].append(taken)
+    ratios = [one / other for one, other in zip(seconds["plain"][1:], seconds["fast"][1:], strict=True)]
+    return {
+        "prototypes": prototypes,
+        "dtype": dtype,
+        "seconds": {way: statistics.median(times[1:]) for way, times in seconds.items()},
+        "ratio": statistics.median(ratios),
+        "last_losses": losses,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two images, two rounds")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="cells whose name has this in it, such as '4096 fp32'")
+    parser.add_argument("--json", action="store_true", help="write benchmarks/results/step_cpu.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    batch, rounds = (2, 2) if arguments.quick else (arguments.batch, arguments.rounds)
+    rows = []
+    for prototypes in (4096, 65536):
+        for dtype in ("fp32", "bf16"):
+            if arguments.only not in f"{prototypes} {dtype}":
+                continue
+            rows.append(measure(prototypes, dtype, batch, rounds))
+            row = rows[-1]
+            ways = "  ".join(f"{way} {seconds:6.2f} s" for way, seconds in row["seconds"].items())
+            print(f"{prototypes:6} {dtype}  {ways}  ratio {row['ratio']:.2f}  losses {row['last_losses']}", flush=True)
+    if arguments.json:
+        RESULTS.mkdir(exist_ok=True)
+        record = {"command": " ".join(sys.argv), "batch": batch, "load": os.getloadavg()[0], "rows": rows}
+        (RESULTS / "step_cpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({f"{row['prototypes']} {row['dtype']}": round(row["ratio"], 2) for row in rows}))
+
+
+if __name__ == "__main__":
+    main()
