@@ -70,10 +70,10 @@ def backbone_of(row: str, run: str, table: str) -> Backbone:
     return backbone
 
 
-def subset(data: Path, table: str, home: Path) -> tuple[str, str]:
+def subset(data: Path, table: str, home: Path, held_out: int = 0) -> tuple[str, str]:
     """Files of every n-th row."""
     places = []
-    for part, most in zip(FILES[table], KEPT[table], strict=True):
+    for part, most in zip(FILES[table], (KEPT[table][0], held_out or KEPT[table][1]), strict=True):
         whole = pq.read_table(data / f"{table}-{part}.parquet")
         rows = np.linspace(0, len(whole) - 1, min(most, len(whole))).astype(np.int64)
         pq.write_table(whole.take(pa.array(rows)), home / f"{part}.parquet")
@@ -122,13 +122,14 @@ def main() -> None:
     parser.add_argument("--table", choices=list(KEPT), required=True)
     parser.add_argument("--row", choices=["pixels", "untrained", "trained"], required=True)
     parser.add_argument("--heads", nargs="+", default=["linear", "knn", "ms"])
+    parser.add_argument("--held-out", type=int, default=0, help="most held-out images; 0 for those of KEPT")
     asked = parser.parse_args()
     logs.setup()
     torch.set_num_threads(1)
     backbone = backbone_of(asked.row, asked.run, asked.table)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        train, val = subset(asked.data, asked.table, home)
+        train, val = subset(asked.data, asked.table, home, asked.held_out)
         if asked.table == "camvid":
             figures = pixels(backbone, train, val, asked.heads)
         else:
