@@ -265,3 +265,41 @@ def test_workers_and_cadence_may_change(tiny_words, tmp_path, reference):
     process.communicate()
     assert main(words_for(tiny_words, folder, "loader.workers=0", "checkpoint.every=3", "checkpoint.keep=1")) == 0
     assert records(folder) == records(reference)
+
+
+SLOW_DISK = """
+import sys, time
+from opendino.checkpoint import store
+from opendino.cli.main import main
+write = store._write_part
+
+def slow(path, tensors):
+    entry = write(path, tensors)
+    if "step_00000008" in str(path):
+        time.sleep(60)
+    return entry
+
+store._write_part = slow
+main(sys.argv[1:])
+"""
+
+
+def test_killed_in_the_middle_of_a_save_behind_the_steps(tiny_words, tmp_path, reference):
+    """Training is past step 8 while its checkpoint is half on the disk; the former is what the run goes on from."""
+    folder = tmp_path / "run"
+    words = words_for(tiny_words, folder, "checkpoint.asynchronous=true")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_DISK, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    wait_for_step(process, folder, 9)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    found = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert found == [".step_00000008.partial", "step_00000004", "step_00000006"]
+    assert main(words) == 0
+    assert_same_run(folder, reference)

@@ -79,7 +79,18 @@ def _dispatch(argv: list[str]) -> int:
     if any(word in ("-h", "--help") for word in rest):
         print(f"{module.SUMMARY}\n\n{module.USAGE.strip()}")
         return 0
-    return _as_one(module.main, rest) if verb in TRAINING else module.main(rest)
+    return _train(verb, module.main, rest) if verb in TRAINING else module.main(rest)
+
+
+def _train(verb: str, run: Callable[[list[str]], int], rest: list[str]) -> int:
+    """Run a verb of training, or hand it to a cluster."""
+    if any(word.startswith("launch=") for word in rest):
+        from opendino.cli import _launch
+
+        launch, rest = _launch.taken_off(rest)
+        if launch is not None:
+            return _launch.run(launch, [verb, *rest])
+    return _as_one(run, rest)
 
 
 def _as_one(run: Callable[[list[str]], int], words: list[str]) -> int:
