@@ -45,12 +45,12 @@ class Chosen(NamedTuple):
     reason: str
 
 
-def choose_decoder(setting: Decoder, group: str = "loader") -> Chosen:
+def choose_decoder(setting: Decoder, name: str = "loader.decoder") -> Chosen:
     """The decoder of a setting; "auto" takes the fast one where its packages can be imported.
 
     Args:
         setting: "auto", "pillow" or "fast".
-        group: of the setting, for the error.
+        name: of the setting, for the error.
 
     Raises:
         ConfigError: "fast" was asked for and cannot be had.
@@ -62,8 +62,7 @@ def choose_decoder(setting: Decoder, group: str = "loader") -> Chosen:
         return Chosen("fast", "asked for" if setting == "fast" else "simplejpeg and OpenCV are installed")
     if setting == "fast":
         raise ConfigError(
-            f"{group}.decoder = fast: {missing} cannot be imported; pip install 'opendino[fast]', or "
-            f"{group}.decoder=pillow"
+            f"{name} = fast: {missing} cannot be imported; pip install 'opendino[fast]', or {name}=pillow"
         )
     return Chosen("pillow", f"{missing} cannot be imported; pip install 'opendino[fast]' for several times the speed")
 

@@ -43,7 +43,7 @@ def odd_folder(tmp_path, picture_folder):
 
 
 def config(**settings):
-    return EmbedConfig(**({"rows": 16, "batch_size": 5, "size": 16, "device": "cpu"} | settings))
+    return EmbedConfig(**({"rows": 16, "batch_size": 5, "size": 16, "device": "cpu", "decoder": "pillow"} | settings))
 
 
 def test_every_image_once_and_the_rest_listed(weights, odd_folder, tmp_path):
@@ -152,3 +152,27 @@ def test_nothing_readable_is_an_error(weights, tmp_path):
 def test_settings_that_do_not_fit(settings, message):
     with pytest.raises(ConfigError, match=message):
         EmbedConfig(**settings)
+
+
+def test_the_fast_decoder_sees_the_same_pictures(weights, picture_folder, tmp_path):
+    """JPEG and PNG, one in CMYK that is left to Pillow, one broken: rows and sizes equal, features but for rounding."""
+    pytest.importorskip("simplejpeg", reason="the extra `fast` is not installed")
+    pytest.importorskip("cv2", reason="the extra `fast` is not installed")
+    root = tmp_path / "pictures"
+    shutil.copytree(picture_folder, root)
+    for number, path in enumerate(sorted(root.rglob("*.png"))[:9]):
+        picture = Image.open(path).resize((300, 200), Image.Resampling.BICUBIC)
+        (picture.convert("CMYK") if number == 3 else picture).save(path.with_suffix(".jpg"), quality=95)
+    broken = sorted(root.rglob("*.jpg"))[1]
+    broken.write_bytes(broken.read_bytes()[:900])
+    found = {}
+    for decoder in ("pillow", "fast"):
+        done = embed(weights, str(root), tmp_path / decoder, config(decoder=decoder, normalize=True))
+        assert done.skipped == 1
+        found[decoder] = read(done.folder)
+    (table, features), (other, close) = found.values()
+    assert table.equals(other)
+    assert (features["cls"] * close["cls"]).sum(axis=1).min() > 0.999
+    assert not np.array_equal(features["cls"], close["cls"])
+    with pytest.raises(ConfigError, match=r"holds features that were made otherwise.*decoder=pillow"):
+        embed(weights, str(root), tmp_path / "pillow", config(decoder="fast", normalize=True))
