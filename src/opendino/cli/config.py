@@ -17,6 +17,9 @@ _KINDS = (
     ("opendino.train.distill", "DistillRunConfig"),
     ("opendino.train.adapt_config", "AdaptConfig"),
 )
+REFERENCE = "docs/reference/configuration.md"
+"""Where `explain` is kept, in a checkout."""
+
 SUMMARY = "list, show, check and compare recipes"
 USAGE = """
 usage: opendino config ls                              the shipped recipes
@@ -26,17 +29,18 @@ usage: opendino config ls                              the shipped recipes
        opendino config import OFFICIAL.yaml gpus=N [out=RECIPE.yaml]
                                                        a training configuration of the official code as a recipe;
                                                        N GPUs it was meant for, as it says images for each
+       opendino config explain                         every setting of every command, with default and meaning
 
 RECIPE is a file, or the name of a shipped recipe such as vit_tiny_cifar10.
 """
 
 
 def main(argv: list[str]) -> int:
-    """Run one of the five."""
-    actions = {"ls": _ls, "show": _show, "check": _check, "diff": _diff, "import": _import}
+    """Run one of the six."""
+    actions = {"ls": _ls, "show": _show, "check": _check, "diff": _diff, "import": _import, "explain": _explain}
     if not argv or argv[0] not in actions:
         came = f"'{argv[0]}'" if argv else "nothing"
-        raise ConfigError(f"opendino config: takes ls, show, check, diff or import, and {came} came; see --help")
+        raise ConfigError(f"opendino config: takes ls, show, check, diff, import or explain, and {came} came; see --help")
     return actions[argv[0]](argv[1:])
 
 
@@ -107,6 +111,25 @@ def _import(argv: list[str]) -> int:
             print(f"  passed over: {key}: {why}")
     else:
         print(text, end="")
+    return 0
+
+
+def configs() -> dict[str, type]:
+    """Command to the class of its settings."""
+    from opendino.eval import PROTOCOLS
+
+    places = {"pretrain": _KINDS[0], "adapt": _KINDS[2], "distill": _KINDS[1]}
+    places |= {"demo": ("opendino.train.demo", "DemoConfig"), "embed": ("opendino.embed", "EmbedConfig")}
+    places |= {"curate": ("opendino.curate.pipeline", "CurateConfig")}
+    places |= {f"eval {name}": place[:2] for name, place in PROTOCOLS.items()}
+    return {command: getattr(import_module(module), name) for command, (module, name) in places.items()}
+
+
+def _explain(argv: list[str]) -> int:
+    from opendino.cli._reference import page
+
+    split(argv, most=0)
+    print(page(configs()), end="")
     return 0
 
 
