@@ -16,7 +16,7 @@ crops.blur=none crops.gray=0.0 crops.saturation=0.0 crops.hue=0.0 crops.solarize
 dino.prototypes=64 dino.hidden_dim=64 dino.bottleneck_dim=32 dino.nlayers=2 teacher.momentum=[0.97,1.0]
 optim.base_lr=2e-3 optim.lr_scaling=none optim.layerwise_decay=1.0 optim.patch_embed_lr_mult=1.0
 train.batch_size=8 train.iterations=100 train.device=cpu train.threads=1 train.precision=fp32
-loader.workers=0 checkpoint.every=50 log.every=50 log.tensorboard=false log.picture=false knn.every=0 watch.share=1.0
+loader.workers=0 checkpoint.every=50 log.every=50 log.trackers=[] log.picture=false knn.every=0 watch.share=1.0
 """
 HEALTHY = ["dino.centering=sinkhorn_knopp", "teacher.temp=[0.04,0.04]"]
 COLLAPSING = ["dino.centering=none", "teacher.temp=[1.0,1.0]"]

@@ -15,7 +15,7 @@ from opendino.train.metrics import JsonLines
 
 TINY = """
 images=60 train.batch_size=8 train.precision=fp32 train.threads=1 loader.workers=0 knn.every=3
-dino.hidden_dim=32 dino.prototypes=32 student.depth=1 student.embed_dim=32 checkpoint.every=2 log.tensorboard=false
+dino.hidden_dim=32 dino.prototypes=32 student.depth=1 student.embed_dim=32 checkpoint.every=2 log.trackers=[]
 """
 SMALL = TINY.split()
 

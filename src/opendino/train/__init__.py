@@ -17,7 +17,8 @@
 | run_folder    | config.yaml and run.json: whose folder this is                      |
 | probe         | k-NN, a linear classifier and health of the teacher, now and then   |
 | glance        | a few images without labels, each few steps: what the watch sees    |
-| metrics       | metrics.jsonl and TensorBoard                                       |
+| metrics       | metrics.jsonl, and the trackers beside it                             |
+| trackers      | TensorBoard, Weights & Biases, MLflow                               |
 | progress      | the bar, or plain lines where there is no terminal                  |
 | distill       | a distillation: its settings, and what follows from its teacher     |
 | guide_cache   | what a frozen teacher said of crops that come again, on the disk    |

@@ -24,7 +24,7 @@ from opendino.train.pretrain import build_feed, open_images
 HEADS = ["dino.prototypes=32", "dino.hidden_dim=32", "dino.bottleneck_dim=16"]
 CROPS = ["crops.local_number=2", "crops.global_size=16", "crops.local_size=8"]
 QUICK = ["train.batch_size=8", "train.device=cpu", "train.threads=1", "train.precision=fp32", "loader.workers=0"]
-QUICK += ["log.tensorboard=false", "log.picture=false", "log.every=1", "knn.every=0", "checkpoint.every=1"]
+QUICK += ["log.trackers=[]", "log.picture=false", "log.every=1", "knn.every=0", "checkpoint.every=1"]
 QUICK += ["checkpoint.keep=9", "drift.sample=12"]
 
 

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from opendino.errors import CheckpointError, ConfigError
-from opendino.train import metrics
+from opendino.train import trackers
 from opendino.train.metrics import LogConfig, MetricLog
 
-PLAIN = LogConfig(tensorboard=False)
+PLAIN = LogConfig(trackers=())
 
 
 def lines(folder):
@@ -75,8 +75,8 @@ def test_an_event_file_begun_in_the_second_of_a_killed_process_is_read_after_it(
         slept.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(metrics.time, "time", lambda: now[0])
-    monkeypatch.setattr(metrics.time, "sleep", sleep)
+    monkeypatch.setattr(trackers.time, "time", lambda: now[0])
+    monkeypatch.setattr(trackers.time, "sleep", sleep)
     killed = folder / "events.out.tfevents.1700000000.host.99999999.0"  # a number that sorts after ours
     killed.touch()
     MetricLog(tmp_path, 3, LogConfig()).close()
@@ -103,11 +103,12 @@ from opendino.errors import CheckpointError
 from opendino.train.metrics import LogConfig, MetricLog
 hook = threading.excepthook
 log = MetricLog(pathlib.Path(sys.argv[1]), 0, LogConfig())
-log._board.file_writer.event_writer._async_writer._worker._flush_secs = 0  # the thread itself meets the full disk
+board = log._trackers[0].board
+board.file_writer.event_writer._async_writer._worker._flush_secs = 0  # the thread itself meets the full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
 try:
     for step in range(999):
-        log._board.add_scalar("loss", 1.0, step)
+        board.add_scalar("loss", 1.0, step)
         time.sleep(0.01)
         log.to_disk()
 except CheckpointError as error:

@@ -25,7 +25,7 @@ def make(tiny_words, tmp_path):
         config = load(PretrainConfig, None, tiny_words)
         dataset = open_images(config)
         run = build_run(fill_in(config, 40))
-        metrics = MetricLog(tmp_path, 0, LogConfig(every=cadence.get("log", 1), tensorboard=False))
+        metrics = MetricLog(tmp_path, 0, LogConfig(every=cadence.get("log", 1), trackers=()))
         probe = Probe(ProbeConfig(every=cadence.get("knn", 0)), dataset, torch.device("cpu"), "fp32")
         bad = BadImages("pictures", 1.0, 0, 40)
         checkpoints = CheckpointConfig(every=cadence.get("checkpoint", 1000), keep=9)
