@@ -89,9 +89,10 @@ def page(titles: dict[str, type]) -> str:
     """
     seen: dict[type, set[Setting]] = {}
     parts = [
-        "# Every setting\n\nWritten by `opendino config explain`, from the classes that hold the settings. A word on the\n"
-        "command line is `key=value`, a recipe is YAML: `train: {batch_size: 64}`. What a run without a recipe chooses\n"
-        "by itself is printed when it starts.\n"
+        "# Every setting\n\n"
+        "Written by `opendino config explain`, from the classes that hold the settings. A word on the command line is\n"
+        "`key=value`, a recipe is YAML: `train: {batch_size: 64}`. What a run without a recipe chooses by itself is\n"
+        "printed when it starts.\n"
     ]
     for command, cls in titles.items():
         parts.append(f"## opendino {command}\n")
