@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from opendino.curate import _kmeans
-from opendino.curate._features import InMemory
 from opendino.curate._kmeans import KMeansConfig
-from opendino.curate._search import SearchConfig, fast_dtype, nearest, recall
+from opendino.neighbours.exact import SearchConfig, fast_dtype, nearest, recall
+from opendino.neighbours.matrix import InMemory
 
 DIM, CENTRES, K = 384, 2000, 65
 try:

@@ -17,15 +17,16 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from opendino.config import load
-from opendino.curate import _engines, pipeline
-made = _engines._make
+from opendino.curate import pipeline
+from opendino.stages import engines
+made = engines._make
 def slow(task, part):
-    if not _engines.marker(task.folder, part).exists():
+    if not engines.marker(task.folder, part).exists():
         time.sleep(0.02)
         made(task, part)
         with Path(sys.argv[1]).open("a") as file:
             file.write(f"{task.folder.name} {part}\\n")
-_engines._make = slow
+engines._make = slow
 pipeline.run(load(pipeline.CurateConfig, None, sys.argv[2:]))
 """
 WORDS = """

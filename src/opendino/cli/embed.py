@@ -37,10 +37,10 @@ def main(argv: list[str]) -> int:
     from opendino import logs
     from opendino.cli._decoding import decoding_of
     from opendino.config import load
-    from opendino.curate._engines import meet, part_ways
     from opendino.distributed import is_main
     from opendino.embed import EmbedConfig, embed
     from opendino.embed.reading import skipped
+    from opendino.stages.engines import meet, part_ways
 
     recipe = find_recipe(names[1]) if len(names) == 2 else None
     config = load(EmbedConfig, recipe, settings, decoding_of(own["model"]))

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
 
 def _build(names: list[str], words: list[str]) -> int:
     from opendino.config import load
-    from opendino.curate._search import SearchConfig
+    from opendino.neighbours.exact import SearchConfig
     from opendino.search import build
 
     @dataclass(frozen=True)

@@ -14,5 +14,5 @@
 | manifest        | `mix.py`           | what `opendino pretrain data=` takes                       |
 | report          | `report.py`        | one HTML page of all of it                                 |
 
-Start with `pipeline.py`, which runs them in order; `_stage.py` and `_engines.py` are what they share.
+Start with `pipeline.py`, which runs them in order; `stages` and `neighbours` are what they share.
 """

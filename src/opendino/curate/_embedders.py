@@ -21,13 +21,13 @@ from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
 
-from opendino.curate._search import device_of
 from opendino.data.decode import Decoded, match_channels
 from opendino.data.transforms import EvalTransform
 from opendino.errors import ConfigError, ModelError
 from opendino.eval._features import FeatureConfig, place, tokens_of, transform_of
 from opendino.eval.adapters import open_backbone
 from opendino.fast.optimize import fast_if_it_pays
+from opendino.neighbours.exact import device_of
 
 _SIDE, _KEPT, _TILT = 32, 7, 0.75  # by benchmarks/curate_truth.py, see LOG.md
 

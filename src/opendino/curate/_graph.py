@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float32, Int64
 
-from opendino.curate import _faiss
 from opendino.curate._features import OnDisk
-from opendino.curate._search import SearchConfig, nearest, pairs
-from opendino.curate._stage import marker, parts_of, write_table
 from opendino.errors import DataError
+from opendino.neighbours.approximate import find
+from opendino.neighbours.exact import SearchConfig, pairs
+from opendino.stages.folder import marker, parts_of, write_table
 
 ROWS_A_PART = 16384
 _AT_ONCE = 1024  # queries
@@ -58,11 +58,10 @@ class EdgesPart:
         full = 0
         for first in range(start, stop, _AT_ONCE):
             queries = matrix.block(first, min(first + _AT_ONCE, stop))
-            find = nearest if self.search.engine == "exact" else _faiss.nearest
-            values, found = find(queries, matrix, k, self.search)
+            values, found = find(queries, matrix, k, self.search, floor=self.threshold)
             full += int((values[:, -1] > self.threshold).sum())
-            # Products of half precision are off by less than this; the float32 ones below decide.
-            near = values > self.threshold - 0.02
+            # Sums in another order are off by less than this; the pairs below decide, alike from both ends.
+            near = values > self.threshold - 1e-3
             own, place = near.nonzero(as_tuple=True)
             other = found[own, place]
             keep = other != own + first

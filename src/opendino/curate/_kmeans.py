@@ -17,12 +17,12 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from opendino import distributed
-from opendino.curate._features import InMemory, Matrix
-from opendino.curate._search import Precision, fast_dtype
-from opendino.curate._stage import write_array
 from opendino.data.samplers import keyed_rng
 from opendino.errors import ConfigError
+from opendino.neighbours.exact import Precision, fast_dtype
+from opendino.neighbours.matrix import InMemory, Matrix
 from opendino.precision import full_float32
+from opendino.stages.folder import write_array
 
 _log = logging.getLogger(__name__)
 BLOCK = 8192  # rows; part of the result, as products of other shapes may round otherwise

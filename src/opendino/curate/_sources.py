@@ -4,8 +4,6 @@
 Read next: `index.py`, and `data/datasets/pointers.py`, which opens what is named here.
 """
 
-import hashlib
-import os
 import tarfile
 from collections.abc import Iterator
 from itertools import islice
@@ -52,29 +50,6 @@ def entries_of(source: str, image_column: str = "") -> Iterator[Entry]:
             str(place.relative_to(root)) if relative else place.name,
             _label(dataset, row),
         )
-
-
-def state_of(source: str) -> str:
-    """What changes when the files of a source change, as far as their folder or file can tell."""
-    if source.startswith("hf:"):
-        return source
-    path = Path(source).expanduser()
-    files = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
-    if not files or not files[0].exists():
-        raise DataError(f"{source}: there is no such file or folder (working folder {Path.cwd()}); name another")
-    return ", ".join(f"{file} {_stamp(file)}" for file in files)
-
-
-def _stamp(path: Path) -> str:
-    if path.is_file():
-        at = path.stat()
-        return f"{at.st_size} {at.st_mtime_ns}"
-    # A folder's own time changes with its names; those of its sub-folders with theirs.
-    found = hashlib.sha256()
-    for folder, below, files in os.walk(path):
-        below.sort()
-        found.update(f"{folder} {len(files)} {Path(folder).stat().st_mtime_ns}\n".encode())
-    return found.hexdigest()[:16]
 
 
 def _matching(path: Path, suffix: str) -> list[Path]:

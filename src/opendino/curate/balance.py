@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64
 
-from opendino.curate._engines import Engine, run_stage
-from opendino.curate._stage import Stage, digest_of, write_array
 from opendino.curate.cluster import _place_in_group
 from opendino.curate.dedup import _Nothing
 from opendino.data.samplers import keyed_rng
 from opendino.errors import ConfigError
+from opendino.stages.engines import Engine, run_stage
+from opendino.stages.folder import Stage, digest_of, write_array
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from opendino import distributed
 from opendino.curate import _kmeans
-from opendino.curate._features import InMemory, Matrix, OnDisk
+from opendino.curate._features import OnDisk
 from opendino.curate._kmeans import Assignment, KMeansConfig
-from opendino.curate._search import device_of
-from opendino.curate._stage import Stage, digest_of, write_array
 from opendino.data.samplers import keyed_rng
 from opendino.errors import ConfigError, DataError
+from opendino.neighbours.exact import device_of
+from opendino.neighbours.matrix import InMemory, Matrix
+from opendino.stages.folder import Stage, digest_of, write_array
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import pyarrow as pa
 from jaxtyping import Bool, Int64
 
 from opendino.curate import _graph
-from opendino.curate._components import components_of
-from opendino.curate._engines import Engine, run_stage
 from opendino.curate._features import OnDisk, Rows
-from opendino.curate._search import SearchConfig
-from opendino.curate._stage import Stage, digest_of, write_array, write_table
 from opendino.curate.dedup import _Nothing, _of_search, check_graph
 from opendino.curate.index import read_index
+from opendino.neighbours.components import components_of
+from opendino.neighbours.exact import SearchConfig
+from opendino.stages.engines import Engine, run_stage
+from opendino.stages.folder import Stage, digest_of, write_array, write_table
 
 PUBLISHED = 0.45
 """Threshold of the paper, for SSCD."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage 3: near copies. A graph of copies, its connected components, and one image kept of each.
 
-Read next: `_graph.py` (how edges are found), `_components.py`, then `decontaminate.py`.
+Read next: `_graph.py` (how edges are found), `neighbours/components.py`, then `decontaminate.py`.
 """
 
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 
 from opendino.curate import _graph
-from opendino.curate._components import components_of
-from opendino.curate._engines import Engine, run_stage
 from opendino.curate._features import OnDisk, Rows
-from opendino.curate._search import SearchConfig
-from opendino.curate._stage import Stage, digest_of, write_array, write_table
 from opendino.curate.index import read_index
 from opendino.errors import ConfigError
+from opendino.neighbours.components import components_of
+from opendino.neighbours.exact import SearchConfig
+from opendino.stages.engines import Engine, run_stage
+from opendino.stages.folder import Stage, digest_of, write_array, write_table
 
 PUBLISHED = 0.6
 """Threshold of the paper, for SSCD."""

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from opendino.curate._embedders import EmbedConfig, open_embedder
-from opendino.curate._engines import Engine, run_stage
-from opendino.curate._stage import Stage, digest_of, marker, parts_of, sha256, write_array, write_table
 from opendino.curate.index import read_part
 from opendino.data.datasets import DecodeOptions
 from opendino.data.datasets.pointers import PointerDataset
 from opendino.errors import DataError
+from opendino.stages.engines import Engine, run_stage
+from opendino.stages.folder import Stage, digest_of, marker, parts_of, sha256, write_array, write_table
 
 _FREE = frozenset({"device", "threads"})  # what the features do not depend on
 

@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from opendino.curate._engines import Engine, run_stage
 from opendino.curate._features import Rows
-from opendino.curate._sources import Entry, entries_of, state_of
-from opendino.curate._stage import Stage, digest_of, marker, parts_of, write_array, write_table
+from opendino.curate._sources import Entry, entries_of
 from opendino.data.datasets import DecodeOptions
 from opendino.data.datasets.pointers import PointerDataset
 from opendino.data.decode import decode
 from opendino.errors import ConfigError, DataError
+from opendino.stages.engines import Engine, run_stage
+from opendino.stages.folder import Stage, digest_of, marker, parts_of, state_of, write_array, write_table
 
 TABLE = pa.schema(
     [

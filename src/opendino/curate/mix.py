@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from opendino.curate._engines import Engine, run_stage
 from opendino.curate._features import Rows
-from opendino.curate._stage import Stage, digest_of, parts_of, write_table
 from opendino.curate.dedup import _Nothing
 from opendino.curate.index import read_index, usable
 from opendino.data.datasets.pointers import PointerDataset, with_image_column
 from opendino.data.samplers import keyed_rng
 from opendino.errors import ConfigError, DataError
 from opendino.files import write_whole
+from opendino.stages.engines import Engine, run_stage
+from opendino.stages.folder import Stage, digest_of, parts_of, write_table
 
 MANIFEST = "manifest.parquet"
 

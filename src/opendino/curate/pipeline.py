@@ -14,9 +14,6 @@ from typing import Any
 from opendino import distributed
 from opendino.curate import balance, cluster, decontaminate, dedup, embed, index, mix, prune, report, retrieve
 from opendino.curate._embedders import EmbedConfig
-from opendino.curate._engines import Engine, meet, part_ways
-from opendino.curate._search import SearchConfig
-from opendino.curate._stage import counts_of
 from opendino.curate.balance import BalanceConfig
 from opendino.curate.cluster import ClusterConfig
 from opendino.curate.decontaminate import DecontaminateConfig
@@ -26,6 +23,9 @@ from opendino.curate.mix import MixConfig
 from opendino.curate.prune import PruneConfig
 from opendino.curate.retrieve import RetrieveConfig
 from opendino.errors import ConfigError
+from opendino.neighbours.exact import SearchConfig
+from opendino.stages.engines import Engine, meet, part_ways
+from opendino.stages.folder import counts_of
 
 STAGES = ("index", "dedup", "decontaminate", "embed", "retrieve", "cluster", "prune", "balance", "manifest", "report")
 

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from opendino.curate._engines import Engine, run_stage
 from opendino.curate._features import OnDisk
-from opendino.curate._stage import Stage, digest_of, write_array
 from opendino.curate.dedup import _Nothing
 from opendino.data.samplers import keyed_rng
 from opendino.errors import ConfigError
+from opendino.stages.engines import Engine, run_stage
+from opendino.stages.folder import Stage, digest_of, write_array
 
 Stay = Literal["hard", "easy", "random"]
 

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from opendino.curate._features import Rows
-from opendino.curate._stage import counts_of, parts_of
 from opendino.curate.balance import entropy
 from opendino.curate.index import read_index
 from opendino.curate.mix import MANIFEST
 from opendino.data.datasets.pointers import PointerDataset
 from opendino.data.decode import Decoded
 from opendino.errors import DataError
+from opendino.stages.folder import counts_of, parts_of
 from opendino.view.report import Html, image_grid, page, paragraph, section, table, write
 
 _SIDE = 96  # pixels of a picture on the page

@@ -15,18 +15,19 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Int64
 
-from opendino.curate import _faiss, _kmeans, cluster
-from opendino.curate._engines import Engine, run_stage
+from opendino.curate import _kmeans, cluster
 from opendino.curate._features import OnDisk, Rows
 from opendino.curate._graph import open_features
 from opendino.curate._kmeans import KMeansConfig
-from opendino.curate._search import SearchConfig, device_of, nearest
-from opendino.curate._stage import Stage, digest_of, marker, parts_of, write_array, write_table
 from opendino.curate.cluster import ClusterConfig
 from opendino.curate.dedup import _Nothing, _of_search
 from opendino.curate.index import read_index
 from opendino.data.samplers import keyed_rng
 from opendino.errors import ConfigError
+from opendino.neighbours.approximate import find
+from opendino.neighbours.exact import SearchConfig, device_of
+from opendino.stages.engines import Engine, run_stage
+from opendino.stages.folder import Stage, digest_of, marker, parts_of, write_array, write_table
 
 _QUERIES_A_PART = 16384
 _AT_ONCE = 1024
@@ -86,7 +87,6 @@ class _NeighboursPart:
             open_features((self.queries,), None),
         )
         pool.hold(self.search.hold_mb)
-        find = nearest if self.search.engine == "exact" else _faiss.nearest
         start, stop = part * _QUERIES_A_PART, min((part + 1) * _QUERIES_A_PART, len(queries))
         found, cosines = [], []
         for first in range(start, stop, _AT_ONCE):
@@ -210,17 +210,19 @@ def by_sample(
     """Positions taken for queries, one after the other; k times their number where repeats count.
 
     Args:
-        neighbours: of each query, nearest first; more than k where repeats are replaced.
+        neighbours: of each query, nearest first, -1 where an approximate engine found none; more than k where repeats
+            are replaced.
         k: taken for each query.
         repeats: see `RetrieveConfig`.
     """
     if repeats == "count":
-        return neighbours[:, :k].ravel()
+        first = neighbours[:, :k].ravel()
+        return first[first >= 0]
     taken: set[int] = set()
     for row in neighbours.tolist():
         left = k
         for position in row:
-            if left and position not in taken:
+            if left and position >= 0 and position not in taken:
                 taken.add(position)
                 left -= 1
     return np.array(sorted(taken), dtype=np.int64)

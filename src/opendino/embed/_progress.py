@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from opendino.curate._stage import parts_of
 from opendino.distributed import is_main
+from opendino.stages.folder import parts_of
 
 _log = logging.getLogger(__name__)
 

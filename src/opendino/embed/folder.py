@@ -10,7 +10,7 @@
 
 A shard is written whole, its table last; a killed run leaves no half of one and no row twice. Batches begin anew with
 every shard, so neither interruptions nor the number of processes change a number.
-Read next: `curate/_stage.py` and `curate/_engines.py` (the folder and who works on it), `reading.py`.
+Read next: `stages/folder.py` and `stages/engines.py` (the folder and who works on it), `reading.py`.
 """
 
 import hashlib
@@ -28,9 +28,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from opendino.curate._engines import Engine, run_stage
-from opendino.curate._sources import state_of
-from opendino.curate._stage import Stage, marker, parts_of, write_array, write_table
 from opendino.data.crops import size_of
 from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.decode import Decoded
@@ -41,6 +38,8 @@ from opendino.embed.features import FeatureSettings, open_embedder, same_shape
 from opendino.errors import ConfigError, DataError
 from opendino.eval._results import model_hash
 from opendino.files import write_whole
+from opendino.stages.engines import Engine, run_stage
+from opendino.stages.folder import Stage, marker, parts_of, state_of, write_array, write_table
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from opendino.curate._stage import counts_of, parts_of, plan_of
 from opendino.errors import DataError
+from opendino.stages.folder import counts_of, parts_of, plan_of
 
 COLUMNS = ("row", "path", "width", "height", "label")
 """What is known of each image beside its features."""

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from opendino.curate._components import components_of
-from opendino.curate._search import pairs
 from opendino.errors import ConfigError
+from opendino.neighbours.components import components_of
+from opendino.neighbours.exact import pairs, self_join
 from opendino.search.index import Hit, Index
 
 _AT_ONCE = 1024  # queries
 _NEIGHBOURS = 20
+_SLACK = 1e-3  # sums in another order differ by less
 
 Edges = tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]
 
@@ -61,15 +62,18 @@ def find_duplicates(index: Index, threshold: float = 0.9, neighbours: int = _NEI
         members = members[np.lexsort((members, -pixels[members]))]
         vectors = index.vectors.take(members)
         scores = (vectors @ vectors[0]).tolist()
-        found.append(Group([index._hit(score, int(at)) for score, at in zip(scores, members, strict=True)]))
+        found.append(Group([index.hit(score, int(at)) for score, at in zip(scores, members, strict=True)]))
     return sorted(found, key=lambda group: (-len(group.images), group.images[0].position))
 
 
 def _edges(index: Index, threshold: float, k: int) -> Iterator[Edges]:
+    exact = index.config.engine == "exact"
+    joined = self_join(index.vectors, k, index.config, floor=threshold - _SLACK) if exact else None
     for start in range(0, len(index), _AT_ONCE):
-        queries = index.vectors.block(start, min(start + _AT_ONCE, len(index)))
-        scores, places = index.search(queries, k)
-        own, column = (scores > threshold - 1e-3).nonzero(as_tuple=True)
+        rows = slice(start, min(start + _AT_ONCE, len(index)))
+        queries = index.vectors.block(rows.start, rows.stop)
+        scores, places = (joined[0][rows], joined[1][rows]) if joined else index.search(queries, k)
+        own, column = (scores > threshold - _SLACK).nonzero(as_tuple=True)
         other = places[own, column]
         near = other != own + start
         own, other = own[near], other[near]

@@ -9,7 +9,7 @@
 | `index.json`     | what it was made from; written last                                     |
 
 The exact engine compares a query with every vector, which takes one pass over `vectors.npy`; the approximate ones
-(`hnsw`, `ivf`) look at a small part and compare what they find again in float32. Read next: `curate/_search.py`.
+(`hnsw`, `ivf`) look at a small part and compare what they find again in float32. Read next: `neighbours/exact.py`.
 """
 
 import json
@@ -29,18 +29,19 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from opendino import config
-from opendino.curate._features import _Short
-from opendino.curate._search import SearchConfig, nearest
-from opendino.curate._stage import digest_of, write_table
 from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.decode import Decoded
 from opendino.embed import Embedder, FeatureSettings, open_embedder, reading
 from opendino.errors import ConfigError, DataError
 from opendino.files import write_whole
-from opendino.search import _faiss
+from opendino.neighbours import approximate
+from opendino.neighbours.exact import SearchConfig, nearest
+from opendino.neighbours.matrix import Held
+from opendino.stages.folder import digest_of, write_table
 
 _INDEX, _VECTORS, _IMAGES, _GRAPH = "index.json", "vectors.npy", "images.parquet", "graph.faiss"
 _FORMAT = "opendino index 1"
+_K = 10  # neighbours that the breadth of an approximate search is made for
 EXACT = SearchConfig()
 _FEW = 32  # queries
 _log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class Hit(NamedTuple):
     path: str
 
 
-class Vectors(_Short):
-    """Unit vectors on the disk, as the search reads them; see `curate._features.Matrix`."""
+class Vectors(Held):
+    """Unit vectors on the disk, as the search reads them; see `neighbours.matrix.Matrix`."""
 
     largest = 1.0
 
@@ -116,6 +117,9 @@ class Index:
             queries: vectors of any length.
             k: at most the number of images is given.
 
+        Returns:
+            -inf and -1 for what an approximate engine does not find.
+
         Raises:
             DataError: a query is of another width, or has no direction.
         """
@@ -132,7 +136,7 @@ class Index:
             few = len(queries) < _FEW and self.config.precision == "auto"
             how = replace(self.config, precision="fp32") if few else self.config
             return nearest(queries, self.vectors, k, how)
-        return _faiss.among(self._graph, queries, self.vectors, k)
+        return approximate.among(self._graph, queries, self.vectors, k)
 
     def hits(self, queries: Float[Tensor, "q D"], k: int = 10, *, leave_out: Sequence[int] = ()) -> list[list[Hit]]:
         """As `search`, with names.
@@ -146,11 +150,13 @@ class Index:
         out = []
         for number, (row_scores, row_places) in enumerate(zip(scores.tolist(), places.tolist(), strict=True)):
             own = leave_out[number] if leave_out else -1
-            found = [self._hit(s, p) for s, p in zip(row_scores, row_places, strict=True) if p != own]
+            # An approximate engine may find fewer, and says -1.
+            found = [self.hit(s, p) for s, p in zip(row_scores, row_places, strict=True) if p not in (own, -1)]
             out.append(found[:k])
         return out
 
-    def _hit(self, score: float, position: int) -> Hit:
+    def hit(self, score: float, position: int) -> Hit:
+        """An image with its names."""
         return Hit(score, position, int(self._row[position]), self.table["path"][position].as_py())
 
     def position_of(self, row: int) -> int:
@@ -201,7 +207,7 @@ class Index:
 
     @cached_property
     def _graph(self) -> Any:  # noqa: ANN401  faiss has no types
-        return _faiss.read(self.folder / _GRAPH, self.config)
+        return approximate.read(self.folder / _GRAPH, self.config)
 
 
 def build(embedded: str | Path, out: str | Path = "", feature: str = "", search: SearchConfig = EXACT) -> Index:
@@ -233,7 +239,7 @@ def build(embedded: str | Path, out: str | Path = "", feature: str = "", search:
     keep = _write_vectors(out / _VECTORS, embedded, feature, found)
     write_table(out / _IMAGES, reading.table(embedded).filter(pa.array(keep)))
     if search.engine != "exact":
-        _faiss.write(out / _GRAPH, Vectors(out / _VECTORS), search)
+        approximate.write(out / _GRAPH, Vectors(out / _VECTORS), search, _K)
     write_whole(out / _INDEX, json.dumps(about, indent=1) + "\n", durable=True, error=DataError)
     return Index(out)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from opendino.curate._stage import Stage, marker, write_array, write_table
+from opendino.stages.folder import Stage, marker, write_array, write_table
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from opendino.curate._kmeans import Assignment, KMeansConfig
-from opendino.curate._stage import counts_of
 from opendino.curate.balance import sample
 from opendino.curate.cluster import ClusterConfig, default_levels, resampled, resolved, run
 from opendino.errors import ConfigError
+from opendino.stages.folder import counts_of
 
 
 def rings(n=400, seed=0):

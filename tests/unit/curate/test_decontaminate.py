@@ -4,13 +4,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from opendino.curate._engines import Engine
-from opendino.curate._search import SearchConfig
-from opendino.curate._stage import counts_of
 from opendino.curate.decontaminate import DecontaminateConfig, leaks, run
 from opendino.curate.index import IndexConfig
 from opendino.curate.index import run as run_index
 from opendino.errors import ConfigError
+from opendino.neighbours.exact import SearchConfig
+from opendino.stages.engines import Engine
+from opendino.stages.folder import counts_of
 
 
 def unit(degrees):

@@ -7,12 +7,12 @@ from PIL import Image
 
 from opendino.curate import _embedders, embed
 from opendino.curate._embedders import EmbedConfig, Embedder
-from opendino.curate._engines import Engine
 from opendino.curate._features import OnDisk
-from opendino.curate._stage import counts_of
 from opendino.curate.index import IndexConfig
 from opendino.curate.index import run as run_index
 from opendino.errors import DataError
+from opendino.stages.engines import Engine
+from opendino.stages.folder import counts_of
 
 
 @pytest.fixture

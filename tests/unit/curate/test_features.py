@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from opendino.curate._features import InMemory, OnDisk
+from opendino.curate._features import OnDisk
 from opendino.errors import DataError
 
 
@@ -54,11 +54,3 @@ def test_rows_without_direction_are_named(embedded, value, word):
 def test_no_features_at_all(tmp_path):
     with pytest.raises(DataError, match="run the stage embed first"):
         OnDisk(tmp_path)
-
-
-def test_memory_gives_what_it_has():
-    rows = torch.tensor([[3.0, 4.0], [0.0, -6.0]])
-    matrix = InMemory(rows)
-    assert matrix.largest == 6
-    assert torch.equal(matrix.take(np.array([1])), rows[1:])
-    assert torch.equal(matrix.block(0, 1), rows[:1])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from opendino.curate._graph import EdgesPart, counts, edges, open_features, parts_for
-from opendino.curate._search import SearchConfig
 from opendino.errors import DataError
+from opendino.neighbours.exact import SearchConfig
 
 
 def unit(degrees):

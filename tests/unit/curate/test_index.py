@@ -4,10 +4,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from opendino.curate._engines import Engine
-from opendino.curate._stage import counts_of, parts_of
 from opendino.curate.index import IndexConfig, read_index, read_part, run, usable
 from opendino.errors import ConfigError, DataError
+from opendino.stages.engines import Engine
+from opendino.stages.folder import counts_of, parts_of
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from opendino.curate import _kmeans
-from opendino.curate._features import InMemory
 from opendino.curate._kmeans import KMeansConfig, assign, exact_scale, initial, kmeans, plus_plus, split
 from opendino.errors import ConfigError
+from opendino.neighbours.matrix import InMemory
 
 CPU = torch.device("cpu")
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from opendino.curate._engines import Engine
 from opendino.curate.index import IndexConfig
 from opendino.curate.index import run as run_index
 from opendino.curate.mix import MANIFEST, MixConfig, largest_remainder, mixture, run
 from opendino.data.datasets import open_dataset
 from opendino.errors import ConfigError, DataError
+from opendino.stages.engines import Engine
 
 
 def part(rows, times=None):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from opendino.curate._sources import entries_of, state_of
+from opendino.curate._sources import entries_of
 from opendino.data.datasets.pointers import PointerDataset
 from opendino.errors import DataError
 
@@ -68,12 +68,3 @@ def test_a_compressed_tar_is_told(tmp_path):
         archive.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
     with pytest.raises(DataError, match="unpack it if it is compressed"):
         list(entries_of(str(tmp_path / "x.tar")))
-
-
-def test_a_changed_source_has_another_state(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(1))
-    before = state_of(str(tmp_path))
-    (tmp_path / "b.png").write_bytes(png(2))
-    assert state_of(str(tmp_path)) != before
-    with pytest.raises(DataError, match="no such file or folder"):
-        state_of(str(tmp_path / "missing"))

@@ -10,13 +10,13 @@ from PIL import Image
 
 from opendino.checkpoint.hub import load_backbone
 from opendino.checkpoint.weights import save_weights
-from opendino.curate._engines import Engine
 from opendino.data.datasets import open_dataset
 from opendino.embed import EmbedConfig, Embedder, FeatureSettings, embed, read
 from opendino.embed import folder as folders
 from opendino.embed.reading import skipped
 from opendino.errors import ConfigError, DataError
 from opendino.models.vision_transformer import VisionTransformer
+from opendino.stages.engines import Engine
 
 
 @pytest.fixture(scope="module")

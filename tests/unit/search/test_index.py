@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from opendino.curate._search import SearchConfig
 from opendino.embed import matrix
 from opendino.errors import ConfigError, DataError
+from opendino.neighbours.exact import SearchConfig
 from opendino.search import build, open_index
 
 
@@ -39,12 +39,12 @@ def test_an_image_finds_itself_and_its_copy(embedded):
     index = open_index(embedded)
     picture = index.dataset.image(0)
     hits = index.hits(index.vectors_of([picture], index.embedder(device="cpu")), 2)[0]
-    assert hits[0].path.endswith("class0/00.png")
-    assert hits[1].path.endswith("class3/copy00.png")
-    assert hits[1].score == pytest.approx(1, abs=1e-5)
+    # Equal bytes in other batches: which of the two is nearer is a matter of rounding.
+    assert {"/".join(hit.path.split("/")[-2:]) for hit in hits} == {"class0/00.png", "class3/copy00.png"}
+    assert [hit.score for hit in hits] == pytest.approx([1, 1], abs=1e-5)
     place = index.position_of(0)
     left = index.hits(index.vectors.block(place, place + 1), 1, leave_out=[place])[0]
-    assert [hit.path for hit in left] == [hits[1].path]
+    assert left[0].path.endswith("class3/copy00.png")
 
 
 def test_rows_count_images_that_could_not_be_read(embedded):

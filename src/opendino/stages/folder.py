@@ -7,7 +7,7 @@
 | `part-00007.*`      | one shard, each file written whole; the `.parquet` is written last and says finished |
 | `done.json`         | the plan, counts, and size and SHA-256 of every output                              |
 
-No file holds a time or a machine's name, so equal inputs give equal bytes. Read next: `_engines.py`.
+No file holds a time or a machine's name, so equal inputs give equal bytes. Read next: `engines.py`.
 """
 
 import fcntl
@@ -185,6 +185,29 @@ def sha256(path: Path) -> str:
     """Hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_of(source: str) -> str:
+    """What changes when the files of a source change, as far as their folder or file can tell."""
+    if source.startswith("hf:"):
+        return source
+    path = Path(source).expanduser()
+    files = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+    if not files or not files[0].exists():
+        raise DataError(f"{source}: there is no such file or folder (working folder {Path.cwd()}); name another")
+    return ", ".join(f"{file} {_stamp(file)}" for file in files)
+
+
+def _stamp(path: Path) -> str:
+    if path.is_file():
+        at = path.stat()
+        return f"{at.st_size} {at.st_mtime_ns}"
+    # A folder's own time changes with its names; those of its sub-folders with theirs.
+    found = hashlib.sha256()
+    for folder, below, files in os.walk(path):
+        below.sort()
+        found.update(f"{folder} {len(files)} {Path(folder).stat().st_mtime_ns}\n".encode())
+    return found.hexdigest()[:16]
 
 
 def _finished(folder: Path) -> dict[str, Any]:

@@ -5,9 +5,9 @@ import os
 import pyarrow as pa
 import pytest
 
-from opendino.curate import _stage
-from opendino.curate._stage import Stage, claimed, counts_of, digest_of, marker, parts_of, write_array, write_table
 from opendino.errors import DataError
+from opendino.stages import folder as stage_folder
+from opendino.stages.folder import Stage, claimed, counts_of, digest_of, marker, parts_of, write_array, write_table
 
 
 def made(folder, parameters=None, value=1):
@@ -86,10 +86,19 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, monkeypat
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_stage.np, "save", full)
-    monkeypatch.setattr(_stage.pq, "write_table", full)
+    monkeypatch.setattr(stage_folder.np, "save", full)
+    monkeypatch.setattr(stage_folder.pq, "write_table", full)
     with pytest.raises(DataError, match=r"bad\.npy: could not be written \(No space left on device\); make room"):
         write_array(tmp_path / "bad.npy", np.zeros(3))
     with pytest.raises(DataError, match="make room"):
         write_table(tmp_path / "bad.parquet", pa.table({"x": [1]}))
     assert [path.name for path in tmp_path.iterdir()] == ["good.npy"]
+
+
+def test_a_changed_source_has_another_state(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"1")
+    before = stage_folder.state_of(str(tmp_path))
+    (tmp_path / "b.png").write_bytes(b"2")
+    assert stage_folder.state_of(str(tmp_path)) != before
+    with pytest.raises(DataError, match="no such file or folder"):
+        stage_folder.state_of(str(tmp_path / "missing"))

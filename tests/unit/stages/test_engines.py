@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from opendino.curate._engines import Engine, meet, run_parts, run_stage
-from opendino.curate._stage import Stage, marker, write_table
 from opendino.errors import ConfigError, DataError
+from opendino.stages.engines import Engine, meet, run_parts, run_stage
+from opendino.stages.folder import Stage, marker, write_table
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from opendino import distributed
-from opendino.curate._stage import Stage, claimed, marker
 from opendino.errors import ConfigError, DataError
+from opendino.stages.folder import Stage, claimed, marker
 
 _log = logging.getLogger(__name__)
 _WAIT = datetime.timedelta(days=30)  # for the slowest rank; torch's half an hour is shorter than a part may take

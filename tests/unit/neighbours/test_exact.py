@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-from opendino.curate._features import InMemory
-from opendino.curate._search import SearchConfig, best_of, block_rows, nearest, pairs, recall
 from opendino.errors import ConfigError
+from opendino.neighbours.exact import SearchConfig, nearest, pairs, recall, self_join, tile_rows
+from opendino.neighbours.matrix import InMemory
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +43,42 @@ def test_ties_go_to_the_smaller_row():
     assert values.tolist()[0] == [1, 1, 1, 0]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 400), st.integers(1, 12), st.integers(2, 16), st.integers(0, 99))
-def test_the_best_of_a_row_equal_topk(n, k, group, seed):
-    scores = torch.randint(0, 50, (3, n), generator=torch.Generator().manual_seed(seed)).float()
-    values, columns = best_of(scores, k, group)
-    assert torch.equal(values.sort(dim=1).values, scores.topk(min(k, n), dim=1).values.sort(dim=1).values)
-    assert torch.equal(scores.gather(1, columns), values)
-    assert all(len(set(row)) == len(row) for row in columns.tolist())
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_set_joined_with_itself_equals_its_rows_asked(bank, precision):
+    config = SearchConfig(precision=precision, memory_mb=1, device="cpu")
+    values, rows = self_join(InMemory(bank), 12, config)
+    wanted, truth = nearest(bank, InMemory(bank), 12, config)
+    torch.testing.assert_close(values, wanted, atol=2e-6, rtol=0)
+    assert recall(rows, truth) > 0.9999
+    assert (rows[:, 0] == torch.arange(len(bank))).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_above_a_floor_nothing_is_missing(bank, precision):
+    config = SearchConfig(precision=precision, device="cpu")
+    cosines = bank @ bank.T
+    floor = 0.8
+    values, rows = nearest(bank[:200], InMemory(bank), 400, config, floor=floor)
+    assert int((values > floor).sum()) == int((cosines[:200] > floor).sum())
+    assert ((values == -math.inf) == (rows == -1)).all()
+    joined, _ = self_join(InMemory(bank), 400, config, floor=floor)
+    torch.testing.assert_close(joined[:200].clamp(min=floor), values.clamp(min=floor), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("engine", [nearest, self_join])
+def test_rows_that_are_all_alike(engine):
+    bank = torch.nn.functional.normalize(torch.ones(700, 8), dim=1)
+    found = engine(InMemory(bank), 5, SearchConfig(device="cpu")) if engine is self_join else engine(
+        bank, InMemory(bank), 5, SearchConfig(device="cpu"))  # fmt: skip
+    assert (found[0] > 0.9999).all()
+    assert all(len(set(row)) == 5 for row in found[1].tolist())
 
 
 def test_memory_bounds_a_block():
-    config = SearchConfig(memory_mb=1)
-    assert block_rows(2048, config, torch.bfloat16) * 2048 * 2 <= 1 << 20
-    assert block_rows(10**9, config, torch.float32) >= 1
+    config, cpu, cuda = SearchConfig(memory_mb=1), torch.device("cpu"), torch.device("cuda")
+    assert tile_rows(2048, config, torch.bfloat16, cuda) * 2048 * 2 <= 1 << 20
+    assert tile_rows(0, config, torch.float32, cpu) ** 2 * 4 <= 1 << 20
+    assert tile_rows(10**9, config, torch.float32, cpu) >= 1
 
 
 def test_pairs_are_dot_products(bank):

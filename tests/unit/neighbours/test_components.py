@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from opendino.curate._components import Components, components_of
 from opendino.errors import DataError
+from opendino.neighbours.components import Components, components_of
 
 
 def array(*values):
