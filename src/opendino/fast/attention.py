@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-SCORES_AT_ONCE = 2**19
-"""Attention scores that are held at a time where the products are written out: about a megabyte, a core's cache."""
+SCORES_AT_ONCE = 2**20
+"""Attention scores that are held at a time where the products are written out: two megabytes, about a core's cache."""
 
 _FEWEST_ROWS = 32
 
@@ -40,18 +40,20 @@ def weights(qkv: Float[Tensor, "B T D3"], heads: int, bias: Tensor | None = None
 
 
 def _in_parts(qkv: Float[Tensor, "B T D3"], heads: int) -> Float[Tensor, "B T D"]:
-    """A few images at a time, or a few queries of one image where it is large, so that scores stay in the cache."""
+    """A few images at a time; or a few heads of one image, or queries of one head, where images are large."""
     B, T, D3 = qkv.shape
     d = D3 // (3 * heads)
-    images = min(max(SCORES_AT_ONCE // (heads * T * T), 1), B)
-    rows = T if images > 1 else min(max(SCORES_AT_ONCE // (heads * T), _FEWEST_ROWS), T)
+    together = max(SCORES_AT_ONCE // (T * T), 1)
+    images, rows = max(together // heads, 1), min(max(SCORES_AT_ONCE // T, _FEWEST_ROWS), T)
     out = qkv.new_empty(B, T, heads, d)
     for part, into in zip(qkv.view(B, T, 3, heads, d).split(images), out.split(images), strict=True):
         n = len(part)
-        q, k, v = (one.reshape(n * heads, T, d) for one in part.permute(2, 0, 3, 1, 4).unbind(0))
-        keys = k.transpose(1, 2)
-        for first in range(0, T, rows):
-            scores = torch.bmm(q[:, first : first + rows], keys)
-            mixed = torch.bmm(torch.softmax(scores, dim=-1), v)
-            into[:, first : first + rows].copy_(mixed.view(n, heads, -1, d).transpose(1, 2))
+        q, keys, v = part.permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format).view(3, n * heads, T, d)
+        step = n * heads if n > 1 else together
+        for some in (slice(first, first + step) for first in range(0, n * heads, step)):
+            for these in (slice(first, first + rows) for first in range(0, T, rows)):
+                scores = torch.bmm(q[some, these], keys[some].transpose(1, 2))
+                # what is mixed takes the place of the queries, which nobody needs any more
+                q[some, these] = torch.bmm(torch.softmax(scores, dim=-1), v[some])
+        into.copy_(q.view(n, heads, T, d).transpose(1, 2))
     return out.view(B, T, heads * d)
