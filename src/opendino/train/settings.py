@@ -19,6 +19,7 @@ from opendino.train.facts import DataFacts, MachineFacts, Values
 _PATCHES_GPU = ((160, 14), (48, 8), (20, 4), (0, 2))
 _PATCHES_CPU = ((128, 16), (80, 14), (48, 12), (20, 6), (0, 4))
 _GRID_GPU, _GRID_CPU = 16, 6
+_LOOKED_AT = 2000  # labelled images of a look at the teacher on a CPU
 _SHORT = 20_000  # steps; the published schedules are for 125,000 and more
 _BATCH = 2048  # what `TrainConfig` has, for a recipe that names none
 _DROP_PATH = {"vitl14": 0.3, "vitl16": 0.3, "vitg14": 0.4}
@@ -63,8 +64,10 @@ def _of_the_machine(machine: MachineFacts, steps: int) -> dict[str, Choice]:
         "loader.workers": Choice(max(workers, 0), f"{machine.cores} cores, {'a GPU to feed' if gpu else 'no GPU'}"),
     }
     if not gpu:
-        chosen["knn.max_train"] = Choice(2000, "a quick look, for a CPU")
-        chosen["knn.max_val"] = Choice(500, "a quick look, for a CPU")
+        # As many as steps at most: looks at a short run would else take a tenth of its time.
+        most = max(min(steps or _LOOKED_AT, _LOOKED_AT), 100)
+        chosen["knn.max_train"] = Choice(most, "a quick look, for a CPU")
+        chosen["knn.max_val"] = Choice(most // 4, "a quick look, for a CPU")
     if steps:
         chosen["checkpoint.every"] = Choice(
             max(min(steps // 20, 2500), 50), "a twentieth of the run, at least 50 steps"

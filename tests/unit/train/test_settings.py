@@ -145,3 +145,10 @@ def test_the_fast_decoder_is_taken_where_it_is_installed():
     assert choose({}, DataFacts(1000, 300), there, complete=True)["loader.decoder"] == ("fast", "it is installed")
     assert choose({}, DataFacts(1000, 300), LAPTOP, complete=True)["loader.decoder"].value == "pillow"
     assert "loader.decoder" not in choose({"loader.decoder": "pillow"}, DataFacts(1000, 300), there, complete=True)
+
+
+def test_looks_at_a_short_run_are_at_few_images():
+    for steps, images in ((0, 2000), (50, 100), (400, 400), (10_000, 2000)):
+        given = {"train.iterations": steps} if steps else {"train.iterations": "?"}
+        chosen = {key: choice.value for key, choice in choose(given, DataFacts(), MachineFacts(), True).items()}
+        assert (chosen["knn.max_train"], chosen["knn.max_val"]) == (images, images // 4)
