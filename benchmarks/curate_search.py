@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nearest neighbours and k-means on one thread, beside faiss in the same run: CPU seconds, recall, objective.
+"""Nearest neighbours and k-means beside faiss in the same run: CPU seconds, recall, objective.
 
+    python benchmarks/curate_search.py join rows=200000          # a set with itself
     python benchmarks/curate_search.py search rows=200000 queries=4096
     python benchmarks/curate_search.py kmeans rows=200000 k=1000
-    python benchmarks/curate_search.py growth            # 50k, 100k, 200k, 400k rows
+    python benchmarks/curate_search.py growth                    # joins of 50k, 100k and 200k rows
+    python benchmarks/curate_search.py approximate rows=100000   # IVF and HNSW: recall and cost
 
-Queries are rows of the set, so a self-join costs rows / queries times as much. Data: unit rows around 2,000 centres
-of Zipf sizes, a seventh of them near copies. Needs faiss (pip install 'opendino[faiss]'); without it only ours is run.
+One thread, or threads=2. faiss is asked for a sample of the rows before and after ours and the median is scaled to all
+rows. Data: unit rows around 2,000 centres of Zipf sizes, a seventh of them near copies. Needs faiss (pip install
+'opendino[faiss]'); without it only ours is run.
 """
 
 import argparse
@@ -18,7 +21,8 @@ import torch
 
 from opendino.curate import _kmeans
 from opendino.curate._kmeans import KMeansConfig
-from opendino.neighbours.exact import SearchConfig, fast_dtype, nearest, recall
+from opendino.neighbours.approximate import find
+from opendino.neighbours.exact import SearchConfig, fast_dtype, recall, self_join
 from opendino.neighbours.matrix import InMemory
 
 DIM, CENTRES, K = 384, 2000, 65
@@ -52,15 +56,10 @@ def timed(work):
     return time.process_time() - began, result
 
 
-def ours(bank, queries, config):
-    parts = [nearest(queries[at : at + 1024], bank, K, config) for at in range(0, len(queries), 1024)]
-    return torch.cat([rows for _, rows in parts])
-
-
 def search(rows, queries, margin=1.1):
     bank = features(rows)
     asked = bank[:: rows // queries][:queries].contiguous()
-    print(f"{rows} x {DIM}, {queries} queries, {K} nearest (itself counted), one thread")
+    print(f"{rows} x {DIM}, {queries} queries, {K} nearest (itself counted)")
     print("| engine | CPU s | of faiss | recall | peak MB |\n|---|---|---|---|---|")
     truth, base = None, None
     if faiss:
@@ -76,7 +75,7 @@ def search(rows, queries, margin=1.1):
         config = SearchConfig(precision=precision, margin=margin, device="cpu")
         data = InMemory(bank)
         data.short(0, 1, fast_dtype(precision, torch.device("cpu")))  # once for a whole join, not for this sample of it
-        seconds, found = timed(lambda config=config, data=data: ours(data, asked, config))
+        seconds, found = timed(lambda config=config, data=data: blocks(asked, data, config)[1])
         ratio = f"{seconds / base:.2f}" if base else ""
         said = f"{recall(found, truth):.4f}" if truth is not None else ""
         print(f"| ours, {precision} | {seconds:.1f} | {ratio} | {said} | {peak()} |")
@@ -85,7 +84,7 @@ def search(rows, queries, margin=1.1):
 def kmeans(rows, k, steps=20):
     bank = features(rows)
     data = InMemory(bank)
-    print(f"{rows} x {DIM}, {k} clusters, {steps} steps, one thread")
+    print(f"{rows} x {DIM}, {k} clusters, {steps} steps")
     print("| engine | CPU s | mean squared distance | empty |\n|---|---|---|---|")
     found = []
     if faiss:
@@ -107,12 +106,53 @@ def kmeans(rows, k, steps=20):
         print(f"| {name} | {seconds:.1f} | {end.distance.mean(dtype=np.float64):.4f} | {empty} |")
 
 
-def growth(queries=2048):
-    print("| rows | CPU s a query block | of a whole self-join, hours | peak MB |\n|---|---|---|---|")
-    for rows in (50_000, 100_000, 200_000, 400_000):
-        bank = features(rows)
-        seconds, _ = timed(lambda bank=bank: ours(InMemory(bank), bank[:queries], SearchConfig(device="cpu")))
-        print(f"| {rows} | {seconds:.2f} | {seconds * rows / queries / 3600:.3f} | {peak()} |", flush=True)
+def join(rows, queries=2048, precision="auto"):
+    bank = features(rows)
+    asked = bank[: min(queries, rows)].contiguous()
+    seconds, truth = [], None
+
+    def peer():
+        return torch.from_numpy(index.search(asked.numpy(), K)[1])
+
+    if faiss:
+        index = faiss.IndexFlatIP(DIM)
+        index.add(bank.numpy())
+        seconds.append(timed(peer)[0])
+    before = peak()
+    mine, (_, found) = timed(lambda: self_join(InMemory(bank), K, SearchConfig(precision=precision, device="cpu")))
+    said = f"| {rows} | {mine:.1f} | {peak() - before} |"
+    if faiss:
+        for _ in range(2):
+            again, truth = timed(peer)
+            seconds.append(again)
+        whole = sorted(seconds)[1] * rows / len(asked)
+        said += f" {whole:.1f} | {mine / whole:.2f} | {recall(found[: len(asked)], truth):.5f} |"
+    print(said, flush=True)
+
+
+def growth():
+    for rows in (50_000, 100_000, 200_000):
+        join(rows)
+
+
+def approximate(rows, queries=4096):
+    bank = features(rows)
+    asked, data = bank[:: rows // queries][:queries].contiguous(), InMemory(bank)
+    seconds, (_, truth) = timed(lambda: blocks(asked, data, SearchConfig(device="cpu")))
+    print(f"{rows} x {DIM}, {queries} queries, {K} nearest")
+    print("| engine | build, CPU s | queries, CPU s | recall |\n|---|---|---|---|")
+    print(f"| exact | | {seconds:.1f} | 1 |", flush=True)
+    for words in ({"engine": "ivf", "nprobe": 16}, {"engine": "ivf", "nprobe": 64}, {"engine": "hnsw", "ef": 128}):
+        config = SearchConfig(device="cpu", **words)
+        building, _ = timed(lambda config=config: find(asked[:1], data, K, config))
+        seconds, (_, found) = timed(lambda config=config: blocks(asked, data, config))
+        name = " ".join(str(word) for word in words.values())
+        print(f"| {name} | {building:.1f} | {seconds:.1f} | {recall(found, truth):.4f} |", flush=True)
+
+
+def blocks(asked, data, config):
+    parts = [find(asked[at : at + 1024], data, K, config) for at in range(0, len(asked), 1024)]
+    return torch.cat([values for values, _ in parts]), torch.cat([rows for _, rows in parts])
 
 
 def peak():
@@ -121,18 +161,28 @@ def peak():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", default="search", choices=["search", "kmeans", "growth"])
+    parser.add_argument(
+        "name", nargs="?", default="join", choices=["join", "search", "kmeans", "growth", "approximate"]
+    )
     parser.add_argument("words", nargs="*", help="key=value for what is measured")
     given = parser.parse_args()
-    name, words = given.name, given.words
-    torch.set_num_threads(1)
+    words = dict(word.split("=") for word in given.words)
+    threads = int(words.pop("threads", 1))
+    torch.set_num_threads(threads)
     if faiss:
-        faiss.omp_set_num_threads(1)
-    arguments = {
-        key: float(value) if "." in value else int(value) for key, value in (word.split("=") for word in words)
-    }
-    defaults = {"search": {"rows": 200_000, "queries": 4096}, "kmeans": {"rows": 200_000, "k": 1000}, "growth": {}}
-    {"search": search, "kmeans": kmeans, "growth": growth}[name](**(defaults[name] | arguments))
+        faiss.omp_set_num_threads(threads)
+    numbers = {key: float(value) if "." in value else int(value) for key, value in words.items()}
+    if given.name in ("join", "growth"):
+        print(f"{DIM} numbers, {K} nearest (itself counted), {threads} thread(s), CPU seconds")
+        print("| rows | ours | MB more | faiss IndexFlatIP | ours of it | recall |\n|---|---|---|---|---|---|")
+    work, defaults = {
+        "join": (join, {"rows": 200_000}),
+        "search": (search, {"rows": 200_000, "queries": 4096}),
+        "kmeans": (kmeans, {"rows": 200_000, "k": 1000}),
+        "growth": (growth, {}),
+        "approximate": (approximate, {"rows": 100_000}),
+    }[given.name]
+    work(**(defaults | numbers))
 
 
 if __name__ == "__main__":

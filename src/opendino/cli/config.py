@@ -16,6 +16,7 @@ _KINDS = (
     ("opendino.train.config", "PretrainConfig"),
     ("opendino.train.distill", "DistillRunConfig"),
     ("opendino.train.adapt_config", "AdaptConfig"),
+    ("opendino.curate.pipeline", "CurateConfig"),
 )
 REFERENCE = "docs/reference/configuration.md"
 """Where `explain` is kept, in a checkout."""
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     actions = {"ls": _ls, "show": _show, "check": _check, "diff": _diff, "import": _import, "explain": _explain}
     if not argv or argv[0] not in actions:
         came = f"'{argv[0]}'" if argv else "nothing"
-        raise ConfigError(f"opendino config: takes ls, show, check, diff, import or explain, and {came} came; see --help")
+        raise ConfigError(f"opendino config: takes ls, show, check, diff, import or explain, not {came}; see --help")
     return actions[argv[0]](argv[1:])
 
 
@@ -71,11 +72,13 @@ def _check(argv: list[str]) -> int:
     for name in names:
         try:
             config = _read(name, overrides)
-            count = check_settings(config)
+            said = "good"
+            if hasattr(config, "student"):
+                said += f"; student backbone of {check_settings(config) / 1e6:.1f} million parameters"
         except ConfigError as error:
             problems.append(str(error) if name in str(error) else f"{name}: {error}")
             continue
-        print(f"{name}: good; student backbone of {count / 1e6:.1f} million parameters")
+        print(f"{name}: {said}")
     if problems:
         raise ConfigError("\n".join(problems))
     return 0
@@ -120,7 +123,7 @@ def configs() -> dict[str, type]:
 
     places = {"pretrain": _KINDS[0], "adapt": _KINDS[2], "distill": _KINDS[1]}
     places |= {"demo": ("opendino.train.demo", "DemoConfig"), "embed": ("opendino.embed", "EmbedConfig")}
-    places |= {"curate": ("opendino.curate.pipeline", "CurateConfig")}
+    places |= {"curate": _KINDS[3]}
     places |= {f"eval {name}": place[:2] for name, place in PROTOCOLS.items()}
     return {command: getattr(import_module(module), name) for command, (module, name) in places.items()}
 
@@ -158,7 +161,7 @@ def _read(name: str | None, overrides: list[str]) -> "PretrainConfig":
 
 
 def _kind_of(recipe: Path) -> "type[PretrainConfig]":
-    """Settings of the training that a recipe is for: the first that has all of its groups."""
+    """Settings of the command that a recipe is for: the first that has all of its groups."""
     from opendino.config import read_yaml
 
     groups = read_yaml(recipe).keys()

@@ -174,6 +174,8 @@ def _ray(engine: Engine, missing: list[int], task: Task) -> None:
         ) from None
     if not ray.is_initialized():
         ray.init(address=engine.address or None, log_to_driver=False)
+        # Stages tell their own progress; Ray's would be a dozen lines each ten seconds.
+        ray.data.DataContext.get_current().enable_progress_bars = False
     # Without this every part of a small stage is one block for one actor.
     items = ray.data.from_items(missing, override_num_blocks=len(missing))
     work = items.map_batches(

@@ -39,6 +39,13 @@ def test_check_names_the_fault_of_each_file(tmp_path, capsys):
     assert f"{worse}: optim.base_lrr" in error
 
 
+def test_recipes_of_curation(capsys):
+    assert main(["config", "show", "curate/balance_2levels", "cluster.steps=3"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["cluster"]["steps"] == 3
+    assert main(["config", "check", "curate/lvd142m"]) == 0
+    assert "curate/lvd142m: good\n" in capsys.readouterr().out
+
+
 def test_diff(capsys, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("seed: 3\noptim: {warmup: 7}\n")
