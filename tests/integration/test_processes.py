@@ -37,16 +37,19 @@ def trouble(feed):
             os.kill(os.getpid(), signal.SIGUSR1)
         if name == "failed":
             raise DataError("no picture here")
+        if name == "gone":
+            written.write_text(json.dumps(codes | {name: 2}))
+            os._exit(0)
         if name == "spoilt":
             batch.global_crops[:, 0, 0, 0] = float("nan")
     return batch
 
 pretrain._Feed.__next__ = trouble
-codes = {}
+codes, written = {}, Path(f"{sys.argv[1]}.codes.{rank}")
 for name, port, words in json.loads(Path(sys.argv[1]).read_text()):
     os.environ["MASTER_PORT"] = str(port)
     codes[name] = main(words)
-Path(f"{sys.argv[1]}.codes.{rank}").write_text(json.dumps(codes))
+written.write_text(json.dumps(codes))
 """
 
 
@@ -103,8 +106,15 @@ def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
     def words(name, *more):
         return ["pretrain", *base, f"output_dir={tmp_path / name}", *more]
 
+    def adapted(name, *more):
+        """New heads alone for two steps, then the backbone too."""
+        start = ["adapt", str(tmp_path / "one" / "weights"), "adapt.head_steps=2", "optim.base_lr=1e-2"]
+        return [*start, *base, "train.iterations=5", "knn.every=0", f"output_dir={tmp_path / name}", *more]
+
     assert main(words("one")) == 0
     assert main(words("centres alone", *centres)) == 0
+    assert main(adapted("adapted alone")) == 0
+    assert main(adapted("lora alone", "adapt.lora=2")) == 0
     cut(tmp_path / "one", tmp_path / "onward", 5)
     behind = "checkpoint.asynchronous=true"
     jobs = {
@@ -112,31 +122,36 @@ def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
         "fsdp": words("fsdp", "parallel.mode=fsdp", "train.accumulate=2"),
         "centres": words("centres", *centres),
         "onward": words("onward", "parallel.mode=fsdp", behind),
+        "adapted": adapted("adapted", "parallel.mode=fsdp"),
+        "lora": adapted("lora", "adapt.lora=2"),
         "stopped": words("stopped", "parallel.mode=fsdp", "checkpoint.every=99"),
         "failed": words("failed"),
         "spoilt": words("spoilt", "train.iterations=5"),
         "bad": words("bad", "parallel.mode=none"),
         "no images": ["pretrain", *base, f"output_dir={tmp_path / 'x'}", f"data={tmp_path / 'nowhere'}"],
+        "gone": words("gone"),
     }
     codes, said = run_together(list(jobs.items()), tmp_path)
-    bad = {"stopped": 128 + signal.SIGUSR1, "failed": 2, "bad": 2, "no images": 2}
+    bad = {"stopped": 128 + signal.SIGUSR1, "failed": 2, "bad": 2, "no images": 2, "gone": 2}
     assert codes == [dict.fromkeys(jobs, 0) | bad] * 2
     assert "Traceback" not in "".join(said)
     assert said[1] == "error: no picture here\n"
     assert said[0].count("parallel.mode = none, but there are 2 processes") == said[0].count("nowhere") == 1
     assert "stopped and saved" in said[0]
+    assert "error: process 0 lost another one of its run" in said[0].splitlines()[-1]
 
     one = losses(tmp_path / "one")
     assert len(one) == STEPS
     for name in ("ddp", "fsdp", "onward"):
         assert losses(tmp_path / name) == pytest.approx(one, rel=1e-5), name
         assert opendino.load(tmp_path / name).state_dict().keys() == opendino.load(tmp_path / "one").state_dict().keys()
-    assert losses(tmp_path / "centres") == pytest.approx(losses(tmp_path / "centres alone"), rel=1e-5)
+    for name in ("centres", "adapted", "lora"):
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / f"{name} alone"), rel=1e-5), name
 
-    # From shares of two processes back to one.
+    # From shares of two processes back to one, which holds them all.
     newest = cut(tmp_path / "onward", tmp_path / "home", 15) / "checkpoints" / "step_00000015"
     assert len(list(newest.glob("student-*-of-00002.safetensors"))) == 2
-    assert main(words("home")) == 0
+    assert main(words("home", "parallel.mode=fsdp")) == 0
     assert losses(tmp_path / "home") == pytest.approx(one, rel=1e-5)
 
     assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["step_00000003"]
