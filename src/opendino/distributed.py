@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from opendino.errors import ConfigError, Elsewhere
+from opendino.errors import ConfigError, Elsewhere, TrainingError
 
 _WAIT = timedelta(days=1)  # a launcher notices the end of a process; a process that is slow is waited for
 _LONGEST_MESSAGE = 4096  # bytes
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo, of a process that has ended
 
 
 def is_initialized() -> bool:
@@ -41,17 +42,29 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined(alone: bool = False) -> Iterator[None]:
     """Be one of the processes that a launcher (torchrun, SLURM) has started, where it has; leave them at the end.
 
     Tensors of the CPU travel by gloo, those of a CUDA device by nccl; each process takes the device of its local
     number. Processes wait for each other without limit, nearly: a launcher ends all when one has ended.
 
+    Args:
+        alone: make a group of one where there is no launcher, for what works on groups only.
+
     Raises:
         ConfigError: the launcher's variables are not whole.
     """
-    if is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if is_initialized() or not (several or alone):
         yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if not several:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
@@ -62,13 +75,20 @@ def joined() -> Iterator[None]:
     cuda, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if local < cuda:
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_WAIT)
+    dist.init_process_group(backend, timeout=_WAIT)
     try:
         yield
     except Elsewhere:
         # A launcher ends all processes as soon as one has ended: first the one that knows why has to say so.
         time.sleep(1)
         raise
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistBackendError) or any(sign in str(error) for sign in _GONE)):
+            raise
+        raise TrainingError(
+            f"process {rank()} lost another one of its run ({str(error).splitlines()[0]}); what that one said, if "
+            "anything, tells why; give the same command again to continue from the last checkpoint"
+        ) from error
     finally:
         dist.destroy_process_group()
 

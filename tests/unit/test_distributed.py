@@ -66,6 +66,10 @@ def test_alone_an_error_is_the_own_and_nothing_is_joined(monkeypatch):
     assert distributed.largest(3, 4) == (3, 4)
     with distributed.joined():
         assert not distributed.is_initialized()
+    with distributed.joined(alone=True):
+        assert distributed.is_initialized()
+        assert (distributed.world_size(), distributed.is_main()) == (1, True)
+    assert not distributed.is_initialized()
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

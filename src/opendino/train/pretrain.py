@@ -95,7 +95,7 @@ def pretrain(
         NotFinite: the loss or a gradient is not finite.
         Stopped: the process was asked to stop; the run was saved.
     """
-    with joined():
+    with joined(alone=config.parallel.mode == "fsdp"):
         return _pretrain(config, chosen or {}, dataset, build or build_run)
 
 
