@@ -24,8 +24,8 @@ _CORE = ("torch", "numpy", "pillow", "safetensors", "huggingface-hub", "pydantic
 _OPTIONAL = {
     "transformers": "the Hugging Face face (pip install 'opendino[hf]')",
     "timm": "an oracle in the tests",
-    "opencv-python-headless": "faster decoding and augmentation",
-    "simplejpeg": "faster decoding",
+    "opencv-python-headless": "fast decoding and crops (pip install 'opendino[fast]')",
+    "simplejpeg": "likewise",
     "faiss-cpu": "approximate search (pip install 'opendino[faiss]')",
     "onnxruntime": "ONNX export (pip install 'opendino[onnx]')",
     "fastapi": "the server (pip install 'opendino[serve]')",
