@@ -6,7 +6,9 @@
 
 Random weights, noise for images, each peer as its users run it: `model.to(dtype)` and its default attention; a peer
 that does not import is left out. Every round runs all in turn; a ratio is the median over rounds of the time of
-the best peer over ours, wall time. `--memory` prints peak memory instead: what the resident set grows by in a call,
+the best peer over ours: processor time for one thread, wall time for more. Beside each stands the rate of a packed
+product in that minute: where two logical cores share one core's arithmetic, a busy neighbour halves it, and with it
+what there is to gain. `--memory` prints peak memory instead: what the resident set grows by in a call,
 each way in a process of its own. The last line is a JSON object.
 """
 
@@ -76,9 +78,10 @@ def prepare(way: str, size: str, side: int, dtype: Any) -> Callable[[Tensor], ob
 
 
 def seconds(call: Callable[[Tensor], object], images: Tensor) -> float:
-    begun = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    begun = clock()
     call(images)
-    return time.perf_counter() - begun
+    return clock() - begun
 
 
 @torch.inference_mode()
@@ -129,7 +132,7 @@ def print_peak(way: str, size: str, side: int, batch: int, dtype: str) -> None:
     if call is None:
         print("null")
         return
-    call(torch.randn(1, 3, side, side))
+    call(torch.randn(1, 3, 28, 28))  # what is made once, at next to no size
     images = torch.randn(batch, 3, side, side)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again here
     before = _status("VmRSS")
