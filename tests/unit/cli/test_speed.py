@@ -15,4 +15,4 @@ def test_every_row_has_a_number(monkeypatch):
     rows = dict(_speed.measure(0.0, "vit_nano4"))
     assert float(rows["decoding"].split()[0]) > 0
     assert float(rows["vit_nano4 fp32"].split()[0]) > 0
-    assert {"attention", "bf16", "processor"} <= set(rows)
+    assert {"attention", "linear layers", "bf16", "processor"} <= set(rows)
