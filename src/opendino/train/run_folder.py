@@ -27,7 +27,7 @@ FREE_TO_CHANGE = (
     *("loader.workers", "loader.prefetch", "loader.max_bad_rate", "loader.min_bad_count", "drift.", "adapt.held_out"),
     "loader.photometric",
     *("parallel.", "train.accumulate", "train.max_not_finite"),
-    "distill.teacher",  # wherever it is by now: its weights are compared
+    *("distill.teacher", "distill.cache"),  # wherever they are by now: the teacher's weights are compared
 )
 """Settings that a resumed run may change: none changes what is computed, threads and device but for rounding."""
 
