@@ -26,6 +26,9 @@ with the reasons. Words win over the recipe, the recipe over what would be chose
 kind of pixels is chosen.
   train.iterations=20000 train.batch_size=128 crops.local_number=6 optim.base_lr=2e-3 seed=1
 `opendino config show` prints every setting.
+
+Several processes share a run by torchrun --nproc-per-node 8 -m opendino pretrain ..., or on a cluster by
+  launch=slurm nodes=4 gpus=8 hours=24 partition=P     also launch=local gpus=2; see docs/how-to/train-at-scale.md
 """
 
 

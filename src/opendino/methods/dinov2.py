@@ -252,7 +252,7 @@ class DINOv2(Method):
         return self._targets_of([batch], teacher_temp)[0]
 
     def passes(self, batch: PretrainBatch, teacher_temp: float, parts: int) -> Iterator[StepOutput]:
-        """Losses of a batch in parts, whose sum is the loss of the batch, whatever compares its images.
+        """As `Method.passes`, whatever compares the images of the batch.
 
         The teacher is asked of the whole batch first, so its targets are centred or evened out over all of it. KoLeo's
         gradient on the class tokens of the whole batch is computed once, from a pass of the student that keeps
@@ -261,7 +261,7 @@ class DINOv2(Method):
         Args:
             batch: as in `forward`.
             teacher_temp: as in `forward`.
-            parts: as many passes; a divisor of the number of images.
+            parts: as many passes.
 
         Source: Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup" (the cached
             gradient).
@@ -277,16 +277,16 @@ class DINOv2(Method):
             terms = {name: term / parts for name, term in self.terms(views, target, piece).items()}
             terms["koleo"] = koleo / parts
             loss = sum(terms.values(), start=koleo.new_zeros(()))
-            if pull is not None:
+            if pull is not None:  # the gradient alone: the value is in the term
                 pulled = (views.cls.float() * pull).sum()
-                loss = loss + (pulled - pulled.detach())  # the gradient alone: the value is in the term
+                loss = loss + (pulled - pulled.detach())
             yield StepOutput(loss, {name: term.detach() for name, term in terms.items()})
 
     def _koleo_of(self, pieces: Sequence[PretrainBatch]) -> tuple[Float32[Tensor, ""], list[Tensor | None]]:
         """The weighted KoLeo term of the whole batch, and its gradient on the class tokens of each piece."""
-        device = pieces[0].global_crops.device
         if not self.config.koleo.loss_weight:
-            return torch.zeros((), device=device), [None] * len(pieces)
+            return pieces[0].global_crops.new_zeros(()), [None] * len(pieces)
+        device = pieces[0].global_crops.device
         # What stochastic depth draws here, the passes that learn draw again.
         with torch.no_grad(), torch.random.fork_rng([device.index] if device.type == "cuda" else []):
             said = [self.student_views(piece).cls for piece in pieces]
@@ -312,8 +312,7 @@ class DINOv2(Method):
     @torch.no_grad()
     def _targets_of(self, pieces: Sequence[PretrainBatch], teacher_temp: float) -> list[Targets]:
         """Targets of the parts of a batch, made as one."""
-        said = [self.teacher_logits(piece) for piece in pieces]
-        of_crops, of_patches = zip(*said, strict=True)
+        of_crops, of_patches = zip(*[self.teacher_logits(piece) for piece in pieces], strict=True)
         crops = self._as_one("dino_loss", of_crops, teacher_temp)
         patches = self._as_one("ibot_patch_loss", of_patches, teacher_temp)
         return [

@@ -51,8 +51,9 @@ class MetricLog:
             return
         if self._lines.path.exists():
             self._lines.truncate("step", done or -1)  # at step 0 also what was measured before it
-        for name in dict.fromkeys(config.trackers):
-            self._trackers.append(open_tracker(name, folder, done, config.project))
+        names, project = dict.fromkeys(config.trackers), config.project
+        for name in names:
+            self._trackers.append(open_tracker(name, folder, done, project))
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
         """Append one record; figures that are not finite become null, which is JSON.

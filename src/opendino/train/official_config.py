@@ -219,6 +219,7 @@ _TRANSLATIONS: dict[str, Callable[[_Official], Any]] = {
     "ibot.bottleneck_dim": lambda o: o["ibot.head_bottleneck_dim"],
     "ibot.nlayers": lambda o: o["ibot.head_nlayers"],
     "koleo.loss_weight": lambda o: o["dino.koleo_loss_weight"],
+    "koleo.gather": lambda _: False,  # each GPU by itself
     "masks.probability": lambda o: o["ibot.mask_sample_probability"],
     "masks.ratio": lambda o: list(o["ibot.mask_ratio_min_max"]),
     "crops.global_size": lambda o: o["crops.global_crops_size"],
