@@ -18,6 +18,7 @@ from opendino.layers.dino_head import DINOHead
 from opendino.losses.dino import STUDENT_TEMP
 
 _ROWS = 1024
+_PUBLISHED_TEMP = (0.04, 0.07)
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ def read_heads(run: Path, backbone: Backbone) -> Heads | None:
     if _part(networks["teacher"], "backbone.").keys() != own.keys() or any(
         not torch.equal(value, own[name].cpu()) for name, value in _part(networks["teacher"], "backbone.").items()
     ):
-        raise ConfigError(f"heads = {run}: the model is not the teacher of {newest.name}; measure the run itself")
+        raise ConfigError(f"heads = {run}: the model is not the teacher of {newest.name}; name the run that it is of")
     student = cast("Backbone", copy.deepcopy(backbone))
     student.load_state_dict(_part(networks["student"], "backbone."))
     heads = {who: _head(_part(part, "dino_head.")) for who, part in networks.items()}
-    temps = read_yaml(run / "config.yaml")["teacher"]["temp"]
+    temps = read_yaml(run / "config.yaml").get("teacher", {}).get("temp", _PUBLISHED_TEMP)
     nothing = torch.zeros(1, heads["teacher"].out_dim)
     center = tensors.get("targets", {}).get("dino_loss.center", nothing)
     return Heads(heads["teacher"], heads["student"], student, center.reshape(1, -1), float(temps[-1]))

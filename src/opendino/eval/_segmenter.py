@@ -183,7 +183,7 @@ class Linear(Segmenter):
                     loss.backward()
                     optimizer.step()
                 if step % 50 == 0:
-                    _log.info("segment: step %d of %d, loss %.3f", step, config.iterations, loss)
+                    _log.info("segment: step %d of %d, loss %.3f", step, config.iterations, loss.item())
 
 
 class Neighbours(Segmenter):

@@ -220,7 +220,7 @@ class Estimator:
                 nn.utils.clip_grad_norm_(self.head.parameters(), config.clip_grad)
                 optimizer.step()
                 if step % 50 == 0:
-                    _log.info("depth: step %d of %d, loss %.3f", step, config.iterations, loss)
+                    _log.info("depth: step %d of %d, loss %.3f", step, config.iterations, loss.item())
 
 
 class Measured:

@@ -208,7 +208,7 @@ def train(classifier: LinearClassifier, pair: LabelledPair, config: FinetuneConf
         torch.nn.utils.clip_grad_norm_([p for p in classifier.parameters() if p.requires_grad], tune.clip_grad)
         optimizer.step()
         if step % 50 == 0 or step == steps - 1:
-            _log.info("finetune: step %d of %d, loss %.3f", step, steps, loss)
+            _log.info("finetune: step %d of %d, loss %.3f", step, steps, loss.item())
     merge_lora(classifier.backbone)
     classifier.eval()
 

@@ -150,7 +150,7 @@ def run(
     features = extract(backbone, dataset, config.features, what="images")
     if len(features) < 2:
         raise ConfigError(f"data = {config.data}: health compares images and found one; give two or more")
-    heads = read_heads(Path(config.heads), backbone) if config.heads else None
+    heads, missing = _heads_of(config, backbone, str((source or {}).get("source", "")))
     figures = {f"cls_{name}": value for name, value in summary(features.cls).items()}
     if heads is not None:
         figures |= _of_prototypes(heads, dataset, features.cls, config)
@@ -159,13 +159,27 @@ def run(
         figures |= sampled(backbone, dataset, config.features, images=config.sample, views=config.views)
     data = {"source": config.data, "images": len(features), "skipped": list(features.skipped)}
     notes = (f"{len(features.skipped)} images could not be read and were left out",) if features.skipped else ()
-    notes = notes if heads is not None else (*notes, NO_PROTOTYPES)
+    notes = (*notes, *missing)
     seconds = time.perf_counter() - start
     model = describe(backbone, source or {})
     results = Results("health", figures, data, model, settings.to_dict(config), seconds, notes)
     if out is not None and is_main():
         results.write(out)
     return results
+
+
+def _heads_of(config: HealthConfig, backbone: Backbone, model: str) -> tuple[Heads | None, tuple[str, ...]]:
+    """Heads where they are asked for, and what to note where there are none.
+
+    A run is asked for its own heads unless the user says otherwise, so that one without fitting heads is no mistake.
+    """
+    try:
+        heads = read_heads(Path(config.heads), backbone) if config.heads else None
+    except ConfigError as error:
+        if config.heads != model:
+            raise
+        return None, (f"prototypes are not measured: {error}",)
+    return heads, () if heads is not None else (NO_PROTOTYPES,)
 
 
 def _of_prototypes(

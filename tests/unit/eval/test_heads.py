@@ -72,7 +72,14 @@ def test_heads_of_another_run_and_of_no_run_are_refused(tiny_words, tmp_path):
     saved(tiny_words, tmp_path / "b")
     with torch.no_grad():
         method.teacher["backbone"].cls_token.add_(1)
-    with pytest.raises(ConfigError, match=r"the model is not the teacher of step_00000003; measure the run itself"):
+    with pytest.raises(ConfigError, match=r"the model is not the teacher of step_00000003; name the run that it is of"):
         read_heads(tmp_path / "b", method.teacher["backbone"])
+    config = HealthConfig(str(tmp_path), heads=str(tmp_path / "b"), sample=0, features=FEATURES)
+    backbone = method.teacher["backbone"]
+    with pytest.raises(ConfigError, match="is not the teacher"):
+        health._heads_of(config, backbone, "another/model")
+    none, notes = health._heads_of(config, backbone, str(tmp_path / "b"))  # what the command line asks by itself
+    assert none is None
+    assert "not measured" in notes[0]
     with pytest.raises(ConfigError, match="is no run with a checkpoint"):
         read_heads(tmp_path, method.teacher["backbone"])
