@@ -73,12 +73,17 @@ def test_export_with_dynamic_batch_and_size(folder, switch):
     model = AutoModel.from_pretrained(folder, pos_embed_resize=switch)
     dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     program = torch.export.export(model, (torch.randn(2, 3, 224, 224),), dynamic_shapes=(dynamic,)).module()
-    for batch, size in zip((1, 3, 2), SIZES, strict=True):
-        x = torch.randn(batch, 3, *size)
-        with torch.no_grad():
-            difference = (model(x).last_hidden_state - program(x).last_hidden_state).abs().max().item()
-        print("export", switch, size, difference)
-        assert difference <= 5e-6
+    for rough, near in ((None, 5e-6), (1.0, 5e-5), (3.0, 5e-5)):  # a table of noise is the roughest there is
+        if rough is not None:
+            with torch.no_grad():
+                model.embeddings.position_embeddings.normal_(std=rough)
+            program.load_state_dict(model.state_dict())
+        for batch, size in zip((1, 3, 2), SIZES, strict=True):
+            x = torch.randn(batch, 3, *size)
+            with torch.no_grad():
+                difference = (model(x).last_hidden_state - program(x).last_hidden_state).abs().max().item()
+            print("export", switch, rough, size, difference)
+            assert difference <= near
 
 
 def test_compiled_whole_with_dynamic_sizes(folder):

@@ -34,14 +34,14 @@ def official_file(entry: Entry, file: str) -> Path:
     home = Path(torch.hub.get_dir()) / "checkpoints"
     path, url = home / file, entry.url(file)
     if not path.is_file():
-        reason = _forbidden()
+        reason = forbidden()
         if reason is None:
             try:
                 home.mkdir(parents=True, exist_ok=True)
                 _log.info("downloading %s to %s", url, path)
                 torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
             except (OSError, RuntimeError) as error:
-                reason = _first_line(error)
+                reason = first_line(error)
         if reason is not None:
             raise CheckpointError(
                 f"{entry.name}: {file} is not in {home} and cannot be downloaded ({reason}); "
@@ -62,10 +62,6 @@ def hub_folder(repository: str) -> Path:
         CheckpointError: a file is not there and cannot be downloaded, or the repository holds no weights.
     """
     _hub_file(repository, CONFIG)
-    try:
-        _hub_file(repository, PREPROCESSOR)
-    except CheckpointError:  # the model works without it
-        _log.warning("%s: %s is out of reach; images get the published mean and std", repository, PREPROCESSOR)
     cached = (_cached(repository, name) for name in _WEIGHTS)
     path = next((path for path in cached if isinstance(path, Path)), None)
     if path is None:
@@ -76,7 +72,16 @@ def hub_folder(repository: str) -> Path:
         )
     for part in parts_of(path) if path.name.endswith(INDEX) else ():
         _hub_file(repository, part)
+    try:  # last: where the hub does not answer, one of the others has said so, and each asking takes half a minute
+        _hub_file(repository, PREPROCESSOR)
+    except CheckpointError:  # the model works without it
+        _log.warning("%s: %s is out of reach; images get the published mean and std", repository, PREPROCESSOR)
     return path.parent
+
+
+def is_cached(repository: str) -> bool:
+    """Whether the Hugging Face cache holds a model of that name."""
+    return isinstance(_cached(repository, CONFIG), Path)
 
 
 def check_file(path: Path, entry: Entry) -> None:
@@ -122,14 +127,14 @@ def _hub_file(repository: str, file: str) -> Path | None:
     path = _cached(repository, file)
     if path is not None:
         return path if isinstance(path, Path) else None
-    reason = _forbidden()
+    reason = forbidden()
     if reason is None:
         try:
             return Path(hub.hf_hub_download(repository, file))
         except (OSError, EntryNotFoundError) as error:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 return None
-            reason = _first_line(error)
+            reason = first_line(error)
     raise CheckpointError(not_at_hand(repository, file, constants.HF_HUB_CACHE, reason))
 
 
@@ -150,16 +155,17 @@ def _cached(repository: str, file: str) -> Path | bool | None:
     try:
         found = hub.try_to_load_from_cache(repository, file)
     except ValueError as error:
-        raise CheckpointError(f"{repository}: is not a name of a repository ({_first_line(error)})") from None
+        raise CheckpointError(f"{repository}: is not a name of a repository ({first_line(error)})") from None
     return Path(found) if isinstance(found, str) else None if found is None else False
 
 
-def _forbidden() -> str | None:
+def forbidden() -> str | None:
+    """Why the network is not to be asked; None where it may be."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "HF_HUB_OFFLINE is set"
     return None
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def first_line(error: Exception) -> str:
+    """What an error says, as part of a sentence."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

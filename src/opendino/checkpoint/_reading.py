@@ -33,10 +33,14 @@ def read(path: Path) -> Mapping[str, Any]:
         return _read_parts(path)
     begin = b""
     try:
+        if not path.stat().st_size:
+            raise CheckpointError(f"{path}: is empty; download or copy it again")
         if path.suffix == ".safetensors":
             return load_file(path)
         begin = _first_bytes(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({_reason(error)}); download or copy it again") from None
     except Exception as error:  # what a broken or hostile pickle raises has no bounds
@@ -47,7 +51,7 @@ def read(path: Path) -> Mapping[str, Any]:
             ) from None
         if "weights_only" not in str(error) and "Weights only" not in str(error):
             raise CheckpointError(
-                f"{path}: cannot be read, it is damaged or was cut short ({_reason(error)}); download or copy it again"
+                f"{path}: is damaged or was cut short (it holds {path.stat().st_size} bytes); download or copy it again"
             ) from None
         raise CheckpointError(
             f"{path}: is not a file of tensors alone: it is damaged, or holds Python objects, which are never "
@@ -66,8 +70,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); download or copy it again") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is no JSON ({error}); mend it, or download or copy it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}; wanted a JSON object")
     return content
@@ -94,8 +100,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {line}" if isinstance(error, KeyError | IndexError) or not line else line
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _read_parts(index: Path) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Report:
         own_rule_difference: largest difference under the rule of the target's library; 0 where it is the source's.
         own_rule_size: (H, W) in pixels at which that was measured; not that of the table, where all rules agree.
         notes: what users of the target have to know besides.
+        compared: what `difference` is the largest of: "features", "masked patches", "logits".
     """
 
     source: str
@@ -93,6 +94,7 @@ class Report:
     own_rule_difference: float
     own_rule_size: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
+    compared: tuple[str, ...] = ("features",)
 
 
 def convert(source: str | Path, target: str | Path, config: ConvertConfig) -> Report:
@@ -123,7 +125,7 @@ def convert(source: str | Path, target: str | Path, config: ConvertConfig) -> Re
     with _new(target) as partial:
         converted = _write(opened, to, str(source), partial)
         again = open_model(partial, **_not_in_the_file(opened.backbone, partial))
-        difference = _compare(opened, again, converted, wanted, image)
+        difference, compared = _compare(opened, again, converted, wanted, image)
         if not difference <= config.tolerance:  # also where it is not a number
             raise ConversionError(
                 f"{target}: read back, its features differ from those of {source} by {difference:.1e}, more than "
@@ -143,7 +145,8 @@ def convert(source: str | Path, target: str | Path, config: ConvertConfig) -> Re
         size=(image.shape[2], image.shape[3]),
         own_rule_difference=own,
         own_rule_size=own_size,
-        notes=tuple(_notes(opened, to, target)),
+        notes=tuple(_notes(opened, converted, to, target)),
+        compared=compared,
     )
 
 
@@ -176,8 +179,10 @@ def features(model: Model, image: Images) -> dict[str, Float[Tensor, "..."]]:
     return out
 
 
-def _compare(opened: Opened, again: Opened, converted: Converted, wanted: Mapping[str, Tensor], image: Images) -> float:
-    """Largest difference under the source's rule for positions; leaves it to the model that was read back."""
+def _compare(
+    opened: Opened, again: Opened, converted: Converted, wanted: Mapping[str, Tensor], image: Images
+) -> tuple[float, tuple[str, ...]]:
+    """Largest difference, and of what, under the source's rule for positions; leaves it to the model read back."""
     filled = {name.rpartition(".")[2] for name in converted.filled}
     before, after = (set(one.backbone.state_dict()) for one in (opened, again))
     odd = sorted(name for name in before ^ after if not (name.endswith(".gamma") and "lambda1" in filled))
@@ -191,10 +196,12 @@ def _compare(opened: Opened, again: Opened, converted: Converted, wanted: Mappin
     source = opened.backbone
     again.backbone.interpolate_offset = source.interpolate_offset
     again.backbone.interpolate_antialias = source.interpolate_antialias
-    left_out = ("masked",) if "mask_token" in dropped else ()
-    return _largest(
-        {name: tensor for name, tensor in wanted.items() if name not in left_out}, features(again.model, image)
-    )
+    found = features(again.model, image)
+    if "mask_token" in dropped:
+        del found["masked"]
+    beside = {"masked": "masked patches", "logits": "logits"}
+    compared = ("features", *(said for name, said in beside.items() if name in wanted and name in found))
+    return _largest(wanted, found), compared
 
 
 def _own_rule(opened: Opened, again: Opened, to: str) -> tuple[float, tuple[int, int]]:
@@ -217,8 +224,11 @@ def _unmasked(backbone: VisionTransformer, image: Images) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in features(backbone, image).items() if name != "masked"}
 
 
-def _notes(opened: Opened, to: str, target: Path) -> Iterator[str]:
+def _notes(opened: Opened, converted: Converted, to: str, target: Path) -> Iterator[str]:
     """What the target does not say of the model."""
+    labels = opened.model.labels if isinstance(opened.model, LinearClassifier) else None
+    if labels and labels != _stand_ins(len(labels)) and "classifier.weight" not in converted.state:
+        yield f"labels left out: this format does not hold the names of the {len(labels)} classes"
     backbone, height_width = opened.backbone, [side * opened.backbone.patch_size for side in opened.backbone.grid]
     silent = []
     if target.suffix in _FILES and backbone.num_heads * HEAD_WIDTH != backbone.embed_dim:
@@ -297,8 +307,11 @@ def _labels(opened: Opened, converted: Converted) -> tuple[str, ...] | None:
     """Names of the classes for a classifier that is written; transformers' own stand-ins where they are not known."""
     if not isinstance(opened.model, LinearClassifier) or "classifier.weight" not in converted.state:
         return None
-    classes = opened.model.linear_head.out_features
-    return opened.model.labels or tuple(f"LABEL_{i}" for i in range(classes))
+    return opened.model.labels or _stand_ins(opened.model.linear_head.out_features)
+
+
+def _stand_ins(classes: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{i}" for i in range(classes))
 
 
 def _save(state: Mapping[str, Tensor], path: Path) -> None:

@@ -252,12 +252,15 @@ def _from_hub(name: str, entry: Entry | None, known: Mapping[str, Any]) -> Opene
     # A mistyped path has the form of a repository; where its first part is a folder here, a path was meant.
     # The same goes for what ends as a file of weights does.
     a_path = entry is None and (Path(repository).parent.is_dir() or is_weights(Path(repository)))
-    if not _REPOSITORY.fullmatch(repository) or a_path:
+    if not _REPOSITORY.fullmatch(repository) or a_path or (entry is None and _misspelt(repository)):
         raise CheckpointError(_missing(name))
     try:
         folder = _fetch.hub_folder(repository)
     except CheckpointError as error:
-        raise CheckpointError(str(error) if entry else f"{_missing(name)}; as a repository: {error}") from None
+        if entry is None:
+            advice = "" if nearest(name) else f"; as a repository: {error}"
+            raise CheckpointError(f"{_missing(name)}{advice}") from None
+        raise
     weights = _inside(folder)
     if entry is not None and weights.name == WEIGHTS:
         _fetch.check_file(weights, entry)
@@ -324,6 +327,13 @@ def _inside(folder: Path) -> Path:
     raise CheckpointError(
         f"{folder}: holds no weights; looked for {RUN_WEIGHTS}/{WEIGHTS} (a run folder) and {', '.join(_IN_A_FOLDER)}"
     )
+
+
+def _misspelt(repository: str) -> bool:
+    """Whether a name almost is that of a published model of the same owner, and nothing of that name was downloaded."""
+    near = find(nearest(repository) or "")
+    same_owner = near is not None and near.home.partition("/")[0] == repository.partition("/")[0]
+    return same_owner and not _fetch.is_cached(repository)
 
 
 def _missing(name: str) -> str:

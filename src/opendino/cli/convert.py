@@ -16,8 +16,8 @@ usage: opendino convert SOURCE --to {official,hf,timm} OUT [key=value ...]
 
 SOURCE is anything that opendino.load takes: a run, a folder, a .pth or .safetensors file, a published name.
 OUT is new: official writes a .pth, a .safetensors or a folder of opendino's; hf a folder for transformers; timm a
-folder for timm's "local-dir:" or a file. It is read back, its features on a fixed image are compared with the
-source's, and the largest difference is printed; above the tolerance nothing is kept.
+folder for timm's "local-dir:" or a file. It is read back; its features on a fixed image, also with masked patches, and
+its logits are compared with the source's, and the largest difference is printed; above the tolerance nothing is kept.
 
   tolerance=1e-5          largest difference that is accepted
   num_heads=N             for a bare file whose width is not a multiple of 64
@@ -51,7 +51,9 @@ def describe(report: "Report") -> list[str]:
         lines.append(f"left out, {report.target_format} has no place for it: {some(report.dropped)}")
     if report.filled:
         lines.append(f"not in the source, set to its starting value: {some(report.filled)}")
-    lines.append(f"features on a fixed {height}x{width} image: largest difference {report.difference:.1e}")
+    *others, last = report.compared
+    what = f"{', '.join(others)} and {last}" if others else last
+    lines.append(f"{what} on a fixed {height}x{width} image: largest difference {report.difference:.1e}")
     if report.own_rule_difference > report.difference:
         height, width = report.own_rule_size
         lines.append(

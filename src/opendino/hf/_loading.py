@@ -5,33 +5,27 @@ Also reads the layout that transformers 5 holds in memory (`q_proj` ...), which 
 `save_original_format=False` and which only its own classes read.
 """
 
-import contextlib
 import logging
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.utils import cached_file
 
-from opendino.checkpoint._fetch import not_at_hand
 from opendino.checkpoint._reading import parts_of
 from opendino.checkpoint._tensors import check_finite, check_ranks, is_weight
 from opendino.checkpoint.convert import hf as convert
 from opendino.checkpoint.convert._table import some
-from opendino.errors import CheckpointError, ConversionError, OpendinoError
+from opendino.errors import CheckpointError, ConversionError
+from opendino.hf._places import ADAPTER, HUB_ARGUMENTS, base_of, fetch
 from opendino.hf.errors import MissingFilesError, WeightsError
 
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 HEAD = "classifier."
 HEADS = {"classifier.weight", "classifier.bias"}
 """A classifier as the published files have it."""
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 IN_MEMORY = ".attention.q_proj."
 """Part of a name that only the layout of transformers 5 in memory has."""
 _FLOATS = ("F", "BF")
@@ -71,23 +65,26 @@ def load_checked(
             check_kinds(str(name or "state_dict"), state)
             model, info = load(name, output_loading_info=True, **kwargs)
         except RuntimeError as error:
-            _explain_shapes(cls, name, {key: tuple(value.shape) for key, value in state.items()}, kwargs, error)
+            _explain_shapes(cls, name, _shapes(state), kwargs, error)
             raise
         return (model, info) if with_info else _checked(str(name or "state_dict"), model, info, strict)
-    _check_config(name, kwargs)
     files = weight_files(name, kwargs)
     pickled = any(path.suffix == ".bin" for path in files)
     header = {} if pickled else read_header(files, quantised=with_info or _is_quantised(name, kwargs))
     source, arguments = name, kwargs
     if pickled or any(IN_MEMORY in key for key in header):
         state = hub_names(read_weights(files), str(name))
-        header = {key: tuple(value.shape) for key, value in state.items()}
+        header = _shapes(state)
         source, arguments = None, _from_memory(cls, name, state, kwargs)
     try:
         model, info = load(source, output_loading_info=True, **arguments)
     except RuntimeError as error:
         _explain_shapes(cls, name, header, kwargs, error)
         raise
+    except OSError as error:
+        if files or not Path(name).is_dir() or fetch(name, ADAPTER, kwargs) is not None:
+            raise
+        raise MissingFilesError(f"{name}: holds no weights; looked for {', '.join(_wanted(kwargs))}") from error
     if with_info:  # who asks what is missing is told, and goes on
         return model, info
     return _checked(str(name), model, info, strict)
@@ -166,20 +163,42 @@ def check_keys(
         )
 
 
+def adapter_classes(name: Any, kwargs: Mapping[str, Any]) -> int | None:  # noqa: ANN401  str or path
+    """How many classes the classifier in a PEFT adapter has; None where there is no adapter, or none in it.
+
+    Raises:
+        WeightsError: the adapter's weights are broken.
+    """
+    if base_of(name, kwargs) is None:
+        return None
+    for file in ("adapter_model.safetensors", "adapter_model.bin"):
+        path = fetch(name, file, kwargs)
+        if path is not None:
+            shapes = read_header([path]) if path.suffix == ".safetensors" else _shapes(read_weights([path]))
+            heads = [shape for key, shape in shapes.items() if key.endswith(f".{HEAD}weight")]
+            return heads[0][0] if heads else None
+    return None
+
+
 def weight_files(name: Any, kwargs: Mapping[str, Any]) -> list[Path]:  # noqa: ANN401  str or path
     """The weights that a folder or repository holds, one file or several shards: safetensors, else .bin, else none."""
-    variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
-    wanted = kwargs.get("use_safetensors")
-    for stem, suffix, welcome in (("model", "safetensors", wanted is not False), ("pytorch_model", "bin", not wanted)):
-        if not welcome or Path(name).is_file():
-            continue
-        whole = fetch(name, f"{stem}{variant}.{suffix}", kwargs)
-        if whole is not None:
-            return [whole]
-        index = fetch(name, f"{stem}.{suffix}.index{variant}.json", kwargs)
-        if index is not None:
-            return _shards(name, index, kwargs)
+    if Path(name).is_file():
+        return []
+    for file in _wanted(kwargs):
+        path = fetch(name, file, kwargs)
+        if path is not None:
+            return _shards(name, path, kwargs) if file.endswith(".json") else [path]
     return []
+
+
+def _wanted(kwargs: Mapping[str, Any]) -> list[str]:
+    """Names of weights files, the first choice first."""
+    variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+    safe = kwargs.get("use_safetensors")
+    kinds = [("model", "safetensors")] * (safe is not False) + [("pytorch_model", "bin")] * (not safe)
+    return [
+        file for stem, suffix in kinds for file in (f"{stem}{variant}.{suffix}", f"{stem}.{suffix}.index{variant}.json")
+    ]
 
 
 def _shards(name: Any, index: Path, kwargs: Mapping[str, Any]) -> list[Path]:  # noqa: ANN401  str or path
@@ -215,6 +234,10 @@ def read_header(files: Collection[Path], *, quantised: bool = False) -> dict[str
     if not quantised:
         _refuse_kinds(", ".join(str(path) for path in files), odd)
     return shapes
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state.items()}
 
 
 def check_kinds(name: str, state: Mapping[str, Tensor]) -> None:
@@ -287,16 +310,6 @@ def hub_names(state: Mapping[str, Tensor], where: str = "weights") -> Mapping[st
     return {key: value for key, value in hub.state.items() if key not in hub.filled}
 
 
-def _check_config(name: Any, kwargs: Mapping[str, Any]) -> None:  # noqa: ANN401  str or path
-    """Say that a folder has no config; transformers would build the default model."""
-    if kwargs.get("config") is not None or not Path(name).is_dir():
-        return
-    if all(fetch(name, file, kwargs) is None for file in ("config.json", "adapter_config.json")):
-        raise WeightsError(
-            f"{name}: no config.json in this folder; put the one that belongs to the weights beside them"
-        )
-
-
 def _is_quantised(name: Any, kwargs: Mapping[str, Any]) -> bool:  # noqa: ANN401  str or path
     """Whether the config speaks of another library's quantisation, which reads its own kinds of numbers."""
     path = fetch(name, "config.json", kwargs)
@@ -339,31 +352,3 @@ def _explain_shapes(cls: Any, name: Any, header: _HEADER, kwargs: dict[str, Any]
 
 def _bare(cls: Any, key: str) -> str:  # noqa: ANN401  a PreTrainedModel class
     return key.removeprefix(f"{cls.base_model_prefix}.")
-
-
-@contextlib.contextmanager
-def at_hand(name: Any, file: str) -> Iterator[None]:  # noqa: ANN401  str or path
-    """Say of a repository that cannot be had which file is wanted and where to put it; transformers says less.
-
-    Raises:
-        MissingFilesError: in place of transformers' OSError for a repository.
-    """
-    try:
-        yield
-    except OpendinoError:
-        raise
-    except OSError as error:
-        if not isinstance(name, str) or REPOSITORY.fullmatch(name) is None or Path(name).exists():
-            raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        raise MissingFilesError(not_at_hand(name, file, constants.HF_HUB_CACHE, reason)) from error
-
-
-def fetch(name: Any, filename: str, kwargs: Mapping[str, Any]) -> Path | None:  # noqa: ANN401  str or path
-    """Path of one file of a folder or repository; None where it is missing or cannot be reached."""
-    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
-    try:
-        path = cached_file(str(name), filename, **hub, _raise_exceptions_for_missing_entries=False)
-    except OSError:  # transformers' loader asks again, and says what is wrong
-        return None
-    return None if path is None else Path(path)

@@ -6,16 +6,17 @@ import.
 """
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import PretrainedConfig
 
+from opendino.checkpoint.convert._hf_config import CONFIG, PREPROCESSOR
 from opendino.hf import modeling
-from opendino.hf._loading import HUB_ARGUMENTS, at_hand, fetch
+from opendino.hf._places import base_of, fetch, hub_arguments, reached, read_object
 from opendino.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
+from opendino.hf.errors import MissingFilesError
 from opendino.hf.image_processing import Dinov2ImageProcessor
 
 CONFIGS: dict[str, type[Dinov2Config]] = {
@@ -47,10 +48,14 @@ class AutoConfig:
 
     @staticmethod
     def from_pretrained(pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # noqa: ANN401  as in transformers
-        """The config of a published name, repository or folder, of the class that fits its `model_type`."""
-        ours = CONFIGS.get(_model_type(pretrained_model_name_or_path, kwargs) or "")
-        with at_hand(pretrained_model_name_or_path, "config.json"):
-            return (ours or transformers.AutoConfig).from_pretrained(pretrained_model_name_or_path, **kwargs)
+        """The config of a published name, repository or folder, of the class that fits its `model_type`.
+
+        That of a PEFT adapter is its base model's.
+        """
+        with reached(pretrained_model_name_or_path, CONFIG, kwargs) as arguments:
+            name = base_of(pretrained_model_name_or_path, arguments) or pretrained_model_name_or_path
+            ours = CONFIGS.get(_model_type(name, arguments) or "")
+            return (ours or transformers.AutoConfig).from_pretrained(name, **arguments)
 
     @staticmethod
     def for_model(model_type: str, **kwargs: Any) -> Any:  # noqa: ANN401  as in transformers
@@ -65,17 +70,17 @@ class _AutoModel:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """A model with its weights, of the class that fits the `model_type` in `config.json`."""
-        config = kwargs.get("config")
+        name, config = pretrained_model_name_or_path, kwargs.get("config")
         known = isinstance(config, PretrainedConfig)
-        kind = config.model_type if known else _model_type(config or pretrained_model_name_or_path, kwargs)
-        ours = MODELS[cls.__name__].get(kind or "")
-        if ours is None:
-            with at_hand(pretrained_model_name_or_path, "config.json"):
-                return getattr(transformers, cls.__name__).from_pretrained(pretrained_model_name_or_path, **kwargs)
-        if known:
-            kwargs["config"] = _our_config(config)
-        kwargs.pop("trust_remote_code", None)
-        return ours.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with reached(name, CONFIG, kwargs) as arguments:
+            kind = config.model_type if known else _model_type(config or name, arguments)
+            ours = MODELS[cls.__name__].get(kind or "")
+            if ours is None:
+                return getattr(transformers, cls.__name__).from_pretrained(name, **arguments)
+            if known:
+                arguments["config"] = _our_config(config)
+            arguments.pop("trust_remote_code", None)
+            return ours.from_pretrained(name, **arguments)
 
     @classmethod
     def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:  # noqa: ANN401  as in transformers
@@ -109,12 +114,13 @@ class AutoImageProcessor:
         Ours where the file names a processor that does what ours does, and `config.json`, where there is one, is of
         our model types; transformers' for all else.
         """
-        if _has_our_processor(pretrained_model_name_or_path, kwargs):
-            for name in ("config", "trust_remote_code"):
-                kwargs.pop(name, None)
-            return Dinov2ImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        with at_hand(pretrained_model_name_or_path, "preprocessor_config.json"):
-            return transformers.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        name = pretrained_model_name_or_path
+        with reached(name, PREPROCESSOR, kwargs) as arguments:
+            if not _has_our_processor(name, arguments):
+                return transformers.AutoImageProcessor.from_pretrained(name, **arguments)
+            for other in ("config", "trust_remote_code"):
+                arguments.pop(other, None)
+            return Dinov2ImageProcessor.from_pretrained(name, **arguments)
 
 
 class BitImageProcessorPil(Dinov2ImageProcessor):
@@ -168,29 +174,19 @@ def _our_config(config: PretrainedConfig) -> Dinov2Config:
     return made
 
 
-def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-
-
 def _model_type(name: Any, kwargs: dict[str, Any]) -> str | None:  # noqa: ANN401  str or path
     """`model_type` of a `config.json`; None where there is none, or it asks for code of its own."""
     if name is None or Path(name).is_file():
         return None
-    adapted = fetch(name, "adapter_config.json", kwargs)
-    if adapted is not None and fetch(name, "config.json", kwargs) is None:  # a PEFT adapter names its base model
-        name = json.loads(adapted.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    try:
-        fields, _ = PretrainedConfig.get_config_dict(name, **_hub_arguments(kwargs))
-    except (OSError, ValueError):  # transformers looks again, and says what is wrong
-        return None
+    path = fetch(base_of(name, kwargs) or name, CONFIG, kwargs)
+    fields = {} if path is None else read_object(path)
     return None if fields.get("auto_map") else fields.get("model_type")
 
 
 def _has_our_processor(name: Any, kwargs: dict[str, Any]) -> bool:  # noqa: ANN401  str or path
-    hub = _hub_arguments(kwargs)
     try:
-        fields, _ = Dinov2ImageProcessor.get_image_processor_dict(name, **hub)
-    except (OSError, ValueError):
+        fields, _ = Dinov2ImageProcessor.get_image_processor_dict(name, **hub_arguments(kwargs))
+    except MissingFilesError:  # transformers also looks elsewhere
         return False
     if fields.get("auto_map") or fields.get("image_processor_type", PROCESSORS[0]) not in PROCESSORS:
         return False

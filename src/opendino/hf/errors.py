@@ -12,8 +12,12 @@ class WeightsError(CheckpointError, RuntimeError):
     """A weights file that is broken or does not fit its config; transformers raises RuntimeError for shapes."""
 
 
-class MissingFilesError(CheckpointError, OSError):
-    """A file of a published model is not at hand and cannot be had; transformers raises OSError here."""
+class MissingFilesError(CheckpointError, OSError, ValueError):
+    """A folder, or a file of a model, is not at hand and cannot be had; transformers raises OSError or ValueError."""
+
+
+class BrokenFileError(CheckpointError, OSError, ValueError):
+    """A config that is no JSON object; transformers raises OSError, or ValueError of the json module."""
 
 
 class MissingTransformersError(OpendinoError, ImportError):

@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from opendino.checkpoint.convert._hf_config import PREPROCESSOR
+from opendino.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from opendino.hf import _pixels
+from opendino.hf._places import reached
 from opendino.hf.errors import InputError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 BACKENDS: Mapping[str, str] = {"pil": "pil", "torch": "torch", "torchvision": "torch"}
 """Names that are understood; transformers calls its fast one after torchvision, which we do not need."""
 Size = Mapping[str, int] | int | Sequence[int] | None
@@ -159,6 +160,17 @@ class Dinov2ImageProcessor(BaseImageProcessor):
             return self._batch([x.movedim(0, -1) if out_last else x for x in done], return_tensors)
         arrays = [_pixels.exact(image, chosen, layout) for image in flat]
         return self._batch([np.moveaxis(x, 0, -1) if out_last else x for x in arrays], return_tensors)
+
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """The fields of a file and the arguments that are left, as in transformers, which asks for all files here.
+
+        Raises:
+            MissingFilesError: the file, or the folder, is not at hand and cannot be downloaded.
+            BrokenFileError: it is no JSON object.
+        """
+        with reached(pretrained_model_name_or_path, PREPROCESSOR, kwargs) as arguments:
+            return super().get_image_processor_dict(pretrained_model_name_or_path, **arguments)
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 
+from opendino.checkpoint.convert._hf_config import CONFIG
+from opendino.fast.block import Products
 from opendino.hf._fast import fast_copy
 from opendino.hf._layers import (
     Dinov2Embeddings,
@@ -24,7 +26,8 @@ from opendino.hf._layers import (
     Dinov2LayerScale,
     Dinov2PatchEmbeddings,
 )
-from opendino.hf._loading import at_hand, load_checked
+from opendino.hf._loading import adapter_classes, load_checked
+from opendino.hf._places import reached
 from opendino.hf.configuration import Dinov2Config, Dinov2WithRegistersConfig
 from opendino.hf.errors import InputError
 
@@ -55,6 +58,7 @@ class Dinov2PreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _has_classifier = False
 
     @classmethod
     def from_pretrained(
@@ -75,11 +79,15 @@ class Dinov2PreTrainedModel(PreTrainedModel):
         Raises:
             WeightsError: a broken file, missing or left-over weights, another shape, numbers that are not finite. A
                 new classifier on a backbone is no error but a warning.
-            MissingFilesError: a file is not at hand and cannot be downloaded; the message says where to put it.
+            MissingFilesError: a folder or file is not at hand and cannot be downloaded; the message says what to do.
+            BrokenFileError: `config.json` is no JSON object.
         """
         load = super().from_pretrained
-        with at_hand(pretrained_model_name_or_path, "model.safetensors or config.json"):
-            return load_checked(cls, load, pretrained_model_name_or_path, kwargs, strict=strict)
+        with reached(pretrained_model_name_or_path, CONFIG, kwargs) as arguments:
+            if cls._has_classifier and not any(name in arguments for name in ("config", "num_labels", "id2label")):
+                classes = adapter_classes(pretrained_model_name_or_path, arguments)
+                arguments |= {} if classes is None else {"num_labels": classes}
+            return load_checked(cls, load, pretrained_model_name_or_path, arguments, strict=strict)
 
     def bake(self, size: int | tuple[int, int]) -> Any:  # noqa: ANN401  a model of this class
         """A copy for images of one size: its position table is resized now, so that an export holds no resizing.
@@ -100,9 +108,9 @@ class Dinov2PreTrainedModel(PreTrainedModel):
         baked.config.image_size = height if height == width else [height, width]
         return baked
 
-    def optimized(self, dtype: torch.dtype, image_size: tuple[int, int] | None = None) -> Any:  # noqa: ANN401  as above
+    def optimized(self, products: Products, image_size: tuple[int, int] | None = None) -> Any:  # noqa: ANN401  as above
         """What `opendino.optimize` gives of this model."""
-        return fast_copy(self, dtype, image_size)
+        return fast_copy(self, products, image_size)
 
     def get_input_embeddings(self) -> Dinov2PatchEmbeddings:
         """The module that makes patches into tokens."""
@@ -245,6 +253,7 @@ class Dinov2ForImageClassification(Dinov2PreTrainedModel):
     """
 
     backbone_class: type[Dinov2Model] = Dinov2Model
+    _has_classifier = True
 
     def __init__(self, config: Dinov2Config) -> None:
         super().__init__(config)

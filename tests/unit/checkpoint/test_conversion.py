@@ -108,6 +108,24 @@ def test_features_that_are_no_numbers_are_refused(tmp_path):
     assert_nothing_left(tmp_path, "ours")
 
 
+def test_names_of_classes_that_a_format_cannot_hold_are_told_of(tmp_path):
+    source = LinearClassifier(draw(), classes=3, layers=1).eval()
+    torch.save(source.state_dict(), tmp_path / "lc.pth")
+    convert(tmp_path / "lc.pth", tmp_path / "hf", ConvertConfig("hf"))
+    report = convert(tmp_path / "hf", tmp_path / "stand-ins.pth", ConvertConfig("official"))
+    assert report.compared == ("features", "masked patches", "logits")
+    assert report.notes == ()  # LABEL_0 and so on are no names
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    config["id2label"] = {"0": "cat", "1": "dog", "2": "owl"}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    for to, target in (("official", "x.pth"), ("timm", "timm")):
+        report = convert(tmp_path / "hf", tmp_path / target, ConvertConfig(to))
+        assert report.notes == ("labels left out: this format does not hold the names of the 3 classes",)
+    assert report.compared == ("features",)  # timm has neither a mask token nor this classifier
+    again = convert(tmp_path / "hf", tmp_path / "hf2", ConvertConfig("hf"))
+    assert (again.notes, load(tmp_path / "hf2").labels) == ((), ("cat", "dog", "owl"))
+
+
 @pytest.mark.parametrize("layers", [1, 4])
 def test_classifiers(tmp_path, layers):
     source = LinearClassifier(draw(), classes=3, layers=layers).eval()

@@ -123,7 +123,7 @@ def test_what_is_missing_is_downloaded_and_what_does_not_exist_is_passed_over(pl
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     folder = _fetch.hub_folder("a/b")
     assert {path.name for path in folder.iterdir()} == {"config.json", "pytorch_model.bin"}
-    assert asked[-1] == "pytorch_model.bin"
+    assert asked[-2:] == ["pytorch_model.bin", "preprocessor_config.json"]
 
 
 def test_an_unreachable_preprocessor_is_told_of(places, monkeypatch, caplog):

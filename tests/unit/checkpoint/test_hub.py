@@ -149,6 +149,35 @@ def test_names_that_are_no_files(tmp_path, monkeypatch, name, message):
         hub.load(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("facebook/dinov2-bse", "facebook/dinov2-base"),
+        ("timm/vit_small_patch14_dinov2.lvd142", "vit_small_patch14_dinov2.lvd142m"),
+    ],
+)
+def test_a_published_name_misspelt_is_said_before_any_network(tmp_path, monkeypatch, name, near):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub._fetch, "hub_folder", lambda repository: pytest.fail("the network was asked"))
+    with pytest.raises(CheckpointError) as caught:
+        hub.load(name)
+    assert str(caught.value) == f"{name}: no such file or folder; did you mean {near}?"
+
+
+def test_a_name_like_a_published_one_may_be_somebodys(tmp_path, monkeypatch):
+    asked = []
+
+    def fail(repository):
+        asked.append(repository)
+        raise CheckpointError("run `hf download`")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub._fetch, "hub_folder", fail)
+    with pytest.raises(CheckpointError, match=r"^facebok/dinov2-base: .*; did you mean facebook/dinov2-base\?$"):
+        hub.load("facebok/dinov2-base")
+    assert asked == ["facebok/dinov2-base"]
+
+
 def test_folders_and_files_that_are_something_else(tmp_path):
     with pytest.raises(CheckpointError, match="holds no weights; looked for"):
         hub.load(tmp_path)
@@ -349,7 +378,7 @@ def test_folders_of_other_models_and_broken_ones(tmp_path, backbone):
     with pytest.raises(CheckpointError, match="describes vit, not a DINOv2 model"):
         hub.load(folder)
     config.write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"config\.json: is no JSON"):
         hub.load(folder)
     config.write_text(good)
     weights = folder / "model.safetensors"

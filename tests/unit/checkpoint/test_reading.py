@@ -71,7 +71,7 @@ def test_an_index_whose_names_are_no_names(tmp_path, names):
         (b"version https://git-lfs.github.com/spec/v1\noid", "begins with b'version https://'; .*git lfs pull"),
         (b"<!DOCTYPE html>", "is no file that torch.save wrote"),
         (b"hello", "is no file that torch.save wrote"),
-        (b"", "is no file that torch.save wrote"),
+        (b"", "is empty; download or copy it again"),
         (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "damaged"),
         (b"\x80\x02]q\x00(", "damaged"),
         (b"PK\x03\x04" + bytes(100), "damaged"),
@@ -96,6 +96,20 @@ def test_no_damage_escapes_as_another_error(tmp_path, old):
             except CheckpointError:
                 refused += 1
     assert refused > 100
+
+
+def test_what_torch_says_of_a_file_cut_short_is_not_passed_on(tmp_path):
+    torch.save({"a": torch.ones(1000)}, tmp_path / "x.pth")
+    whole = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(whole[:2000])
+    with pytest.raises(CheckpointError) as caught:
+        read(tmp_path / "x.pth")
+    assert str(caught.value) == (
+        f"{tmp_path}/x.pth: is damaged or was cut short (it holds 2000 bytes); download or copy it again"
+    )
+    (tmp_path / "x.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: is empty; download"):
+        read(tmp_path / "x.safetensors")
 
 
 def test_a_file_that_is_not_there_or_a_folder(tmp_path):

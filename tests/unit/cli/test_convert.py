@@ -58,6 +58,13 @@ def test_what_a_format_cannot_hold_is_not_hidden():
     ]
 
 
+def test_what_was_compared_is_said():
+    said = ("features", "masked patches", "logits")
+    report = Report("b", "hf", Path("c"), "official", 174, (), (), 0.0, (98, 98), 0.0, compared=said)
+    line = "features, masked patches and logits on a fixed 98x98 image: largest difference 0.0e+00"
+    assert describe(report)[1:] == [line]
+
+
 def test_what_was_not_in_the_source_is_not_hidden():
     report = Report("b", "timm", Path("c"), "hf", 174, (), ("mask_token",), 1e-7, (98, 98), 1e-7)
     assert describe(report)[1:] == [

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 
 from opendino import hf
 from opendino.errors import CheckpointError
-from opendino.hf._loading import check_keys, hub_names
+from opendino.hf._loading import adapter_classes, check_keys, hub_names
 from opendino.hf.errors import WeightsError
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56, "num_labels": 3}
@@ -112,8 +112,7 @@ DAMAGE = {
     ),
     "no weights in it": (lambda f: as_pickle(f, {"epoch": 3}), "something else than tensors"),
     "lost shard": (lose_shard, "names files that are not there: model-00001"),
-    "spoilt index": (spoil_index, "index.json: cannot be read"),
-    "no config": (lambda f: (f / "config.json").unlink(), "no config.json in this folder"),
+    "spoilt index": (spoil_index, "index.json: is no JSON"),
 }
 
 
@@ -132,6 +131,23 @@ def test_a_config_of_another_shape_names_the_weights(folder):
     (folder / "config.json").write_text(json.dumps({**fields, "image_size": 70}))
     with pytest.raises(WeightsError, match=r"embeddings.position_embeddings; the first has"):
         hf.AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+def test_an_adapter_says_how_many_classes_it_has(folder, tmp_path_factory):
+    peft = pytest.importorskip("peft")
+    x, adapter = torch.randn(2, 3, 56, 56), tmp_path_factory.mktemp("adapter")
+    settings = peft.LoraConfig(r=2, target_modules=["query", "value"], modules_to_save=["classifier"])
+    model = hf.AutoModelForImageClassification.from_pretrained(folder, num_labels=5)
+    tuned = peft.get_peft_model(model, settings).eval()
+    tuned.save_pretrained(adapter)
+    wanted = tuned(x).logits
+    for arguments in ({}, {"num_labels": 5}):
+        opened = hf.AutoModelForImageClassification.from_pretrained(adapter, **arguments)
+        assert opened.config.num_labels == 5
+        torch.testing.assert_close(opened(x).logits, wanted)
+    assert adapter_classes(adapter, {}) == 5
+    assert adapter_classes(folder, {}) is None
 
 
 def test_code_is_never_let_in(folder):
