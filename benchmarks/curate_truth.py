@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planted copies and planted leaks among real photographs: precision and recall of dedup and decontamination.
+"""Planted copies and leaks among real images, through `opendino curate`: precision and recall, and class entropy.
 
-    python benchmarks/curate_truth.py DATA/photos.parquet [photos=250] [copy.model=...] [copy.run_code=true]
+    python benchmarks/curate_truth.py DATA/photos.parquet [images=250] [copy.model=...] [copy.run_code=true]
+    python benchmarks/curate_truth.py DATA/tinyimagenet100-train.parquet tail=1 [embed.model=...]
 
-The pool is the photographs but every tenth, five copies of every fifth (mirrored, grey, JPEG of quality 40, half the
+The pool is the images but every tenth, five copies of every fifth (mirrored, grey, JPEG of quality 40, half the
 size, a crop of nine tenths of each side), and one copy, of changing kind, of every tenth, an evaluation image.
 Pairs are what is counted: of copies, two images of one component; of leaks, images that were dropped.
+With tail=A the classes are first made as uneven as 1 / rank^A, and at the end a third of what is left is drawn evenly
+from the clusters of embed.model: the entropy of the labels before and after, and in a random draw of that size.
 """
 
 import argparse
@@ -19,8 +22,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from opendino import config as settings
-from opendino.curate import pipeline
+from opendino.cli.main import main as command
+from opendino.curate.balance import entropy
 from opendino.curate.index import read_index, usable
 
 THRESHOLDS = (0.7, 0.75, 0.8)
@@ -46,35 +49,46 @@ KINDS = {
 }
 
 
-def photographs(path: Path, most: int) -> Iterator[Image.Image]:
-    for data in pq.read_table(path, columns=["image"])["image"].to_pylist()[:most]:
+def pictures(path: Path, most: int | None, tail: float) -> Iterator[tuple[str, Image.Image]]:
+    """Class and picture; with a tail the first class whole and ever fewer of the next ones, mixed."""
+    table = pq.read_table(path, columns=["image", "label_name"])
+    names = np.array(table["label_name"].to_pylist())
+    rows = np.arange(len(names))
+    if tail:
+        kept = []
+        for rank, name in enumerate(np.unique(names), 1):
+            mine = rows[names == name]
+            kept.append(mine[: max(round(len(mine) / rank**tail), 3)])
+        rows = np.random.default_rng(0).permutation(np.concatenate(kept))
+    for row in rows[:most].tolist():
+        data = table["image"][row].as_py()
         image = Image.open(io.BytesIO(data["bytes"] if isinstance(data, dict) else data))
         image.draft("RGB", (400, 400))
         image = image.convert("RGB")
         image.thumbnail((400, 400))
-        yield image
+        yield str(names[row]).replace("/", " "), image
 
 
-def plant(path: Path, most: int, home: Path) -> None:
-    """Write pool and evaluation set; the name before the dash is the photograph's number."""
-    for name in ("pool", "val"):
-        (home / name).mkdir()
-    for number, image in enumerate(photographs(path, most)):
+def plant(images: Iterator[tuple[str, Image.Image]], home: Path) -> None:
+    """Write pool and evaluation set, a folder a class; the name before the dash is the image's number."""
+    for number, (label, image) in enumerate(images):
+        for name in ("pool", "val"):
+            (home / name / label).mkdir(parents=True, exist_ok=True)
         if number % 10 == 0:
-            image.save(home / "val" / f"{number}-original.png")
+            image.save(home / "val" / label / f"{number}-original.png")
             kind = list(KINDS)[number // 10 % len(KINDS)]
-            KINDS[kind](image).save(home / "pool" / f"{number}-{kind}.png")
+            KINDS[kind](image).save(home / "pool" / label / f"{number}-{kind}.png")
             continue
-        image.save(home / "pool" / f"{number}-original.png")
+        image.save(home / "pool" / label / f"{number}-original.png")
         if number % 5 == 1:
             for kind, change in KINDS.items():
-                change(image).save(home / "pool" / f"{number}-{kind}.png")
+                change(image).save(home / "pool" / label / f"{number}-{kind}.png")
 
 
 def keys(home: Path) -> dict[int, str]:
     index = home / "out" / "index"
     table = read_index(index, usable(index), ["key"]).to_pydict()
-    return dict(zip(table["row"], table["key"], strict=True))
+    return {row: Path(key).name for row, key in zip(table["row"], table["key"], strict=True)}
 
 
 def score(found: set, planted: set) -> tuple[float, float]:
@@ -87,26 +101,49 @@ def main() -> None:
     parser.add_argument("data", help="photographs: whatever opendino.data opens")
     parser.add_argument("words", nargs="*", help="photos=N, and settings of opendino curate")
     given = parser.parse_args()
-    path, words = given.data, given.words
-    most = next((int(word.partition("=")[2]) for word in words if word.startswith("photos=")), 250)
-    words = [word for word in words if not word.startswith("photos=")]
+    own = {"images": "0", "tail": "0", "thresholds": ",".join(map(str, THRESHOLDS))}
+    own |= dict(word.split("=", 1) for word in given.words if word.partition("=")[0] in own)
+    words = [word for word in given.words if word.partition("=")[0] not in own]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        plant(Path(path), most, home)
+        plant(pictures(Path(given.data), int(own["images"]) or None, float(own["tail"])), home)
+        rows = []
+        base = [f"out={home / 'out'}", f"index.sources=[{home / 'pool'}]", f"references=[{home / 'val'}]"]
+        for threshold in own["thresholds"].split(","):
+            chosen = [*base, f"dedup.threshold={threshold}", f"decontaminate.threshold={threshold}", *words]
+            curated("decontaminate", *chosen)
+            rows.append(line(home, threshold))
+        print(f"\n{len(keys(home))} images in the pool")
         print("| threshold | copies: precision | recall | missed by kind | leaks: precision | recall |")
         print("|---|---|---|---|---|---|")
-        for threshold in THRESHOLDS:
-            recipe = settings.load(
-                pipeline.CurateConfig,
-                None,
-                [f"out={home / 'out'}", f"index.sources=[{home / 'pool'}]", f"references=[{home / 'val'}]",
-                 f"dedup.threshold={threshold}", f"decontaminate.threshold={threshold}", *words],
-            )  # fmt: skip
-            pipeline.run(recipe, until="decontaminate")
-            print(line(home, threshold), flush=True)
+        print("\n".join(rows), flush=True)
+        if float(own["tail"]):
+            left = len(np.load(home / "out" / "decontaminate" / "kept.npy"))
+            curated("manifest", *chosen, f"balance.size={left // 3}")
+            balanced(home)
 
 
-def line(home: Path, threshold: float) -> str:
+def curated(*words: str) -> None:
+    """The command itself."""
+    if command(["curate", *words]):
+        raise SystemExit(1)
+
+
+def balanced(home: Path) -> None:
+    """Entropy of the labels of what was left, of the balanced sample and of a random one."""
+    index = home / "out" / "index"
+    left, drawn = (np.load(home / "out" / stage / "kept.npy") for stage in ("decontaminate", "balance"))
+    chance = np.sort(np.random.default_rng(0).choice(left, len(drawn), replace=False))
+    found = []
+    for rows in (left, chance, drawn):
+        counts = np.unique(read_index(index, rows, ["label"])["label"].to_pylist(), return_counts=True)[1]
+        found.append((len(rows), len(counts), entropy(counts)))
+    print("| | images | classes | entropy, nats |\n|---|---|---|---|")
+    for name, (images, classes, nats) in zip(("left", "random third", "balanced third"), found, strict=True):
+        print(f"| {name} | {images} | {classes} | {nats:.3f} |")
+
+
+def line(home: Path, threshold: str) -> str:
     names = keys(home)
     photo = {row: name.partition("-")[0] for row, name in names.items()}
     copies = pq.read_table(home / "out" / "dedup" / "copies.parquet").to_pydict()

@@ -2,6 +2,7 @@
 """`opendino curate`: from a heap of images to a curated training manifest."""
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 from opendino.cli._words import find_recipe, split
@@ -41,10 +42,11 @@ def main(argv: list[str]) -> int:
     stage = "report"
     if names and names[0] in STAGES:
         stage = names.pop(0)
-    elif len(names) == 2:
+    elif names:
         close = difflib.get_close_matches(names[0], STAGES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the stages are {', '.join(STAGES)}"
-        raise ConfigError(f"opendino curate {names[0]}: no such stage; {hint}")
+        if len(names) == 2 or (close and not Path(names[0]).exists()):
+            hint = f"did you mean {close[0]}?" if close else f"the stages are {', '.join(STAGES)}"
+            raise ConfigError(f"opendino curate {names[0]}: no such stage; {hint}")
     from opendino import logs
     from opendino.config import load
     from opendino.distributed import is_main

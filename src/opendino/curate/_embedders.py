@@ -29,6 +29,7 @@ from opendino.eval.adapters import open_backbone
 from opendino.fast.optimize import fast_if_it_pays
 from opendino.neighbours.exact import device_of
 
+NO_MODEL = "embed.model: names nothing; give a backbone, torchscript:FILE, or thumbnail"
 _SIDE, _KEPT, _TILT = 32, 7, 0.75  # by benchmarks/curate_truth.py, see LOG.md
 
 
@@ -87,7 +88,7 @@ def open_embedder(config: EmbedConfig) -> Embedder:
         ModelError: it gives no features.
     """
     if not config.model:
-        raise ConfigError("embed.model: names nothing; give a backbone, torchscript:FILE, or thumbnail")
+        raise ConfigError(NO_MODEL)
     if config.model == "thumbnail":
         return Embedder(_thumbnail, _even_frequencies)
     if config.model.startswith("torchscript:"):

@@ -53,16 +53,25 @@ def run(out: Path, selection: Path, clusters: Path, config: BalanceConfig) -> Pa
     """
     folder = out / "balance"
     rows = np.load(selection / "kept.npy")
-    there = len(rows) * config.copies
-    if config.size > there:
-        raise ConfigError(
-            f"balance.size = {config.size}: there are {len(rows)} images, at most {config.copies} times each; give "
-            f"{there} or less, or raise balance.copies"
-        )
+    check_size(len(rows), config)
     inputs = {"selection": digest_of(selection), "cluster": digest_of(clusters)}
     stage = Stage(folder, "balance", inputs, asdict(config))
     run_stage(stage, Engine(), 0, _Nothing(folder), lambda: _draw(folder, rows, clusters, config))
     return folder
+
+
+def check_size(images: int, config: BalanceConfig) -> None:
+    """Check that there is as much as is wanted.
+
+    Raises:
+        ConfigError: there is less.
+    """
+    there = images * config.copies
+    if config.size > there:
+        raise ConfigError(
+            f"balance.size = {config.size}: there are {images} images, at most {config.copies} times each; give "
+            f"{there} or less, or raise balance.copies"
+        )
 
 
 def _draw(folder: Path, rows: Int64[np.ndarray, " n"], clusters: Path, config: BalanceConfig) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from opendino.stages.engines import Engine, run_stage
 from opendino.stages.folder import Stage, digest_of, parts_of, write_table
 
 MANIFEST = "manifest.parquet"
+PARTS = ("dedup", "decontaminate", "retrieve", "prune", "balance")
+"""Stages that select images."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class MixConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for part in self.parts:
+            if part not in PARTS and not part.startswith("set:"):
+                raise ConfigError(f"mix.parts: {part} is no selection; there are {', '.join(PARTS)}, and set:SOURCE")
         if self.weights and (len(self.weights) != len(self.parts) or min(self.weights) < 0 or not sum(self.weights)):
             raise ConfigError(
                 f"mix.weights = {list(self.weights)}: give one of 0 or more for each of mix.parts, not all 0"

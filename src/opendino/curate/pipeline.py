@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from opendino import distributed
 from opendino.curate import balance, cluster, decontaminate, dedup, embed, index, mix, prune, report, retrieve
-from opendino.curate._embedders import EmbedConfig
+from opendino.curate._embedders import NO_MODEL, EmbedConfig
 from opendino.curate.balance import BalanceConfig
 from opendino.curate.cluster import ClusterConfig
 from opendino.curate.decontaminate import DecontaminateConfig
@@ -83,6 +85,8 @@ def run(config: CurateConfig, until: str = "report", told: Callable[[str, dict[s
     """
     if config.out == Path():
         raise ConfigError("out: names no folder; give one for the results, out=DIR")
+    if STAGES.index(until) >= STAGES.index("embed") and not config.embed.model:
+        raise ConfigError(NO_MODEL)
     joined = meet(config.engine)
     try:
         return _Run(config, told or _silent, until).go()
@@ -135,13 +139,22 @@ class _Run:
 
     def _of(self, name: str, sources: tuple[str, ...], model: EmbedConfig) -> tuple[Path, Path]:
         """Index and features of other images."""
-        config = self.config
-        others = IndexConfig(sources, config.index.rows, identical="keep", image_column=config.index.image_column)
-        folder = index.run(config.out, f"{name}_index", others, config.engine)
+        config, folder = self.config, self._index_of(name, sources)
         return folder, embed.run(config.out, f"{name}_embed", folder, model, config.engine, config.index.image_column)
 
+    def _index_of(self, name: str, sources: tuple[str, ...]) -> Path:
+        """Index of other images, identical ones kept."""
+        config = self.config
+        others = IndexConfig(sources, config.index.rows, identical="keep", image_column=config.index.image_column)
+        return index.run(config.out, f"{name}_index", others, config.engine)
+
     def _index(self) -> Path:
-        self.index = index.run(self.config.out, "index", self.config.index, self.config.engine)
+        config = self.config
+        # Evaluation sets and queries too, so that a wrong name is told before hours of embedding.
+        for name, sources in (("references", config.references), ("queries", config.queries)):
+            if sources:
+                self._index_of(name, sources)
+        self.index = index.run(config.out, "index", config.index, config.engine)
         return self.index
 
     def _dedup(self) -> Path:
@@ -187,6 +200,7 @@ class _Run:
     def _cluster(self) -> Path | None:
         if not self.wants_tree:
             return None
+        balance.check_size(len(np.load(self.selection / "kept.npy")), self.config.balance)  # before the dear part
         self.clusters = cluster.run(self.config.out, self.selection, self.features, self.config.cluster)
         return self.clusters
 

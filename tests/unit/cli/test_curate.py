@@ -16,6 +16,8 @@ def test_a_stage_is_named_and_said(tmp_path, picture_folder, capsys):
 def test_a_wrong_stage_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean cluster"):
         main(["clustr", "recipe.yaml"])
+    with pytest.raises(ConfigError, match="did you mean dedup"):
+        main(["dedupp", "out=x"])
 
 
 def test_help_tells_the_stages(capsys):

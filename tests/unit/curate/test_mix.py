@@ -28,7 +28,7 @@ def test_parts_as_they_are():
 
 
 def test_weights_are_shares_of_the_epoch():
-    config = MixConfig(("a", "b"), (3.0, 1.0), size=40)
+    config = MixConfig(("dedup", "balance"), (3.0, 1.0), size=40)
     rows, times, why = mixture([part(range(10)), part(range(50, 100))], ("a", "b"), config)
     of_a = np.array([name == "a" for name in why])
     assert times[of_a].tolist() == [3] * 10
@@ -87,4 +87,6 @@ def test_what_is_not_there(tmp_path, index, selected):
     with pytest.raises(DataError, match="no image is left"):
         run(tmp_path / "out", index, {"dedup": selected([], name="none")}, MixConfig())
     with pytest.raises(ConfigError, match="one of 0 or more for each"):
-        MixConfig(("a",), (0.5, 0.5))
+        MixConfig(("dedup",), (0.5, 0.5))
+    with pytest.raises(ConfigError, match="dedupp is no selection; there are dedup"):
+        MixConfig(("dedupp",))

@@ -5,7 +5,7 @@ import pytest
 from opendino.config import load
 from opendino.curate.pipeline import CurateConfig, run
 from opendino.data.datasets import open_dataset
-from opendino.errors import ConfigError
+from opendino.errors import ConfigError, OpendinoError
 
 
 def test_a_folder_becomes_a_manifest(tmp_path, picture_folder):
@@ -58,6 +58,25 @@ def test_thresholds_belong_to_the_detector():
     assert (ours.dedup.threshold, ours.decontaminate.threshold) == (0.75, 0.75)
     theirs = with_thresholds(load(CurateConfig, None, ["copy.model=torchscript:sscd.pt", "dedup.threshold=0.5"]))
     assert (theirs.dedup.threshold, theirs.decontaminate.threshold) == (0.5, 0.45)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["queries=[nowhere]"], "nowhere: there is no such file or folder"),
+        (["references=[{empty}]"], "empty: the folder is empty"),
+        (["balance.size=500"], "there are 40 images, at most 1 times each; give 40 or less"),
+        (["embed.model="], "embed.model: names nothing"),
+    ],
+)
+def test_what_cannot_be_is_told_before_the_dear_stages(tmp_path, picture_folder, words, message):
+    (tmp_path / "empty").mkdir()
+    words = [word.format(empty=tmp_path / "empty") for word in words]
+    base = [f"out={tmp_path / 'out'}", f"index.sources=[{picture_folder}]", "embed.model=thumbnail"]
+    with pytest.raises(OpendinoError, match=message):
+        run(load(CurateConfig, None, [*base, "dedup.threshold=0.999", *words]))
+    assert not (tmp_path / "out" / "cluster").exists()
+    assert (tmp_path / "out" / "copy_embed").exists() == ("balance.size=500" in words)
 
 
 def test_no_folder():
