@@ -188,7 +188,8 @@ def _batch_size(known: Mapping[str, Any], data: DataFacts, machine: MachineFacts
         tokens = 2 * (_int(known, "crops.global_size", 224) // patch) ** 2
         tokens += 8 * (_int(known, "crops.local_size", 98) // patch) ** 2
         # Activations of a block in bfloat16, from the shapes of its products: about 34 bytes a token and channel.
-        bytes_per_image = 34 * tokens * shape.get("embed_dim", 384) * shape.get("depth", 12)
+        width = _int(known, "student.embed_dim", shape.get("embed_dim", 384))
+        bytes_per_image = 34 * tokens * width * _int(known, "student.depth", shape.get("depth", 12))
         per_process = 2 ** int(math.log2(max(0.5 * machine.memory / bytes_per_image, 2)))
         per_process = min(per_process, 512)
     whole = per_process * machine.processes

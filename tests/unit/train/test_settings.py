@@ -56,6 +56,14 @@ def test_a_short_run_moves_faster():
     assert not {"teacher.momentum", "student.init_values", "optim.layerwise_decay"} & published.keys()
 
 
+def test_a_shape_that_is_spelled_out_takes_the_memory_of_its_preset():
+    data, large = DataFacts(1_000_000), {"student.preset": "vitl14"}
+    spelled = {"student.preset": "vit_custom", "student.patch_size": 14, "student.embed_dim": 1024, "student.depth": 24}
+    sizes = {"crops.global_size": 224, "crops.local_size": 98}
+    found = [values(given | sizes, data, BIG)["train.batch_size"] for given in (large, spelled)]
+    assert found[0] == found[1] < values({"student.preset": "vits14"} | sizes, data, BIG)["train.batch_size"]
+
+
 def test_a_larger_memory_holds_a_larger_batch():
     data = DataFacts(1_000_000, 375)
     assert values({}, data, SMALL)["train.batch_size"] < values({}, data, BIG)["train.batch_size"]
