@@ -136,7 +136,7 @@ def _by_run(start: Start) -> dict[str, Choice]:
 def _by_weights(start: Start, config: AdaptConfig, given: Mapping[str, Any]) -> dict[str, Choice]:
     """Continued training of weights that stand alone."""
     chosen = {
-        key: Choice(value, "as the weights were trained")
+        key: Choice(value, INHERITED)
         for key, value in start.settings.items()
         if key in fields_of(PretrainConfig) and key.startswith(_OF_THE_IMAGES) and not key.startswith(_NOT_INHERITED)
     }
