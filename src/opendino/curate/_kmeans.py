@@ -126,7 +126,9 @@ def assign(data: Matrix, centroids: Float32[Tensor, "k D"], *, device: torch.dev
     cluster, distance = np.zeros(len(data), dtype=np.int64), np.zeros(len(data), dtype=np.float32)
     with full_float32():
         for start, stop in _blocks(len(data), alone):
-            part, squared = _nearest(data.block(start, stop).to(device), centroids.to(device), torch.float32)
+            rows = data.block(start, stop).to(device)
+            part, likeness = _nearest(rows, centroids.to(device), torch.float32)
+            squared = (rows.square().sum(dim=1) - 2 * likeness).clamp(min=0)
             cluster[start:stop], distance[start:stop] = part.cpu().numpy(), squared.cpu().numpy()
     if alone or distributed.world_size() == 1:
         return Assignment(cluster, distance)
@@ -151,19 +153,20 @@ def _lloyd(
     for start, stop in _blocks(len(data), alone):
         rows = data.block(start, stop).to(device)
         cluster, _ = _nearest(rows, here, dtype)
-        sums[:, :-1].index_add_(0, cluster, (rows.double() * scale).round_().div_(scale))
+        # Whole numbers, and divided after the sum: by a power of two, so that nothing is rounded again.
+        sums[:, :-1].index_add_(0, cluster, rows.double().mul_(scale).round_())
         sums[:, -1].index_add_(0, cluster, torch.ones(len(rows), dtype=torch.float64, device=device))
     if not alone:
         sums = distributed.all_reduce_sum(sums)
     count = sums[:, -1:].cpu()
-    means = (sums[:, :-1].cpu() / count.clamp(min=1)).float()
+    means = (sums[:, :-1].cpu() / scale / count.clamp(min=1)).float()
     return torch.where(count > 0, means, centroids)
 
 
 def _nearest(
     rows: Float32[Tensor, "n D"], centroids: Float32[Tensor, "k D"], dtype: torch.dtype
 ) -> tuple[Int64[Tensor, " n"], Float32[Tensor, " n"]]:
-    """Nearest centroid, and squared distance, in blocks of centroids that bound the memory."""
+    """Nearest centroid, and product with it less half its square, in blocks of centroids that bound the memory."""
     half = 0.5 * centroids.square().sum(dim=1)
     step = max(_SCORES // (4 * len(rows)), 1024)
     best = torch.full((len(rows),), -math.inf, device=rows.device)
@@ -177,7 +180,7 @@ def _nearest(
         value, where = scores.max(dim=1)
         better = value > best
         best, cluster = torch.where(better, value, best), torch.where(better, where + start, cluster)
-    return cluster, (rows.square().sum(dim=1) - 2 * best).clamp(min=0)
+    return cluster, best
 
 
 def initial(data: Matrix, k: int, config: KMeansConfig, seed: int, device: torch.device) -> Float32[Tensor, "k D"]:
