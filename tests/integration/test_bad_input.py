@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite(capsys, tiny_words, run, monkeypatch):
         return step(run, batch)
 
     monkeypatch.setattr(loop, "train_step", poisoned)
-    assert main(["pretrain", *tiny_words]) == 2
+    assert main(["pretrain", *tiny_words, "train.max_not_finite=0"]) == 2
     error = capsys.readouterr().err
     assert "error: step 4: not finite: loss nan" in error
     assert "last checkpoint is good" in error
