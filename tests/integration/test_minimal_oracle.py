@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from opendino.data.collate import PretrainBatch
-from opendino.methods.dinov2 import DINOConfig, DINOv2, DINOv2Config, IBOTConfig, TeacherConfig
+from opendino.methods.dinov2 import DINOv2
+from opendino.methods.settings import DINOConfig, DINOv2Config, IBOTConfig, TeacherConfig
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.optim.adamw import OptimConfig, adamw
 from opendino.optim.param_groups import param_groups

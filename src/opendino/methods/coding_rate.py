@@ -18,8 +18,9 @@ from opendino.distributed import gather_rows
 from opendino.errors import ConfigError
 from opendino.layers.dino_head import DINOHead
 from opendino.losses.coding_rate import balance, coding_rate, cosine_loss, cosine_patch_loss
-from opendino.methods.dinov2 import DINOv2, DINOv2Config, StudentViews, Targets
+from opendino.methods.dinov2 import DINOv2, StudentViews, Targets
 from opendino.methods.method import StepOutput
+from opendino.methods.settings import DINOv2Config
 from opendino.models.vision_transformer import VisionTransformer
 
 _NAMES = {"dino_head": "projector", "ibot_head": "patch_projector"}

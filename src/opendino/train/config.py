@@ -21,7 +21,7 @@ from opendino.data.masking import MaskConfig
 from opendino.distributed import world_size
 from opendino.errors import ConfigError, ModelError
 from opendino.eval.watch import WatchConfig
-from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig, TeacherConfig
+from opendino.methods.settings import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig, TeacherConfig
 from opendino.models.presets import BackboneConfig
 from opendino.optim.adamw import OptimConfig
 from opendino.optim.schedules import steps_of

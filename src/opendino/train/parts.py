@@ -11,8 +11,9 @@ from opendino.data.normalization import normalization
 from opendino.distributed import rank
 from opendino.errors import ConfigError
 from opendino.methods.coding_rate import CodingRate
-from opendino.methods.dinov2 import DINOv2, DINOv2Config, TeacherConfig, teacher_schedules
+from opendino.methods.dinov2 import DINOv2
 from opendino.methods.method import Method
+from opendino.methods.settings import DINOv2Config, TeacherConfig, teacher_schedules
 from opendino.models.input_spec import InputSpec
 from opendino.models.presets import BackboneConfig
 from opendino.models.vision_transformer import VisionTransformer

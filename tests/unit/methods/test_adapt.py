@@ -6,7 +6,7 @@ import torch
 from opendino.data.collate import PretrainBatch
 from opendino.layers.lora import merge_lora
 from opendino.methods.adapt import Adaptation
-from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig
+from opendino.methods.settings import DINOConfig, DINOv2Config, IBOTConfig
 from opendino.models.presets import create
 
 HEAD = {"prototypes": 16, "hidden_dim": 16, "bottleneck_dim": 8}

@@ -8,7 +8,7 @@ from opendino.data.masking import MaskConfig, batch_masks
 from opendino.errors import ConfigError
 from opendino.losses.coding_rate import coding_rate
 from opendino.methods.coding_rate import CodingRate
-from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig
+from opendino.methods.settings import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig
 from opendino.models.vision_transformer import VisionTransformer
 
 SHAPE = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "init_values": 0.5}

@@ -12,9 +12,9 @@ from opendino.layers.dino_head import DINOHead
 from opendino.losses.distill import feature_loss
 from opendino.losses.koleo import koleo_loss
 from opendino.losses.sinkhorn import sinkhorn_knopp
-from opendino.methods.dinov2 import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig
 from opendino.methods.distill import TERMS, Distill, FeatureDistill, Together, all_patches
 from opendino.methods.guide import Guide, on_grid
+from opendino.methods.settings import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig
 from opendino.models.vision_transformer import VisionTransformer
 
 STUDENT = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 1, "init_values": 0.5}

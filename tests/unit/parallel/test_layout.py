@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from opendino.errors import ConfigError
-from opendino.methods.dinov2 import DINOConfig, DINOv2, DINOv2Config
+from opendino.methods.dinov2 import DINOv2
+from opendino.methods.settings import DINOConfig, DINOv2Config
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.parallel import layout
 from opendino.parallel.layout import Layout, ParallelConfig, choose_mode, lay_out

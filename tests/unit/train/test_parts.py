@@ -4,7 +4,7 @@ import torch
 
 from opendino.data.augment import CropsConfig
 from opendino.errors import ConfigError
-from opendino.methods.dinov2 import DINOConfig, DINOv2Config, TeacherConfig
+from opendino.methods.settings import DINOConfig, DINOv2Config, TeacherConfig
 from opendino.models.presets import BackboneConfig
 from opendino.optim.adamw import OptimConfig
 from opendino.train.parts import build_method, build_optimizer, build_schedules, pick_device, training_shape
