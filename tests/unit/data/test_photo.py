@@ -108,3 +108,36 @@ def test_bytes_and_files_are_one(oracle, encode, tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(encode(oracle.picture("RGB"), "JPEG"))
     np.testing.assert_array_equal(open_photo(path, 3).pixels(), open_photo(path.read_bytes(), 3).pixels())
+
+
+@pytest.mark.parametrize("damage", ["bytes", "cut", "gap"])
+def test_damaged_jpegs_are_read_and_refused_as_by_pillow(encode, damage):
+    rng = np.random.default_rng(0)
+    tiles = np.kron(rng.integers(0, 256, (6, 9, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    whole, outcomes = encode(Image.fromarray(tiles), "JPEG", quality=85), set()
+    for _ in range(60):
+        data = bytearray(whole)
+        place = int(rng.integers(20, len(data) - 20))
+        if damage == "bytes":
+            data[place : place + 2] = rng.bytes(2)
+        else:
+            del data[place : None if damage == "cut" else place + int(rng.integers(1, 20))]
+        found = [outcome(lambda data=bytes(data): pixels_by_pillow(data, name="it"))]
+        photo = open_photo(bytes(data), 3, name="it")
+        if photo is None:
+            continue
+        found.append(outcome(photo.pixels))
+        outcomes.add(type(found[0]))
+        if isinstance(found[0], str):
+            assert found[0] == found[1]
+        else:
+            np.testing.assert_array_equal(*found)
+    assert str in outcomes
+
+
+def outcome(read):
+    """Pixels, or why there are none."""
+    try:
+        return read()
+    except DataError as error:
+        return str(error)

@@ -6,6 +6,8 @@ import typing
 import pytest
 
 from opendino.config import fields_of, load
+from opendino.data.fast import choose_decoder
+from opendino.data.loaders import LoaderConfig
 from opendino.errors import ConfigError, OpendinoError
 from opendino.train.config import PretrainConfig, TrainConfig, check, check_settings, fill_in
 
@@ -194,3 +196,9 @@ def test_impossible_numbers_are_refused_by_name(key, hint):
 def test_settings_that_once_were_accepted(word, message):
     with pytest.raises(ConfigError, match=message):
         check_settings(load(PretrainConfig, None, [*SMALL, word]))
+
+
+def test_auto_is_written_down_as_the_decoder_that_was_taken(config):
+    auto = dataclasses.replace(config, loader=LoaderConfig(decoder="auto"))
+    assert fill_in(auto, 40).loader.decoder == choose_decoder("auto").decoder
+    assert fill_in(config, 40).loader.decoder == "pillow"
