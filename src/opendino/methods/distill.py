@@ -19,12 +19,14 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from opendino.data.collate import PretrainBatch
+from opendino.distributed import gather_rows
 from opendino.errors import ModelError
 from opendino.losses.distill import FeatureLoss, feature_loss
 from opendino.losses.koleo import koleo_loss
-from opendino.methods.dinov2 import DINOv2, DINOv2Config, StudentViews, Targets
+from opendino.methods.dinov2 import DINOv2, StudentViews, Targets
 from opendino.methods.guide import Guide, Guided, Said, on_grid
 from opendino.methods.method import StepOutput
+from opendino.methods.settings import DINOv2Config
 from opendino.models.vision_transformer import VisionTransformer
 
 TERMS = ("dino_local", "dino_global", "ibot", "koleo")
@@ -130,6 +132,8 @@ class FeatureDistill(Guided):
     Raises:
         ModelError: neither CLS nor patches have a weight.
 
+    With `koleo` and a batch in several passes neighbours are looked for within each pass.
+
     Source: Zhang et al. 2025 (Proteus): CLS and patch tokens of a foundation model suffice, without its heads;
         Ranzinger et al. 2024 (AM-RADIO): two-layer projectors for each kind of token, resized patch grids.
     Differs: Proteus adds masked patches and AM-RADIO several teachers; neither is here.
@@ -173,8 +177,8 @@ class FeatureDistill(Guided):
         """Loss of a batch of which the guide has been asked already."""
         config, zero = self.config, torch.zeros((), device=batch.global_crops.device)
         with_locals = bool(config.dino.loss_weight) and len(batch.local_crops) > 0
-        crops = [batch.global_crops, batch.local_crops] if with_locals else [batch.global_crops]
-        features = cast("VisionTransformer", self.student["backbone"]).forward_features(crops)
+        shown = [batch.global_crops, batch.local_crops] if with_locals else [batch.global_crops]
+        features = cast("VisionTransformer", self.student["backbone"]).forward_features(shown)
         cls = features[0]["x_norm_clstoken"]
         terms = dict.fromkeys(TERMS, zero)
         if config.dino.loss_weight:
@@ -190,7 +194,8 @@ class FeatureDistill(Guided):
             terms["ibot"] = config.ibot.loss_weight * feature_loss(projected, wanted, self.kind).mean()
         if config.koleo.loss_weight:
             by_crop = cls.unflatten(0, (-1, batch.images))
-            terms["koleo"] = config.koleo.loss_weight * torch.stack([koleo_loss(crop) for crop in by_crop]).sum()
+            crops = [gather_rows(crop) for crop in by_crop] if config.koleo.gather else by_crop
+            terms["koleo"] = config.koleo.loss_weight * torch.stack([koleo_loss(crop) for crop in crops]).sum()
         loss = sum(terms.values(), start=zero)
         return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
 

@@ -38,6 +38,9 @@ _log = logging.getLogger(__name__)
 _OF_THE_RUN = ("crops.", "images.value_range", "images.orient")
 """Settings that a student takes over from its teacher's run."""
 
+_SHARED = ("in_chans", "patch_size", "init_values", "drop_path_rate")
+"""Settings that further students take over from the first, as far as they have none of their own."""
+
 
 @dataclass(frozen=True)
 class DistillConfig:
@@ -51,7 +54,8 @@ class DistillConfig:
         feature_loss: distance of features.
         projector_layers: linear layers between the student's features and the teacher's, 1 or 2.
         resize: side that global crops are resized to for the teacher, pixels; 0 shows them as they are.
-        also: further students, which learn from the same passes of the teacher.
+        also: further students, which learn from the same passes of the teacher; channels, patch size, start of
+            LayerScale and stochastic depth are the first one's where they do not say their own.
         cache: folder where what the teacher says of crops is kept, for this run and others; for `crops.fixed_views`.
     """
 
@@ -145,7 +149,7 @@ def make_distill(config: PretrainConfig) -> Guided:
             f"distill.teacher = {settings.teacher} has other weights ({teacher.sha256[:12]}...) than at the start of "
             f"this run ({settings.sha256[:12]}...); give the same teacher to continue, or another output_dir"
         )
-    shapes = [config.student, *(training_shape(also, config.crops) for also in settings.also)]
+    shapes = [config.student, *(training_shape(_like(also, config.student), config.crops) for also in settings.also)]
     try:
         guide = make_guide(teacher, config)
         learners = [_learner(shape, guide, config) for shape in shapes]
@@ -255,6 +259,12 @@ def _of_heads(teacher: Teacher, given: Mapping[str, Any]) -> dict[str, Choice]:
         last = run["teacher.temp"][1]
         chosen["teacher.temp"] = Choice((last, last), "where the teacher's run ended")
     return chosen
+
+
+def _like(also: BackboneConfig, first: BackboneConfig) -> BackboneConfig:
+    """A further student with what has to be, or was chosen to be, the same for all, where it does not say its own."""
+    shared = {name: getattr(first, name) for name in _SHARED if getattr(also, name) is None}
+    return dataclasses.replace(also, **shared)
 
 
 def _learner(student: BackboneConfig, guide: Guide, config: PretrainConfig) -> Guided:

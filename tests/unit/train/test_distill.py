@@ -175,6 +175,18 @@ def test_a_recipe_leaves_only_what_the_teacher_forces(teacher):
     assert "teacher.temp" not in choices_by(opened, DistillConfig(), {"teacher.temp_warmup": 0.3}, True)
 
 
+def test_further_students_take_over_what_all_have_in_common(words):
+    also = (
+        'distill.also=[{"preset": "vit_nano4", "depth": 1}, {"preset": "vit_nano4", "patch_size": 8, "init_values": 1}]'
+    )
+    method = make_distill(plan_distill(None, [*words, also]).config)
+    first, second, third = method.results().values()
+    assert list(method.results()) == ["", "vit_nano4", "vit_nano4-2"]
+    assert [backbone.patch_size for backbone in (first, second, third)] == [4, 4, 8]
+    assert second.blocks[0].ls1.gamma[0].item() == pytest.approx(0.1)
+    assert third.blocks[0].ls1.gamma[0].item() == 1.0
+
+
 def test_students_of_one_preset_are_numbered():
     assert names_of([BackboneConfig("vits14"), BackboneConfig("vitb14"), BackboneConfig("vits14", depth=2)]) == [
         "vits14", "vitb14", "vits14-2",
