@@ -45,7 +45,7 @@ class DriftSettings:
 
     sample: int = 1000
     k: int = 10
-    limit: float = 0.5
+    limit: float = 0.3
 
     def __post_init__(self) -> None:
         check_numbers("drift", vars(self), {"sample": (3, 100_000), "k": (1, 1000), "limit": (0, 1)})
