@@ -35,9 +35,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         wide, deep = weight.shape
         self.activation: onednn.Activation = activation
-        if packed is None:
-            packed = onednn.pays(deep, wide, dtype, activation)
-        self.packed = packed = packed and weight.device.type == "cpu"
+        on_cpu = weight.device.type == "cpu"
+        self.packed = packed = on_cpu and (onednn.pays(deep, wide, dtype, activation) if packed is None else packed)
         weight = weight.detach().to(dtype)
         # no buffers: a packed weight can be neither moved nor written to a file
         self.weight = onednn.pack(weight) if packed else weight.clone()
