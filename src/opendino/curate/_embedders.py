@@ -30,7 +30,7 @@ from opendino.fast.optimize import fast_if_it_pays
 from opendino.neighbours.exact import device_of
 
 NO_MODEL = "embed.model: names nothing; give a backbone, torchscript:FILE, or thumbnail"
-_SIDE, _KEPT, _TILT = 32, 7, 0.75  # by benchmarks/curate_truth.py, see LOG.md
+_SIDE, _KEPT, _TILT, _FALL = 32, 12, 1.5, 5.0  # by benchmarks/curate_truth.py, see LOG.md
 
 
 @dataclass(frozen=True)
@@ -148,15 +148,16 @@ def _even_frequencies(images: Float32[Tensor, "B S S"]) -> Float32[Tensor, "B D"
     """Cosine coefficients that a mirror leaves as they are, flattened as natural pictures need it.
 
     Horizontal frequencies of even number are symmetric. Amplitudes of natural pictures fall like 1 / frequency, so
-    each is multiplied by nearly its frequency, or all pictures would look alike; higher ones move too much when a
-    margin is cut off. Brightness, frequency 0, is left out.
+    each is multiplied by more than its frequency, or all pictures would look alike; higher ones move too much when a
+    margin is cut off, so they fade away. Brightness, frequency 0, is left out.
     """
     positions = torch.arange(_SIDE, dtype=torch.float64) + 0.5
     basis = torch.cos(torch.outer(torch.arange(_SIDE, dtype=torch.float64), positions) * torch.pi / _SIDE).float()
     rows, columns = basis[:_KEPT], basis[: 2 * _KEPT : 2]
     amplitudes = rows @ images @ columns.T
     frequency = torch.hypot(torch.arange(_KEPT)[:, None].float(), torch.arange(0, 2 * _KEPT, 2)[None].float())
-    return (amplitudes * frequency**_TILT).flatten(1)[:, 1:]
+    weight = frequency**_TILT * torch.exp(-0.5 * (frequency / _FALL) ** 2)
+    return (amplitudes * weight).flatten(1)[:, 1:]
 
 
 def stack(embedder: Embedder, pictures: Sequence[Decoded]) -> Float32[Tensor, "B D"]:
