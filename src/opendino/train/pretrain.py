@@ -323,6 +323,7 @@ def _go(
             f"fewer images a step or dino.prototypes, or smaller crops{', in another output_dir' if run.step else ''}"
         ) from error
     finally:
+        upkeep.settle()
         metrics.close()
 
 

@@ -173,6 +173,10 @@ class Upkeep:
         with together():
             self._writer.wait()
 
+    def settle(self) -> None:
+        """Leave nothing half-done behind where the run ends by an error; this process alone."""
+        self._writer.settle()
+
     def _write(
         self,
         step: int,

@@ -28,3 +28,17 @@ def test_a_job_runs_beside_its_caller():
     gate.set()
     work.wait()
     assert done == [1]
+
+
+def test_a_job_that_does_not_end_is_given_up_where_the_run_has_failed(caplog):
+    gate = threading.Event()
+    work = Background(threaded=True)
+    work.settle()
+    work.start(gate.wait)
+    work.settle(0.01)
+    assert "not through after 0.01 s" in caplog.text
+    gate.set()
+    work.wait()
+    work.start(lambda: 1 / 0)
+    work.settle()
+    assert "division by zero" in caplog.text
