@@ -13,6 +13,7 @@ each way in a process of its own. The last line is a JSON object.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -132,8 +133,9 @@ def print_peak(way: str, size: str, side: int, batch: int, dtype: str) -> None:
     if call is None:
         print("null")
         return
-    call(torch.randn(1, 3, 28, 28))  # what is made once, at next to no size
     images = torch.randn(batch, 3, side, side)
+    call(images)  # what is made once for a shape
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was let go of before is not to be found again
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again here
     before = _status("VmRSS")
     call(images)
