@@ -26,7 +26,7 @@ from opendino.cli.main import main as command
 from opendino.curate.balance import entropy
 from opendino.curate.index import read_index, usable
 
-THRESHOLDS = (0.7, 0.75, 0.8)
+THRESHOLDS = ("0.74", "0.76/0.8", "0.83")  # of copies, and of leaks where it is another
 
 
 def crop(image):
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("data", help="photographs: whatever opendino.data opens")
     parser.add_argument("words", nargs="*", help="photos=N, and settings of opendino curate")
     given = parser.parse_args()
-    own = {"images": "0", "tail": "0", "thresholds": ",".join(map(str, THRESHOLDS))}
+    own = {"images": "0", "tail": "0", "thresholds": ",".join(THRESHOLDS)}
     own |= dict(word.split("=", 1) for word in given.words if word.partition("=")[0] in own)
     words = [word for word in given.words if word.partition("=")[0] not in own]
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +110,8 @@ def main() -> None:
         rows = []
         base = [f"out={home / 'out'}", f"index.sources=[{home / 'pool'}]", f"references=[{home / 'val'}]"]
         for threshold in own["thresholds"].split(","):
-            chosen = [*base, f"dedup.threshold={threshold}", f"decontaminate.threshold={threshold}", *words]
+            copies, _, leaks = threshold.partition("/")
+            chosen = [*base, f"dedup.threshold={copies}", f"decontaminate.threshold={leaks or copies}", *words]
             curated("decontaminate", *chosen)
             rows.append(line(home, threshold))
         print(f"\n{len(keys(home))} images in the pool")
