@@ -28,10 +28,17 @@ Limits = tuple[int | float, int | float]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with floats as people write them: plain PyYAML reads `2e-4` as a string."""
+    """YAML 1.1 with values as people write them: plain PyYAML reads `2e-4` as a string, and `off` as false.
+
+    Switches take on, off, yes and no all the same, see `_validate`; but `off` may also be a choice among words.
+    """
 
 
 _Loader.yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_BOOL = "tag:yaml.org,2002:bool"
+for _rules in _Loader.yaml_implicit_resolvers.values():
+    _rules[:] = [rule for rule in _rules if rule[0] != _BOOL]
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+0123456789.")
 )

@@ -102,6 +102,19 @@ def test_difference_names_both_values():
     assert config.difference(a, b) == {"seed": (0, 4)}
 
 
+@dataclass(frozen=True)
+class Switches:
+    flag: bool = True
+    kind: Literal["warn", "off"] = "warn"
+
+
+@pytest.mark.parametrize(("word", "flag"), [("off", False), ("no", False), ("on", True), ("true", True), ("False", False)])
+def test_a_switch_takes_all_the_words_and_a_choice_may_be_called_off(tmp_path, word, flag):
+    assert config.load(Switches, overrides=[f"flag={word}"]).flag is flag
+    assert config.load(Switches, recipe(tmp_path, f"flag: {word}\nkind: off\n")) == Switches(flag, "off")
+    assert config.load(Switches, recipe(tmp_path, config.to_yaml(Switches(flag, "off")))) == Switches(flag, "off")
+
+
 @pytest.mark.parametrize("word", ["seed=true", "optim.base_lr=false", "optim.betas=[true, 0.9]"])
 def test_on_and_off_are_no_numbers(word):
     key = word.partition("=")[0]
