@@ -2,7 +2,6 @@
 """`opendino curate`: from a heap of images to a curated training manifest."""
 
 import difflib
-from pathlib import Path
 from typing import Any
 
 from opendino.cli._words import find_recipe, split
@@ -42,16 +41,19 @@ def main(argv: list[str]) -> int:
     stage = "report"
     if names and names[0] in STAGES:
         stage = names.pop(0)
-    elif names:
-        close = difflib.get_close_matches(names[0], STAGES, n=1)
-        if len(names) == 2 or (close and not Path(names[0]).exists()):
-            hint = f"did you mean {close[0]}?" if close else f"the stages are {', '.join(STAGES)}"
-            raise ConfigError(f"opendino curate {names[0]}: no such stage; {hint}")
+    elif len(names) == 2:
+        raise _no_stage(names[0], STAGES)
     from opendino import logs
     from opendino.config import load
     from opendino.distributed import is_main
 
-    config = load(CurateConfig, find_recipe(names[0]) if names else None, words)
+    try:
+        recipe = find_recipe(names[0]) if names else None
+    except ConfigError:
+        if difflib.get_close_matches(names[0], STAGES, n=1):  # one word, and neither: rather a stage misspelt
+            raise _no_stage(names[0], STAGES) from None
+        raise
+    config = load(CurateConfig, recipe, words)
     logs.setup()
 
     def told(name: str, counts: dict[str, Any]) -> None:
@@ -62,6 +64,12 @@ def main(argv: list[str]) -> int:
     if is_main():
         print(f"written: {folder}" if stage != "report" else f"written: {folder / 'report.html'}")
     return 0
+
+
+def _no_stage(name: str, stages: tuple[str, ...]) -> ConfigError:
+    close = difflib.get_close_matches(name, stages, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"the stages are {', '.join(stages)}"
+    return ConfigError(f"opendino curate {name}: no such stage; {hint}")
 
 
 def _line(counts: dict[str, Any]) -> str:

@@ -38,7 +38,8 @@ class KMeansConfig:
         iterations: Lloyd steps at most; fewer where nothing changes any more.
         init: "kmeans++" takes the best of 2 + ln k candidates each time, "random" takes rows.
         init_rows: rows a cluster that k-means++ looks at; 0 for all.
-        precision: of the distances, but for the last step, which is float32.
+        precision: of the distances, but for the last two steps, which are float32; "auto" is bf16 where the device is
+            fast at it.
         device: "auto" takes a CUDA device where there is one.
         hold_mb: of features that a process keeps in memory, in float32; larger sets are read again for each step.
         save_every: iterations between two notes that a killed run continues from.
@@ -46,8 +47,8 @@ class KMeansConfig:
 
     iterations: int = 50
     init: Literal["kmeans++", "random"] = "kmeans++"
-    init_rows: int = 32
-    precision: Precision = "fp32"
+    init_rows: int = 6
+    precision: Precision = "auto"
     device: str = "auto"
     hold_mb: int = 4096
     save_every: int = 10

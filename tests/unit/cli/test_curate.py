@@ -20,6 +20,11 @@ def test_a_wrong_stage_names_the_nearest():
         main(["dedupp", "out=x"])
 
 
+def test_a_shipped_recipe_is_found_by_its_name():
+    with pytest.raises(ConfigError, match="out: names no folder"):
+        main(["balance_2levels", "embed.model=thumbnail"])
+
+
 def test_help_tells_the_stages(capsys):
     assert command(["curate", "--help"]) == 0
     assert "decontaminate" in capsys.readouterr().out

@@ -75,12 +75,24 @@ def test_the_first_rows_are_different_and_far_apart():
     assert len(set(copies.tolist())) == 5
 
 
-def test_a_cut_short_run_ends_in_the_same_place(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dies_at", [3, 5, 7])
+def test_a_cut_short_run_ends_in_the_same_place(tmp_path, monkeypatch, precision, dies_at):
     rows, note = blobs(seed=2), tmp_path / "note.npy"
-    whole = run(rows, 9, iterations=8)
-    config = KMeansConfig(device="cpu", iterations=4, save_every=2)
-    kmeans(InMemory(rows), 9, config, seed=0, device=CPU, note=note)
-    config = KMeansConfig(device="cpu", iterations=8, save_every=2)
+    config = KMeansConfig(device="cpu", iterations=8, save_every=2, precision=precision)
+    whole = kmeans(InMemory(rows), 9, config, seed=0, device=CPU)
+    step, done = _kmeans._lloyd, []
+
+    def dying(*arguments):
+        done.append(1)
+        if len(done) == dies_at:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(_kmeans, "_lloyd", dying)
+    with pytest.raises(KeyboardInterrupt):
+        kmeans(InMemory(rows), 9, config, seed=0, device=CPU, note=note)
+    # Another seed: what it starts from is the note alone.
     assert torch.equal(kmeans(InMemory(rows), 9, config, seed=1, device=CPU, note=note), whole)
 
 
