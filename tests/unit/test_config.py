@@ -108,7 +108,10 @@ class Switches:
     kind: Literal["warn", "off"] = "warn"
 
 
-@pytest.mark.parametrize(("word", "flag"), [("off", False), ("no", False), ("on", True), ("true", True), ("False", False)])
+WORDS = [("off", False), ("no", False), ("on", True), ("true", True), ("False", False)]
+
+
+@pytest.mark.parametrize(("word", "flag"), WORDS)
 def test_a_switch_takes_all_the_words_and_a_choice_may_be_called_off(tmp_path, word, flag):
     assert config.load(Switches, overrides=[f"flag={word}"]).flag is flag
     assert config.load(Switches, recipe(tmp_path, f"flag: {word}\nkind: off\n")) == Switches(flag, "off")
