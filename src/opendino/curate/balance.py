@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from opendino.curate.cluster import _place_in_group
-from opendino.curate.dedup import _Nothing
 from opendino.data.samplers import keyed_rng
 from opendino.errors import ConfigError
-from opendino.stages.engines import Engine, run_stage
+from opendino.stages.engines import run_whole
 from opendino.stages.folder import Stage, digest_of, write_array
 
 
@@ -56,7 +55,7 @@ def run(out: Path, selection: Path, clusters: Path, config: BalanceConfig) -> Pa
     check_size(len(rows), config)
     inputs = {"selection": digest_of(selection), "cluster": digest_of(clusters)}
     stage = Stage(folder, "balance", inputs, asdict(config))
-    run_stage(stage, Engine(), 0, _Nothing(folder), lambda: _draw(folder, rows, clusters, config))
+    run_whole(stage, lambda: _draw(folder, rows, clusters, config))
     return folder
 
 

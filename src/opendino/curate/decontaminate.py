@@ -15,11 +15,11 @@ from jaxtyping import Bool, Int64
 
 from opendino.curate import _graph
 from opendino.curate._features import OnDisk, Rows
-from opendino.curate.dedup import _Nothing, _of_search, check_graph
+from opendino.curate.dedup import check_graph
 from opendino.curate.index import read_index
 from opendino.neighbours.components import components_of
-from opendino.neighbours.exact import SearchConfig
-from opendino.stages.engines import Engine, run_stage
+from opendino.neighbours.exact import SearchConfig, of_result
+from opendino.stages.engines import Engine, run_stage, run_whole
 from opendino.stages.folder import Stage, digest_of, write_array, write_table
 
 PUBLISHED = 0.45
@@ -76,11 +76,11 @@ def run(
     reference_rows = OnDisk(other).rows
     inputs = {name: digest_of(path) for name, path in
               (("selection", selection), ("features", features), ("references", other))}  # fmt: skip
-    stage = Stage(edges, "decontaminate_edges", inputs, {"threshold": threshold, "k": config.k, **_of_search(search)})
+    stage = Stage(edges, "decontaminate_edges", inputs, {"threshold": threshold, "k": config.k, **of_result(search)})
     task = _graph.EdgesPart(edges, both, selection / "kept.npy", config.k, threshold, search)
     run_stage(stage, engine, _graph.parts_for(len(pool) + len(reference_rows)), task, lambda: _graph.counts(edges))
     stage = Stage(folder, "decontaminate", {"edges": digest_of(edges), "index": digest_of(index)}, {})
-    run_stage(stage, Engine(), 0, _Nothing(folder), lambda: _drop(folder, edges, pool, index, reference_rows))
+    run_whole(stage, lambda: _drop(folder, edges, pool, index, reference_rows))
     return folder
 
 

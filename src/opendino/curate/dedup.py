@@ -19,8 +19,8 @@ from opendino.curate._features import OnDisk, Rows
 from opendino.curate.index import read_index
 from opendino.errors import ConfigError
 from opendino.neighbours.components import components_of
-from opendino.neighbours.exact import SearchConfig
-from opendino.stages.engines import Engine, run_stage
+from opendino.neighbours.exact import SearchConfig, of_result
+from opendino.stages.engines import Engine, run_stage, run_whole
 from opendino.stages.folder import Stage, digest_of, write_array, write_table
 
 PUBLISHED = 0.6
@@ -75,29 +75,14 @@ def run(
     edges = out / "dedup_edges"
     matrix = OnDisk(features)
     threshold = PUBLISHED if config.threshold is None else config.threshold
-    parameters = {"threshold": threshold, "k": config.k, **_of_search(search)}
+    parameters = {"threshold": threshold, "k": config.k, **of_result(search)}
     stage = Stage(edges, "dedup_edges", {"features": digest_of(features)}, parameters)
     task = _graph.EdgesPart(edges, (features,), None, config.k, threshold, search)
     run_stage(stage, engine, _graph.parts_for(len(matrix)), task, lambda: _graph.counts(edges))
     folder = out / "dedup"
     stage = Stage(folder, "dedup", {"edges": digest_of(edges), "index": digest_of(index)}, {"keep": config.keep})
-    done = run_stage(stage, Engine(), 0, _Nothing(folder), lambda: _choose(folder, edges, index, matrix.rows, config))
+    done = run_whole(stage, lambda: _choose(folder, edges, index, matrix.rows, config))
     return folder, done
-
-
-@dataclass(frozen=True)
-class _Nothing:
-    """Task of a stage without parts."""
-
-    folder: Path
-
-    def __call__(self, part: int) -> None:
-        """Never called."""
-
-
-def _of_search(search: SearchConfig) -> dict[str, Any]:
-    """Settings of a search that its result may depend on."""
-    return {name: getattr(search, name) for name in ("engine", "precision", "margin", "nprobe", "ef")}
 
 
 def _choose(folder: Path, edges: Path, index: Path, rows: Rows, config: DedupConfig) -> dict[str, Any]:

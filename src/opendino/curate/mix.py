@@ -17,13 +17,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from opendino.curate._features import Rows
-from opendino.curate.dedup import _Nothing
 from opendino.curate.index import read_index, usable
 from opendino.data.datasets.pointers import PointerDataset, with_image_column
 from opendino.data.samplers import keyed_rng
 from opendino.errors import ConfigError, DataError
 from opendino.files import write_whole
-from opendino.stages.engines import Engine, run_stage
+from opendino.stages.engines import run_whole
 from opendino.stages.folder import Stage, digest_of, parts_of, write_table
 
 MANIFEST = "manifest.parquet"
@@ -103,7 +102,7 @@ def run(out: Path, index: Path, selections: dict[str, Path], config: MixConfig, 
         counts = {part: int(sum(part in why.split("+") for why in reason)) for part in parts}
         return {"images": len(rows), "epoch": int(times.sum()), "parts": counts}
 
-    run_stage(stage, Engine(), 0, _Nothing(folder), work)
+    run_whole(stage, work)
     return folder
 
 

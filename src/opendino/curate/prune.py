@@ -15,10 +15,9 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from opendino.curate._features import OnDisk
-from opendino.curate.dedup import _Nothing
 from opendino.data.samplers import keyed_rng
 from opendino.errors import ConfigError
-from opendino.stages.engines import Engine, run_stage
+from opendino.stages.engines import run_whole
 from opendino.stages.folder import Stage, digest_of, write_array
 
 Stay = Literal["hard", "easy", "random"]
@@ -71,7 +70,7 @@ def run(out: Path, selection: Path, features: Path, clusters: Path, config: Prun
         write_array(folder / "kept.npy", rows[stays])
         return {"images": len(rows), "kept": int(stays.sum()), "dropped": int((~stays).sum())}
 
-    run_stage(stage, Engine(), 0, _Nothing(folder), work)
+    run_whole(stage, work)
     return folder
 
 

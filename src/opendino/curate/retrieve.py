@@ -20,13 +20,12 @@ from opendino.curate._features import OnDisk, Rows
 from opendino.curate._graph import open_features
 from opendino.curate._kmeans import KMeansConfig
 from opendino.curate.cluster import ClusterConfig
-from opendino.curate.dedup import _Nothing, _of_search
 from opendino.curate.index import read_index
 from opendino.data.samplers import keyed_rng
 from opendino.errors import ConfigError
 from opendino.neighbours.approximate import find
-from opendino.neighbours.exact import SearchConfig, device_of
-from opendino.stages.engines import Engine, run_stage
+from opendino.neighbours.exact import SearchConfig, device_of, of_result
+from opendino.stages.engines import Engine, run_stage, run_whole
 from opendino.stages.folder import Stage, digest_of, marker, parts_of, write_array, write_table
 
 _QUERIES_A_PART = 16384
@@ -139,7 +138,7 @@ def run(
     taken = min(config.k * (8 if config.repeats == "replace" else 1), len(pool))
     near = out / "retrieve_neighbours"
     if "sample" in ways.values():
-        stage = Stage(near, "retrieve_neighbours", inputs, {"k": taken, **_of_search(search)})
+        stage = Stage(near, "retrieve_neighbours", inputs, {"k": taken, **of_result(search)})
         task = _NeighboursPart(near, features, selection, asked, taken, search)
         run_stage(stage, engine, -(-len(rows) // _QUERIES_A_PART), task, lambda: {"queries": len(rows)})
     folder = out / "retrieve"
@@ -155,7 +154,7 @@ def run(
         held = None if clusters is None else _clusters(clusters, OnDisk(asked), device_of(config.kmeans.device))
         return _take(folder, pool, sets, ways, near, held, config)
 
-    run_stage(stage, Engine(), 0, _Nothing(folder), take)
+    run_whole(stage, take)
     return folder
 
 

@@ -8,7 +8,7 @@ candidates; above a million rows on a CPU, `approximate.py`.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -56,6 +56,11 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.margin < 1 or self.memory_mb < 1 or self.hold_mb < 0:
             raise ConfigError("search.margin and search.memory_mb: give 1 or more; search.hold_mb: 0 or more")
+
+
+def of_result(config: SearchConfig) -> dict[str, Any]:
+    """Settings that the neighbours may depend on."""
+    return {name: getattr(config, name) for name in ("engine", "precision", "margin", "nprobe", "ef")}
 
 
 def device_of(name: str) -> torch.device:

@@ -91,6 +91,29 @@ def run_stage(stage: Stage, engine: Engine, parts: int, task: Task, sum_up: Call
     return True
 
 
+def run_whole(stage: Stage, make: Callable[[], dict]) -> bool:
+    """Make a stage that has no parts: one process's work; every rank calls it.
+
+    Args:
+        stage: what is made.
+        make: writes all of it and gives the counts.
+
+    Returns:
+        Whether anything had to be done.
+    """
+    return run_stage(stage, Engine(), 0, _NoParts(stage.folder), make)
+
+
+@dataclass(frozen=True)
+class _NoParts:
+    """Task of a stage without parts."""
+
+    folder: Path
+
+    def __call__(self, part: int) -> None:
+        """Never called."""
+
+
 def run_parts(engine: Engine, parts: int, task: Task) -> None:
     """Make all missing parts.
 

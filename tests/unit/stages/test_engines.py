@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from opendino.errors import ConfigError, DataError
-from opendino.stages.engines import Engine, meet, run_parts, run_stage
+from opendino.stages.engines import Engine, meet, run_parts, run_stage, run_whole
 from opendino.stages.folder import Stage, marker, write_table
 
 
@@ -38,6 +38,13 @@ def test_a_stage_is_made_once(tmp_path):
     assert not run_stage(stage, Engine(), 3, Squares(stage.folder), lambda: {"n": 3})
     assert calls(stage.folder) == [0, 1, 2]
     assert pq.read_table(marker(stage.folder, 2))["x"].to_pylist() == [4]
+
+
+def test_a_stage_without_parts_is_made_once(tmp_path):
+    stage, made = Stage(tmp_path / "s", "whole", {}, {}), []
+    assert run_whole(stage, lambda: made.append(1) or {"n": 1})
+    assert not run_whole(stage, lambda: made.append(1) or {"n": 1})
+    assert made == [1]
 
 
 def test_after_an_error_finished_parts_stay(tmp_path):
