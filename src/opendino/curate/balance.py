@@ -66,7 +66,7 @@ def check_size(images: int, config: BalanceConfig) -> None:
         ConfigError: there is less.
     """
     there = images * config.copies
-    if config.size > there:
+    if images and config.size > there:  # of no images at all clustering says why
         raise ConfigError(
             f"balance.size = {config.size}: there are {images} images, at most {config.copies} times each; give "
             f"{there} or less, or raise balance.copies"
