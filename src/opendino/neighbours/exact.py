@@ -122,7 +122,8 @@ def self_join(
 ) -> tuple[Float32[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """As `nearest` for all rows of the bank, themselves counted, by half the products.
 
-    Besides the result this needs about twice its memory for candidates.
+    Candidates need about five times the memory of the result, which is 12 bytes a neighbour: 1 GB for 200,000 rows and
+    65 neighbours.
 
     Args:
         bank: best held in memory: each row is read once for every 2,048 rows.
