@@ -7,6 +7,9 @@ from torch import Tensor
 
 from opendino.distributed import all_reduce_max, all_reduce_sum
 
+_IN_SIGHT = 2.0**-120
+"""Least sum of a prototype, as a share of the largest one, that can be made up for in float32."""
+
 
 @torch.no_grad()
 def sinkhorn_knopp(logits: Float[Tensor, "rows K"], temp: float, *, iterations: int = 3) -> Float32[Tensor, "rows K"]:
@@ -48,11 +51,13 @@ def _largest(values: Float32[Tensor, " rows"]) -> Float32[Tensor, ""]:
 
 
 def _prototype_scales(kernel: Float32[Tensor, "rows K"], v: Float32[Tensor, " rows"]) -> Float32[Tensor, " K"]:
-    """Scales that give all prototypes the same sum over the rows of all processes, the largest of them 1.
+    """Scales that give all prototypes the same sum over the rows of all processes, up to a factor.
 
-    A prototype that no row comes near (its sum underflows) gets a finite scale: it takes no part, and breaks nothing.
+    A prototype that no row comes near (its sum vanishes beside the largest) is scaled as if it were just in sight: it
+    takes no part, and the others are evened out as if it were not there.
     """
-    limits = torch.finfo(torch.float32)
     # torch.mv and not a matrix product: it stays in full float32 where TF32 is allowed.
-    sums = all_reduce_sum(torch.mv(kernel.T, v)).clamp(limits.tiny, limits.max)
-    return (sums.min() / sums).clamp_min(limits.tiny)
+    sums = all_reduce_sum(torch.mv(kernel.T, v))
+    sums = torch.maximum(sums, sums.max() * _IN_SIGHT).clamp_min(torch.finfo(torch.float32).tiny)
+    # From the root of _IN_SIGHT to its inverse, so that neither these nor the scales of rows leave float32.
+    return sums.min() / sums * _IN_SIGHT**-0.5

@@ -91,6 +91,18 @@ def test_large_logits_are_exact_where_float64_can_tell():
     assert torch.allclose(sinkhorn_knopp(logits, 0.04), naive(logits, 0.04), atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("level", [-4.0, -4.5, -5.0, -40.0])
+def test_a_prototype_out_of_sight_leaves_the_others_evened_out(level):
+    # 100 and more below the best logit of a row in units of the temperature: what float32 cannot hold.
+    logits = made(64, 8, seed=3)
+    logits[:, 5] = level
+    found = sinkhorn_knopp(logits, 0.05)
+    others = [0, 1, 2, 3, 4, 6, 7]
+    wanted = naive(logits[:, others], 0.05)
+    assert torch.allclose(found[:, others], wanted, atol=1e-4)
+    assert not torch.allclose(torch.softmax(logits[:, others] / 0.05, dim=-1), wanted, atol=0.1)
+
+
 def test_half_precision_and_autocast_change_nothing():
     logits = made(40, 30).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
