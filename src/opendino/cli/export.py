@@ -14,11 +14,14 @@ program  a torch.export program (OUT.pt2)
 onnx     an ONNX graph (OUT.onnx); pip install 'opendino[onnx]'
 
 MODEL is anything that opendino.load takes, classifiers too. Graphs take normalised images [B, C, H, W] and give cls,
-patches, registers and logits where there are such. What was written is opened again by its own runtime and compared on
-noise and on images=, at several sizes; the largest differences are printed, and above the tolerance nothing is kept.
+patches, registers, logits, segmentation and depth where there are such. What was written is opened again by its own
+runtime and compared on noise and on images=, at several sizes; the largest differences are printed, and above the
+tolerance nothing is kept.
 
   size='[224, 224]'       of the example; with dynamic=batch or none the only size, its position table resized now
   dynamic=all|batch|none  what may differ: number, height and width; the number; nothing
+  head=FILE               a trained classifier, segmentation head (eval segment) or depth head (eval depth) on top
+  aot=true                (program) machine code of this processor, by AOTInductor; needs a C++ compiler
   opset=18 precision=fp16 (onnx: fp16 or int8) batch=2 images=photos tolerance=1e-4
 """
 

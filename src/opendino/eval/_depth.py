@@ -101,15 +101,3 @@ def eval_crop(name: str, height: int, width: int) -> Bool[Tensor, "H W"]:
     left, right = (int(edge * width + 1e-6) for edge in box[2:])
     counted[top:bottom, left:right] = True
     return counted
-
-
-def layers_of(depth: int, count: int) -> list[int]:
-    """Published numbers of the layers that a head reads, counted from 0.
-
-    The last one; or four: 3, 6, 9, 12 of 12, 5, 12, 18, 24 of 24, 10, 20, 30, 40 of 40; of other depths the ends of
-    four equal parts.
-    """
-    if count == 1:
-        return [depth - 1]
-    published = {12: [2, 5, 8, 11], 24: [4, 11, 17, 23], 40: [9, 19, 29, 39]}
-    return published.get(depth, [round(depth * (i + 1) / 4) - 1 for i in range(4)])

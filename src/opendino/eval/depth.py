@@ -26,14 +26,14 @@ from opendino.data.datasets import DecodeOptions
 from opendino.distributed import all_reduce_sum, is_main, rank, world_size
 from opendino.errors import ConfigError, DataError
 from opendino.eval._dense import agree, evaluating, feature_maps, load_head, to_pixels
-from opendino.eval._depth import errors, eval_crop, gradient_loss, layers_of, sig_loss, valid
+from opendino.eval._depth import errors, eval_crop, gradient_loss, sig_loss, valid
 from opendino.eval._depth_crops import cut_published, random_view
 from opendino.eval._features import FeatureConfig, place, transform_of
 from opendino.eval._pixel_data import Pairs, open_pairs
 from opendino.eval._results import Results, describe
 from opendino.eval.adapters import Backbone
 from opendino.files import write_whole
-from opendino.layers.depth_head import LinearDepthHead
+from opendino.layers.depth_head import LinearDepthHead, layers_of
 from opendino.layers.dpt import DPTHead
 from opendino.optim.schedules import cosine, steps_of
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model in the form that other programs run; every export is opened again by its own runtime and compared.
 
-Start with `shipping.py` (what all formats share), then a format: `hf_folder.py`, `program.py` (traces and
-torch.export), `onnx.py`.
+Start with `shipping.py` (what all formats share), `graph.py` and `heads.py` (what a graph gives), then a format:
+`hf_folder.py`, `program.py` (traces and torch.export), `onnx.py`.
 """
 
 from types import MappingProxyType

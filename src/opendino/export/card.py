@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from opendino import __version__
 from opendino.checkpoint.hub import Model
-from opendino.export.shipping import Difference, backbone_of
+from opendino.export.graph import backbone_of
+from opendino.export.shipping import Difference
 from opendino.models.classifier import LinearClassifier
 
 _PAGE = """\

@@ -14,7 +14,8 @@ from opendino.checkpoint.conversion import ConvertConfig, convert, fixed_image
 from opendino.checkpoint.hub import load, load_backbone
 from opendino.errors import ConversionError
 from opendino.export.card import card
-from opendino.export.shipping import Difference, ExportConfig, Exported, backbone_of
+from opendino.export.graph import backbone_of
+from opendino.export.shipping import Difference, ExportConfig, Exported
 from opendino.files import write_whole
 
 

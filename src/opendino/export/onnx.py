@@ -12,8 +12,9 @@ import torch
 
 from opendino.axes import Images
 from opendino.errors import ConfigError, ConversionError
+from opendino.export.graph import Graph
 from opendino.export.program import shapes
-from opendino.export.shipping import ExportConfig, Graph, Runner
+from opendino.export.shipping import ExportConfig, Runner, named
 
 INPUT = "images"
 
@@ -25,7 +26,7 @@ def write(graph: Graph, example: Images, path: Path, config: ExportConfig) -> Ru
         ConfigError: onnx, onnxscript or onnxruntime is missing.
         ConversionError: PyTorch cannot write the model, or onnxruntime not open it.
     """
-    runtime = _runtime()
+    _runtime()
     first = path if config.precision == "fp32" else path.with_name(f"fp32.{path.name}")
     half = config.precision == "fp16"
     # Half-precision graphs take and give float32; only what is inside is half.
@@ -35,7 +36,7 @@ def write(graph: Graph, example: Images, path: Path, config: ExportConfig) -> Ru
         _quantize(first, path)
         for one in path.parent.glob(f"{first.name}*"):
             one.unlink()
-    return _open(runtime, path, graph.outputs)
+    return opened(path, graph.outputs)
 
 
 class _Half(torch.nn.Module):
@@ -89,7 +90,14 @@ def _quantize(source: Path, target: Path) -> None:
         )  # fmt: skip
 
 
-def _open(runtime: Any, path: Path, outputs: tuple[str, ...]) -> Runner:  # noqa: ANN401  an extra
+def opened(path: Path, outputs: tuple[str, ...]) -> Runner:
+    """A file of this format by onnxruntime.
+
+    Raises:
+        ConfigError: onnxruntime is missing.
+        ConversionError: it cannot open the file.
+    """
+    runtime = _runtime()
     try:
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # pybind errors of many kinds
@@ -98,7 +106,7 @@ def _open(runtime: Any, path: Path, outputs: tuple[str, ...]) -> Runner:  # noqa
 
     def run(images: Images) -> dict:
         found = session.run(list(outputs), {INPUT: images.numpy()})
-        return {name: torch.from_numpy(one) for name, one in zip(outputs, found, strict=True)}
+        return named(outputs, [torch.from_numpy(one) for one in found])
 
     return run
 

@@ -2,6 +2,8 @@
 """Traces for libtorch, and torch.export programs; called by `shipping.py`."""
 
 import json
+import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import torch
 
 from opendino.axes import Images
-from opendino.errors import ConversionError
-from opendino.export.shipping import ExportConfig, Graph, Runner, named
+from opendino.errors import ConfigError, ConversionError
+from opendino.export.graph import Graph
+from opendino.export.shipping import ExportConfig, Runner, named
 
 _ABOUT = "opendino.json"
 
@@ -19,40 +22,58 @@ def write(graph: Graph, example: Images, path: Path, config: ExportConfig) -> Ru
     """Write the graph and open it again.
 
     Raises:
+        ConfigError: no compiler where one is wanted.
         ConversionError: PyTorch cannot follow the model.
     """
+    if config.aot and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ConfigError("aot = true: no C++ compiler was found; install g++ or name one in CXX, or leave aot out")
     try:
-        return _trace(graph, example, path) if config.to == "trace" else _program(graph, example, path, config)
+        if config.to == "trace":
+            _trace(graph, example, path)
+        else:
+            _program(graph, example, path, config)
+        return opened(path, graph.outputs, config)
     except (RuntimeError, ValueError) as error:  # torch._dynamo's and torch.export's own errors are RuntimeErrors
         reason = str(error).strip().splitlines()[0]
         raise ConversionError(f"{path.name}: PyTorch cannot write the model as {config.to} ({reason})") from error
 
 
-def _trace(graph: Graph, example: Images, path: Path) -> Runner:
+def opened(path: Path, outputs: tuple[str, ...], config: ExportConfig) -> Runner:
+    """A file of these formats by what PyTorch opens it with, without this package."""
+    if config.to == "trace":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            again = torch.jit.load(str(path))
+    elif config.aot:
+        from torch._inductor import aoti_load_package
+
+        again = aoti_load_package(str(path))
+    else:
+        again = torch.export.load(str(path)).module()
+
+    def run(images: Images) -> dict:
+        with torch.no_grad():
+            return named(outputs, again(images))
+
+    return run
+
+
+def _trace(graph: Graph, example: Images, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         # torch.jit is kept for libtorch; its successor is to=program.
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = torch.jit.trace(graph, (example,))
         torch.jit.save(traced, str(path), _extra_files={_ABOUT: json.dumps({"outputs": graph.outputs})})
-        again = torch.jit.load(str(path))
-
-    def run(images: Images) -> dict:
-        with torch.no_grad():
-            return named(graph.outputs, again(images))
-
-    return run
 
 
-def _program(graph: Graph, example: Images, path: Path, config: ExportConfig) -> Runner:
+def _program(graph: Graph, example: Images, path: Path, config: ExportConfig) -> None:
     program = torch.export.export(graph, (example,), dynamic_shapes=(shapes(config),))
-    torch.export.save(program, str(path), extra_files={_ABOUT: json.dumps({"outputs": graph.outputs})})
-    again = torch.export.load(str(path)).module()
+    if config.aot:  # machine code for this kind of processor
+        from torch._inductor import aoti_compile_and_package
 
-    def run(images: Images) -> dict:
-        with torch.no_grad():
-            return named(graph.outputs, again(images))
-
-    return run
+        aoti_compile_and_package(program, package_path=str(path))
+    else:
+        torch.export.save(program, str(path), extra_files={_ABOUT: json.dumps({"outputs": graph.outputs})})
 
 
 def shapes(config: ExportConfig) -> dict[int, Any] | None:

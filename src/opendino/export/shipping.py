@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`export`: open a model, write it, open what was written by its own runtime, compare, and only then give it its name.
 
-A graph takes normalised images [B, C, H, W] and gives `cls` [B, D], `patches` [B, N, D], and `registers` where there
-are some; that of a classifier gives `logits` too. Read next: `program.py`, `onnx.py`.
+Read next: `graph.py` (what a graph gives), `heads.py` (heads on top), then a format: `program.py`, `onnx.py`.
 """
 
 import math
@@ -16,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from opendino.axes import Images
 from opendino.checkpoint.hub import Model, load
@@ -26,9 +25,10 @@ from opendino.data.decode import decode
 from opendino.data.transforms import EvalTransform
 from opendino.errors import CheckpointError, ConfigError, ConversionError
 from opendino.export import FORMATS
+from opendino.export.graph import Graph, backbone_of
+from opendino.export.heads import with_head
 from opendino.files import writing
 from opendino.models.classifier import LinearClassifier
-from opendino.models.vision_transformer import VisionTransformer
 
 Runner = Callable[[Images], dict[str, Tensor]]
 """What was exported, opened again: images to named outputs."""
@@ -52,6 +52,10 @@ class ExportConfig:
             quantized, activations as they come (onnxruntime's dynamic quantization).
         tolerance: largest absolute difference that is accepted; None takes 1e-4, 5e-2 for fp16, and for int8 1.
         images: image file, folder or data set to compare on, besides noise; none when empty.
+        head: file of a trained head to put on top: a classifier, a segmentation head or a depth head, as `opendino eval
+            segment | depth` or the official repository wrote it; none when empty.
+        depth_range: (smallest, largest) depth of a depth head; None reads it from the results beside `head`.
+        aot: of a program: compile it for this machine by AOTInductor.
     """
 
     to: str = "onnx"
@@ -62,12 +66,21 @@ class ExportConfig:
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     tolerance: float | None = None
     images: str = ""
+    head: str = ""
+    depth_range: tuple[float, float] | None = None
+    aot: bool = False
 
     def __post_init__(self) -> None:
         if self.to not in FORMATS:
             raise ConfigError(f"to = {self.to!r}: no such format; choose one of {', '.join(FORMATS)}")
         if self.precision != "fp32" and self.to != "onnx":
             raise ConfigError(f"precision = {self.precision}: is for to=onnx; {self.to} is written in fp32")
+        if self.aot and self.to != "program":
+            raise ConfigError(f"aot = true: compiles a program; say to=program, or leave it out for {self.to}")
+        if self.head and self.to == "hf":
+            raise ConfigError(
+                "head: goes on top of graphs (trace, program, onnx); the layout of to=hf has no place for it"
+            )
         if self.batch < 1 or self.opset < 18:
             raise ConfigError("batch: give 1 or more; opset: 18 or more")
 
@@ -105,45 +118,6 @@ class Exported(NamedTuple):
     differences: list[Difference]
 
 
-class Graph(nn.Module):
-    """The model as a function of one tensor to a tuple, for tracers.
-
-    Args:
-        model: a backbone or a classifier, in evaluation mode.
-
-    Attributes:
-        outputs: names of what it gives, in order.
-    """
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model: Model = model
-        backbone = backbone_of(model)
-        self.has_registers = backbone.num_register_tokens > 0
-        registers = ("registers",) if self.has_registers else ()
-        self.outputs = ("cls", "patches", *registers, *(("logits",) if isinstance(model, LinearClassifier) else ()))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Outputs in the order of their names."""
-        model = self.model
-        if not isinstance(model, LinearClassifier):
-            found = backbone_of(model).forward_features(images)
-            parts = [found["x_norm_clstoken"], found["x_norm_patchtokens"]]
-            return tuple([*parts, found["x_norm_regtokens"]] if self.has_registers else parts)
-        layers = model.backbone.get_intermediate_layers(
-            images, n=model.layers, return_class_token=True, return_register_tokens=True
-        )
-        patches, cls, registers = layers[-1]
-        # As LinearClassifier.forward, on the same pass.
-        logits = model.linear_head(torch.cat([*(one[1] for one in layers), patches.mean(dim=1)], dim=-1))
-        return (cls, patches, *([registers] if self.has_registers else []), logits)
-
-
-def backbone_of(model: Model) -> VisionTransformer:
-    """The model, or what its classifier stands on."""
-    return model.backbone if isinstance(model, LinearClassifier) else model
-
-
 def export(source: str, out: str | Path, config: ExportConfig = ExportConfig()) -> Exported:
     """Write a model in a format that other programs run, after proving that they compute the same.
 
@@ -166,17 +140,20 @@ def export(source: str, out: str | Path, config: ExportConfig = ExportConfig()) 
     suffix = _SUFFIX[config.to]
     if out.suffix != suffix:
         raise ConfigError(f"{out}: the name of this format ends in {suffix}")
-    model = load(source)
-    size = _size(model, config)
+    model, head = load(source), None
+    if config.head:
+        model, head = with_head(backbone_of(model), Path(config.head), config.depth_range)
+    fewest = 1 if head is None else head.fewest
+    size = _size(model, config, fewest)
     fixed = model if config.dynamic == "all" else _baked(model, size)
-    graph = Graph(fixed).eval()
+    graph = Graph(fixed, head).eval()
     example = torch.randn(config.batch, model.input_spec.channels, *size, generator=torch.Generator().manual_seed(0))
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         runner = module.write(graph, example, place / out.name, config)
-        differences = [compare(graph, runner, images) for images in trials(model, size, config)]
+        differences = [compare(graph, runner, images) for images in trials(model, size, config, fewest)]
         worst = max(differences, key=lambda one: one.largest)
         if worst.largest > config.allowed:
             raise ConversionError(
@@ -208,14 +185,22 @@ def compare(graph: Graph, runner: Runner, images: Images) -> Difference:
     return worst
 
 
-def trials(model: Model, size: tuple[int, int], config: ExportConfig) -> list[Images]:
-    """Noise and real images to compare on, of every number and size that the export promises."""
+def trials(model: Model, size: tuple[int, int], config: ExportConfig, fewest: int = 1) -> list[Images]:
+    """Noise and real images to compare on, of every number and size that the export promises.
+
+    Args:
+        model: what images are made for.
+        size: of the example.
+        config: what may differ from the example.
+        fewest: patches along a side of the smallest image.
+    """
     spec, patch = model.input_spec, backbone_of(model).patch_size
     random = torch.Generator().manual_seed(1)
     sizes = [size]
     if config.dynamic == "all":
         # Larger and wider, smaller and narrower, one patch more.
-        sizes += [(size[0] + 2 * patch, size[1] + 5 * patch), (_half(size[0], patch), _half(size[1], patch) + patch)]
+        small = [max(_half(side, patch), fewest * patch) for side in size]
+        sizes += [(size[0] + 2 * patch, size[1] + 5 * patch), (small[0], small[1] + patch)]
     counts = (config.batch,) if config.dynamic == "none" else (1, config.batch + 1)
     out = [torch.randn(count, spec.channels, *one, generator=random) for one in sizes for count in counts]
     for image in _real(config.images, spec.channels):
@@ -239,12 +224,14 @@ def _half(side: int, patch: int) -> int:
     return max(side // (2 * patch), 1) * patch
 
 
-def _size(model: Model, config: ExportConfig) -> tuple[int, int]:
+def _size(model: Model, config: ExportConfig, fewest: int) -> tuple[int, int]:
     patch = backbone_of(model).patch_size
     size = config.size or (model.input_spec.size[0], model.input_spec.size[1])
     if any(side < patch or side % patch for side in size):
         near = [max(round(side / patch), 1) * patch for side in size]
         raise ConfigError(f"size = {list(size)}: sides must be multiples of the model's patch, {patch}; try {near}")
+    if min(size) < fewest * patch:
+        raise ConfigError(f"size = {list(size)}: this head wants {fewest * patch} pixels or more along each side")
     return size
 
 

@@ -40,7 +40,20 @@ class LinearDepthHead(nn.Module):
             maps: of each layer the patches [B, D, h, w] and CLS [B, D].
         """
         x = torch.cat([part for patches, cls in maps for part in (patches, cls[..., None, None].expand_as(patches))], 1)
-        logits = F.interpolate(self.conv_depth(x), scale_factor=_UPSAMPLE, mode="bilinear", align_corners=False)
+        size = (_UPSAMPLE * x.shape[2], _UPSAMPLE * x.shape[3])
+        logits = F.interpolate(self.conv_depth(x), size, mode="bilinear", align_corners=False)
         weights = logits.relu() + _FLOOR
-        bins = torch.linspace(self.min_depth, self.max_depth, self.bins, device=x.device)
+        bins = torch.linspace(self.min_depth, self.max_depth, self.bins, device=x.device).to(weights.dtype)
         return torch.einsum("bkhw,k->bhw", weights / weights.sum(dim=1, keepdim=True), bins)[:, None]
+
+
+def layers_of(depth: int, count: int) -> list[int]:
+    """Published numbers of the layers that a head reads, counted from 0.
+
+    The last one; or four: 3, 6, 9, 12 of 12, 5, 12, 18, 24 of 24, 10, 20, 30, 40 of 40; of other depths the ends of
+    four equal parts.
+    """
+    if count == 1:
+        return [depth - 1]
+    published = {12: [2, 5, 8, 11], 24: [4, 11, 17, 23], 40: [9, 19, 29, 39]}
+    return published.get(depth, [round(depth * (i + 1) / 4) - 1 for i in range(4)])

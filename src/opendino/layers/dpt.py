@@ -79,16 +79,20 @@ class _Fusion(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C h w"], finer: Tensor | None = None) -> Float[Tensor, "B C H W"]:
         if finer is not None and self.res_conv_unit1 is not None:
-            if finer.shape != x.shape:
-                finer = F.interpolate(finer, x.shape[2:], mode="bilinear", align_corners=False)
+            # The identity where sizes agree; asked for, the question would tie an export to the sizes of its example.
+            finer = F.interpolate(finer, x.shape[2:], mode="bilinear", align_corners=False)
             x = x + self.res_conv_unit1(finer)
-        x = F.interpolate(self.res_conv_unit2(x), scale_factor=2, mode="bilinear", align_corners=True)
-        return self.project(x)
+        return self.project(_doubled(self.res_conv_unit2(x)))
 
 
 class _Enlarge(nn.Module):
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
-        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        return _doubled(x)
+
+
+def _doubled(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
+    # A size in whole numbers: exporters follow it where a factor is a fraction to them.
+    return F.interpolate(x, (2 * x.shape[2], 2 * x.shape[3]), mode="bilinear", align_corners=True)
 
 
 class _Value(nn.Module):

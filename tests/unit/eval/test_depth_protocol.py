@@ -3,7 +3,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -69,14 +68,3 @@ def test_published_crops():
     assert (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])) == (153, 370, 44, 1196)
     assert bool(_depth.eval_crop("none", 5, 7).all())
     assert not bool(_depth.valid(torch.tensor([math.inf, math.nan, 0, 81.0]), 0.001, 80.0).any())
-
-
-def test_published_layers():
-    assert _depth.layers_of(12, 1) == [11]
-    assert _depth.layers_of(12, 4) == [2, 5, 8, 11]
-    assert _depth.layers_of(24, 4) == [4, 11, 17, 23]
-    assert _depth.layers_of(40, 4) == [9, 19, 29, 39]
-    for depth in (4, 6, 16, 32):
-        layers = _depth.layers_of(depth, 4)
-        assert layers[-1] == depth - 1
-        assert np.all(np.diff(layers) > 0)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from opendino.checkpoint.hub import load
+from opendino.errors import ConfigError
 from opendino.export.shipping import ExportConfig, export, largest
 
 
@@ -27,3 +28,10 @@ def test_a_program_holds_at_other_sizes(weights, tmp_path, no_shape_checks):
     with torch.no_grad():
         again = torch.export.load(str(done.path)).module()(images)
         torch.testing.assert_close(again[0], load(weights)(images), atol=1e-5, rtol=0)
+
+
+def test_machine_code_needs_a_compiler(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found"):
+        export(weights, tmp_path / "x.pt2", ExportConfig(to="program", aot=True))
+    assert [one.name for one in tmp_path.iterdir()] == ["w"]

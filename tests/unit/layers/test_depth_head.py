@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from opendino.layers.depth_head import LinearDepthHead
+from opendino.layers.depth_head import LinearDepthHead, layers_of
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,14 @@ def test_enlarging_before_or_after_the_convolution_is_the_same():
     bins = torch.linspace(0.001, 10, 16)[None, :, None, None]
     wanted = (weights * bins).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
     torch.testing.assert_close(head(maps), wanted, rtol=0, atol=1e-4)
+
+
+def test_published_layers():
+    assert layers_of(12, 1) == [11]
+    assert layers_of(12, 4) == [2, 5, 8, 11]
+    assert layers_of(24, 4) == [4, 11, 17, 23]
+    assert layers_of(40, 4) == [9, 19, 29, 39]
+    for depth in (4, 6, 16, 32):
+        layers = layers_of(depth, 4)
+        assert layers[-1] == depth - 1
+        assert sorted(set(layers)) == layers

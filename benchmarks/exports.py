@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Largest differences of exported models: trace, program and ONNX, at three sizes, by the model's own numbers.
+
+python benchmarks/exports.py [--quick] [--to trace program onnx] [--depth 12] [--json FILE]
+
+Random weights of published width (ViT-S/14, a table of 518 pixels): plain, with registers, with SwiGLU. Each is
+exported with free number, height and width, opened again by its own runtime, and compared on noise at 224 x 224,
+518 x 518 and 224 x 308. `--quick` takes two blocks of width 128. Formats whose packages are missing are left
+out and said.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+
+from opendino.checkpoint.hub import load
+from opendino.checkpoint.weights import save_weights
+from opendino.errors import ConfigError
+from opendino.export.graph import Graph
+from opendino.export.onnx import opened as opened_by_onnxruntime
+from opendino.export.program import opened as opened_by_torch
+from opendino.export.shipping import ExportConfig, compare, export
+from opendino.models.vision_transformer import VisionTransformer
+
+SIZES = ((224, 224), (518, 518), (224, 308))
+KINDS = {
+    "plain": {},
+    "registers": {"num_register_tokens": 4, "interpolate_antialias": True, "interpolate_offset": 0.0},
+    "SwiGLU": {"ffn_layer": "swiglufused"},
+}
+SUFFIX = {"trace": ".pt", "program": ".pt2", "onnx": ".onnx"}
+
+
+def weights(folder: Path, kind: str, width: int, depth: int) -> str:
+    """Random weights; a table of zeros would hide how it is resized."""
+    torch.manual_seed(0)
+    made = VisionTransformer(
+        img_size=518, patch_size=14, embed_dim=width, depth=depth, num_heads=width // 64, init_values=1.0, **KINDS[kind]
+    )
+    torch.nn.init.normal_(made.pos_embed, std=0.5)
+    save_weights(made, folder / kind)
+    return str(folder / kind)
+
+
+def differences(source: str, to: str, folder: Path) -> dict[str, float]:
+    """Of one model in one format, by size."""
+    path = folder / f"{Path(source).name}{SUFFIX[to]}"
+    config = ExportConfig(to=to, size=(56, 56))
+    export(source, path, config)
+    graph, random = Graph(load(source)).eval(), torch.Generator().manual_seed(2)
+    onnx = to == "onnx"
+    run = opened_by_onnxruntime(path, graph.outputs) if onnx else opened_by_torch(path, graph.outputs, config)
+    return {
+        f"{height}x{width}": compare(graph, run, torch.randn(1, 3, height, width, generator=random)).largest
+        for height, width in SIZES
+    }
+
+
+def main() -> None:
+    """Print a row for each format and model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--to", nargs="*", default=list(SUFFIX), choices=list(SUFFIX))
+    parser.add_argument("--depth", type=int)
+    parser.add_argument("--json", type=Path)
+    words = parser.parse_args()
+    width, depth = (128, words.depth or 2) if words.quick else (384, words.depth or 12)
+    found: dict[str, dict[str, float]] = {}
+    print(f"| width {width}, {depth} blocks | {' | '.join(f'{h} x {w}' for h, w in SIZES)} |")
+    print(f"|---|{'---:|' * len(SIZES)}")
+    with tempfile.TemporaryDirectory() as place:
+        for to in words.to:
+            for kind in KINDS:
+                try:
+                    row = differences(weights(Path(place), kind, width, depth), to, Path(place))
+                except ConfigError as error:
+                    print(f"| {to}, {kind} | left out: {error} |")
+                    continue
+                found[f"{to}, {kind}"] = row
+                print(f"| {to}, {kind} | {' | '.join(f'{one:.1e}' for one in row.values())} |", flush=True)
+    if words.json:
+        words.json.write_text(json.dumps({"width": width, "depth": depth, "largest": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
