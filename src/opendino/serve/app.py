@@ -87,21 +87,34 @@ class Service:
             else self.index.embedder(model, config.embed.device)
         )
         self.feature = self.embedder.names[0] if self.index is None else self.index.about["feature"]
+        self.opening = 0  # images that are being decoded
         self.queue: Batcher[Tensor, np.ndarray] = Batcher(self._forward, config.batching, self.metrics.batch)
 
     def _forward(self, prepared: Sequence[Tensor]) -> list[np.ndarray]:
         return list(self.embedder(torch.stack(list(prepared)))[self.feature].numpy())
 
     async def opened(self, request: Request) -> list[Decoded]:
-        """The images of a request, decoded beside the loop."""
+        """The images of a request, decoded beside the loop.
+
+        Raises:
+            BusyError: as many images as the queue holds are waiting or being decoded.
+            HTTPException: more images than the queue ever holds, or a body that is refused.
+        """
         data = await images_of(request, self.config.limits)
+        if len(data) > self.config.batching.queue:
+            raise HTTPException(413, f"{len(data)} images; the queue holds {self.config.batching.queue}")
+        # Said before decoding, or what waits for a decoder would be a second queue, without a bound.
+        if self.opening + self.queue.waiting + len(data) > self.config.batching.queue:
+            raise BusyError
         channels = self.embedder.backbone.in_chans
-        return [await asyncio.to_thread(open_image, one, channels, self.config.limits) for one in data]
+        self.opening += len(data)
+        try:
+            return [await asyncio.to_thread(open_image, one, channels, self.config.limits) for one in data]
+        finally:
+            self.opening -= len(data)
 
     async def vectors(self, pictures: Sequence[Decoded]) -> np.ndarray:
         """Vectors of pictures."""
-        if len(pictures) > self.config.batching.queue:
-            raise HTTPException(413, f"{len(pictures)} images; the queue holds {self.config.batching.queue}")
         prepared = [await asyncio.to_thread(self.embedder.prepare, one) for one in pictures]
         return np.stack(await self.queue(prepared))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What comes in: one image as the body, or several as multipart; every limit is checked before memory is spent."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -69,7 +69,7 @@ async def _parts(request: Request, limits: LimitConfig) -> list[bytes]:
         await form.close()
 
 
-async def _limited(request: Request, limits: LimitConfig) -> AsyncIterator[bytes]:
+async def _limited(request: Request, limits: LimitConfig) -> AsyncGenerator[bytes, None]:
     size = 0
     async for chunk in request.stream():
         size += len(chunk)

@@ -115,6 +115,20 @@ def test_many_at_once_get_an_answer_or_a_no(client, served):
     assert client.get("/metrics").text.splitlines()[-1] == "opendino_waiting_images 0"
 
 
+def test_images_that_are_being_decoded_count_as_waiting(client, served):
+    service, data = client.app.state.service, files(served)[0].read_bytes()
+    service.opening = 8  # the queue of this server
+    for path in ("/embed", "/similar", "/pca"):
+        refused = client.post(path, content=data)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+    service.opening = 7
+    assert client.post("/embed", content=data).status_code == 200
+    assert service.opening == 7
+    several = [("a", ("a", data, "image/png"))] * 2
+    assert client.post("/embed", files=several).status_code == 429
+
+
 def test_a_token_is_asked_for(served):
     from starlette.testclient import TestClient
 
