@@ -96,7 +96,7 @@ class Layout:
 
 
 def choose_mode(mode: str, device: str, parameters: int) -> str:
-    """What "auto" is, and whether a mode can be.
+    """What "auto" is, and "ddp" where there is one process; and whether a mode can be.
 
     Args:
         mode: as in the settings.
@@ -110,10 +110,12 @@ def choose_mode(mode: str, device: str, parameters: int) -> str:
         raise ConfigError(
             f"parallel.mode = none, but there are {world_size()} processes; use auto, ddp or fsdp, or start one process"
         )
-    if mode != "auto":
+    if mode == "fsdp":  # which works on one process too
         return mode
     if world_size() == 1:
         return "none"
+    if mode == "ddp":
+        return mode
     return "fsdp" if device == "cuda" and parameters >= LARGE else "ddp"
 
 

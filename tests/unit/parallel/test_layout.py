@@ -26,6 +26,9 @@ def made():
         ("auto", 2, "cuda", 10**9, "fsdp"),
         ("fsdp", 2, "cpu", 1, "fsdp"),
         ("none", 1, "cpu", 1, "none"),
+        ("ddp", 2, "cuda", 10**9, "ddp"),
+        ("ddp", 1, "cpu", 1, "none"),
+        ("fsdp", 1, "cpu", 1, "fsdp"),
     ],
 )
 def test_modes(monkeypatch, mode, processes, device, parameters, found):
