@@ -277,6 +277,10 @@ class Together(Guided):
                 own = {f"{name}_{term}" if name else term: value for term, value in terms.items()}
                 yield StepOutput(loss, dict.fromkeys(names, zero) | own)
 
+    def probabilities(self, logits: Float[Tensor, "n K"], temp: float) -> Float32[Tensor, "n K"]:
+        """As the first student's method says them."""
+        return self._learners[0].probabilities(logits, temp)
+
     def subnetworks(self) -> dict[str, nn.Module]:
         """Networks of all students by name, each of which is clipped by its own gradient norm."""
         found: dict[str, nn.Module] = {}

@@ -178,6 +178,9 @@ def test_the_centres_of_all_students_are_in_the_state():
         "dino_loss.center", "ibot_patch_loss.center", "also_b_dino_loss.center", "also_b_ibot_patch_loss.center",
     }  # fmt: skip
     assert all(value.abs().sum() > 0 for value in centres.values())
+    logits = torch.randn(5, 24)
+    wanted = torch.softmax((logits - both.dino_loss.center) / 0.05, dim=-1)
+    torch.testing.assert_close(both.probabilities(logits, 0.05), wanted)  # looks at a run are at the first
 
 
 def test_the_running_centre_begins_where_the_guides_run_left_it():
