@@ -155,10 +155,11 @@ class Upkeep:
         tensors = state.own_share(state.collect(run.method, run.optimizer), share.number)
         results = run.layout.plain(run.method, run.method.results())
         meta = self._meta(run)
+        writes = is_main() or share.of > 1
         if self._checkpoints.asynchronous:
-            tensors = state.copied(tensors)
+            tensors = state.copied(tensors) if writes else {}
             results = {name: copy.deepcopy(result).to("cpu") for name, result in results.items()} if is_main() else {}
-        if is_main() or share.of > 1:
+        if writes:
             self._writer.start(partial(self._write, run.step, tensors, results, meta, share))
         if not self._checkpoints.asynchronous:
             self.finish()
