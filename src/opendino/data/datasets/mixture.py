@@ -27,6 +27,12 @@ from opendino.data.datasets._base import DecodeOptions, ImageDataset
 from opendino.data.samplers import permute
 from opendino.errors import ConfigError, DataError
 
+_MOST = 2**40
+"""Positions of an epoch, beyond which weights are taken for a slip."""
+
+_MOST_LABELLED = 2**31
+"""The same where each position has a label, which is kept in memory."""
+
 _FIELDS = frozenset({"data", "weight", "path_column", "image_column", "label_column"})
 
 
@@ -71,6 +77,11 @@ class MixtureDataset(ImageDataset):
         self._starts = np.cumsum([0, *self._counts], dtype=np.int64)
         self.classes = sorted({label for part in parts for label in part.classes})
         if self.classes and all(part.targets is not None for part in parts):
+            if len(self) > _MOST_LABELLED:
+                raise DataError(
+                    f"{name}: labels of the {len(self)} positions of an epoch do not fit into memory; give size: N, "
+                    "or label_column: none for a part"
+                )
             self.targets = self._labels()
         else:
             self.classes = []
@@ -129,6 +140,10 @@ def open_mixture(source: Path, options: DecodeOptions, **columns: str) -> Mixtur
     from opendino.data.datasets import open_dataset
 
     parts, size, seed = read_mixture(source)
+    for part in parts:
+        place = Path(part.source)
+        if place.suffix.lower() in (".yaml", ".yml") and place.is_file():
+            raise DataError(f"{source}: its part {part.source} is a mixture itself; name the parts of that one here")
     reading = dataclasses.asdict(options)
     opened = [open_dataset(part.source, **reading, **{**columns, **part.columns}) for part in parts]
     return MixtureDataset(str(source), opened, [part.weight for part in parts], size, seed)
@@ -190,7 +205,13 @@ def shares(
     exact = [Fraction(weight) for weight in given]
     if not size:
         longest = max(length / weight for length, weight in zip(lengths, exact, strict=True))
-        return [math.ceil(longest * weight) for weight in exact]
+        counts = [math.ceil(longest * weight) for weight in exact]
+        if sum(counts) > _MOST:
+            raise DataError(
+                f"{name}: with weights {given} an epoch would have {sum(counts):.2g} positions until every image has "
+                "come; give size: N, or weights that differ less"
+            )
+        return counts
     # By the sums so far, so that roundings do not add up.
     ends = [round(size * sum(exact[: place + 1], start=Fraction(0)) / sum(exact)) for place in range(len(exact))]
     counts = [end - start for start, end in pairwise([0, *ends])]

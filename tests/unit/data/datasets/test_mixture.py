@@ -3,7 +3,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opendino.data.datasets import DecodeOptions, open_dataset
@@ -40,6 +40,7 @@ def test_shares_by_hand():
     assert sum(shares([7, 9, 11], [0.2, 0.3, 0.5], size=1001)) == 1001
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 50), st.integers(1, 9)), min_size=1, max_size=4),
     st.integers(0, 120),
@@ -100,6 +101,7 @@ def test_a_file_names_parts_of_every_kind(tmp_path, make_tar, png):
         ("mix: [a]\nsize: -1", "size = -1"),
         ("mix: [nowhere]", "nowhere: there is no such file or folder"),
         ("mix: [a", "not valid YAML"),
+        ("mix: [mixture.yaml]", "is a mixture itself"),
     ],
 )
 def test_what_is_no_mixture_is_said(tmp_path, text, message):
@@ -113,5 +115,10 @@ def test_weights_that_cannot_be_are_refused():
         shares([3, 3], [1.0, 0.0])
     with pytest.raises(DataError, match="some parts have a weight and others none"):
         shares([3, 3], [1.0, None])
+    with pytest.raises(DataError, match="an epoch would have 3e\\+12 positions"):
+        shares([3, 3], [1.0, 1e-12])
+    assert shares([3, 3], [1.0, 1e-12], size=3_000_000_000_000)[1] == 3
+    with pytest.raises(DataError, match="labels of the 3000000003 positions"):
+        MixtureDataset("here", [Numbers("a", 3, ["x"]), Numbers("b", 3, ["x"])], [1, 1000000000])
     with pytest.raises(DataError, match="has no place for a part of weight 1"):
         shares([3, 3], [1.0, 100.0], size=10)
