@@ -70,7 +70,7 @@ def test_what_it_does_not_take(words, capsys):
 def test_recipes_of_other_trainings_are_read_as_theirs(capsys):
     assert main(["config", "show", "distill/demo_student"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert shown["distill"]["targets"] == "heads"
+    assert shown["distill"]["targets"] == "features"
     assert main(["config", "check", "distill/demo_student"]) == 0
 
 
