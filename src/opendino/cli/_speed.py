@@ -3,9 +3,10 @@
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-_SECONDS = 3.0  # for each of the measurements
+_SECONDS = 2.5  # for each of the measurements
+_CLEARLY = 1.1  # beyond what a busy machine makes of equal speeds
 
 
 def measure(seconds: float = _SECONDS, preset: str = "vits14") -> list[tuple[str, str]]:
@@ -16,7 +17,9 @@ def measure(seconds: float = _SECONDS, preset: str = "vits14") -> list[tuple[str
         preset: of the backbone.
     """
     import torch
+    from torch import nn
 
+    from opendino.fast.optimize import optimize
     from opendino.models.presets import create
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,24 +28,33 @@ def measure(seconds: float = _SECONDS, preset: str = "vits14") -> list[tuple[str
     side = 16 * backbone.patch_size
     images = torch.randn(batch, backbone.in_chans, side, side, device=device)
     rows = [("decoding", f"{rate(_decoding(), seconds):.0f} JPEGs of 500 x 375 a second to 224 pixels, one thread")]
-    for precision in ("fp32", "bf16"):
+    ways: list[tuple[str, nn.Module, bool]] = [("fp32", backbone, False), ("bf16", backbone, True)]
+    if device.type == "cpu":
+        ways.append(("optimized", optimize(backbone), False))
+    found = {}
+    for name, model, half in ways:
 
-        def forward(fast: bool = precision == "bf16") -> None:
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                backbone(images)
+        def forward(model: nn.Module = model, half: bool = half) -> None:
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+                model(images)
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
-        found = rate(forward, seconds) * batch
-        rows.append(
-            (f"{preset} {precision}", f"{found:.1f} images of {side} pixels a second on {device.type}, forward")
-        )
-    return [*rows, *fast_paths()]
+        found[name] = rate(forward, seconds) * batch
+        told = f"{found[name]:.1f} images of {side} pixels a second on {device.type}, forward"
+        rows.append((f"{preset} {name}", told))
+    return [*rows, *fast_paths(found)]
 
 
-def fast_paths() -> list[tuple[str, str]]:
-    """Ways that are chosen for this machine, with the reason."""
+def fast_paths(rates: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Ways that are chosen for this machine, with the reason.
+
+    Args:
+        rates: images a second by way: "fp32", "bf16", and on a CPU "optimized".
+    """
     import torch
+
+    from opendino.data.fast import choose_decoder
 
     cuda = torch.cuda.is_available()
     attention = (
@@ -52,15 +64,27 @@ def fast_paths() -> list[tuple[str, str]]:
     )
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     wide = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if has.get(name)]
-    bf16 = (
-        "fast: the processor multiplies it" if {"avx512_bf16", "amx_bf16"} & set(wide) else "not faster than fp32 here"
-    )
+    decoder, why = choose_decoder("auto")
     return [
+        ("decoder", f"{decoder}: {why}"),
+        ("optimize", "for a CPU; not taken on this device" if cuda else _optimized(rates["optimized"] / rates["fp32"])),
         ("attention", attention),
         ("linear layers", "left to the device" if cuda else _linear_layers()),
-        ("bf16", "fast: tensor cores" if cuda else bf16),
+        ("bf16", _half(rates["bf16"] / rates["fp32"], wide)),
         ("processor", ", ".join(wide) or "no vector instructions that matter were found"),
     ]
+
+
+def _optimized(gain: float) -> str:
+    """What `opendino.optimize` gains, as `embed`, `eval` and `curate` take it."""
+    return f"{gain:.2f} of the plain model's speed in fp32; embed, eval and curate take it (optimize=false does not)"
+
+
+def _half(gain: float, instructions: Sequence[str]) -> str:
+    """What bfloat16 gains; instructions that multiply it do not always make it faster."""
+    own = sorted({"avx512_bf16", "amx_bf16"} & set(instructions))
+    verdict = "faster" if gain > _CLEARLY else "not faster" if gain > 1 / _CLEARLY else "slower"
+    return f"{verdict} here: {gain:.2f} of fp32's speed" + (f", with {', '.join(own)}" if own else "")
 
 
 def _linear_layers() -> str:

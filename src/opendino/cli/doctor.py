@@ -17,7 +17,7 @@ USAGE = """
 usage: opendino doctor [speed]
 
 Prints what opendino finds on this machine. It changes nothing. With the word speed it also measures, for about ten
-seconds: decoding, a ViT-S/14 in fp32 and bf16, and which fast paths are taken and why.
+seconds: decoding, a ViT-S/14 in fp32, in bf16 and optimized, and which fast paths are taken and why.
 """
 
 _CORE = ("torch", "numpy", "pillow", "safetensors", "huggingface-hub", "pydantic", "pyarrow", "scipy")

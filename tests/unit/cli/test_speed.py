@@ -15,4 +15,13 @@ def test_every_row_has_a_number(monkeypatch):
     rows = dict(_speed.measure(0.0, "vit_nano4"))
     assert float(rows["decoding"].split()[0]) > 0
     assert float(rows["vit_nano4 fp32"].split()[0]) > 0
-    assert {"attention", "linear layers", "bf16", "processor"} <= set(rows)
+    assert float(rows["vit_nano4 optimized"].split()[0]) > 0
+    assert {"attention", "linear layers", "bf16", "processor", "decoder", "optimize"} <= set(rows)
+    assert "of fp32's speed" in rows["bf16"]
+
+
+def test_bf16_is_judged_by_what_was_measured():
+    wide = ["avx2", "amx_bf16"]
+    assert _speed._half(0.5, wide) == "slower here: 0.50 of fp32's speed, with amx_bf16"
+    assert _speed._half(1.05, wide).startswith("not faster")
+    assert _speed._half(1.8, []) == "faster here: 1.80 of fp32's speed"
