@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opendino.config import expand_home
+from opendino.data.augment import check_crops
 from opendino.data.datasets import ImageDataset
 from opendino.data.normalization import normalization
 from opendino.distributed import rank
@@ -150,6 +151,8 @@ def make_distill(config: PretrainConfig) -> Guided:
             f"this run ({settings.sha256[:12]}...); give the same teacher to continue, or another output_dir"
         )
     shapes = [config.student, *(training_shape(_like(also, config.student), config.crops) for also in settings.also)]
+    for shape in shapes:
+        check_crops(config.crops, shape.arguments().get("patch_size", 16))
     try:
         guide = make_guide(teacher, config)
         learners = [_learner(shape, guide, config) for shape in shapes]
@@ -174,8 +177,10 @@ def make_guide(teacher: Teacher, config: PretrainConfig) -> Guide:
             f"takes images of {backbone.in_chans} channels, and the student of {channels}; set "
             f"student.in_chans={backbone.in_chans}"
         )
-    size = settings.resize or config.crops.global_size
-    check_crops_fit(backbone, size)
+    crops = config.crops
+    shown = {crops.global_size, crops.early_size or crops.global_size, *crops.mixed_sizes}
+    for size in {settings.resize} if settings.resize else sorted(shown):
+        check_crops_fit(backbone, size)
     images = normalization(channels, config.crops.mean, config.crops.std)
     guide = Guide(teacher.network, teacher.centers, images, settings.resize)
     if settings.cache:
@@ -228,6 +233,8 @@ def choices_by(
     if not has_recipe:
         chosen["student.patch_size"] = Choice(teacher.backbone.patch_size, "the teacher's, so that patches agree")
         taken = {key: value for key, value in teacher.settings.items() if key.startswith(_OF_THE_RUN)}
+        # Small crops early on belong to the length of the teacher's run.
+        taken = {key: value for key, value in taken.items() if not key.startswith("crops.early_")}
         chosen |= {key: Choice(value, "as the teacher was trained") for key, value in taken.items()}
         if not by_heads:
             chosen["crops.local_number"] = Choice(0, "features are compared view by view")

@@ -148,6 +148,11 @@ def test_what_does_not_go_with_the_teacher_is_said(words, teacher, tmp_path):
     fails(r"dino_head has 32 prototypes and the student's 64; set dino\.prototypes=32", "dino.prototypes=64")
     fails("takes images of 3 channels, and the student of 1; set student.in_chans=3", "student.in_chans=1")
     fails(r"patches of 4 pixels, which do not divide the 18 pixels.*resize=16", "distill.resize=18")
+    seen_later = ["student.patch_size=2", "crops.mixed_sizes=[14,16]", "crops.local_number=0"]
+    fails(r"patches of 4 pixels, which do not divide the 14 pixels", *seen_later)
+    fails(r"the 14 pixels", "student.patch_size=2", "crops.early_size=14", "crops.early_until=2")
+    other = 'distill.also=[{"preset": "vit_nano4", "patch_size": 8}]'
+    fails(r"crops\.mixed_sizes = 12 is not a multiple of the patch size 8", other, "crops.mixed_sizes=[12,16]")
     fails(r"dino\.objective = coding_rate is for opendino pretrain", "dino.objective=coding_rate")
     bare = save_weights(create("vit_nano4", depth=1), tmp_path / "bare")
     fails("has no dino_head.*or distill.targets=features", f"distill.teacher={bare}", "distill.targets=heads")
@@ -172,6 +177,7 @@ def test_a_recipe_leaves_only_what_the_teacher_forces(teacher):
     assert not [key for key in forced if key.startswith("crops.") or key == "student.patch_size"]
     assert free["crops.global_size"].value == 16
     assert free["student.patch_size"].value == 4
+    assert not [key for key in free if key.startswith("crops.early_")], "they belong to the length of its run"
     assert "teacher.temp" not in choices_by(opened, DistillConfig(), {"teacher.temp_warmup": 0.3}, True)
 
 
