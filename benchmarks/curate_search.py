@@ -15,6 +15,7 @@ rows. Data: unit rows around 2,000 centres of Zipf sizes, a seventh of them near
 import argparse
 import resource
 import time
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -105,10 +106,10 @@ def kmeans(rows, k, steps=20):
         print(f"| {name} | {seconds:.1f} | {end.distance.mean(dtype=np.float64):.4f} | {empty} |")
 
 
-def join(rows, queries=2048, precision="auto"):
+def join(rows: int, queries: int = 2048, precision: Literal["auto", "bf16", "fp32"] = "auto") -> None:
     bank = features(rows)
     asked = bank[: min(queries, rows)].contiguous()
-    seconds, truth = [], None
+    seconds, truth = [], torch.empty(0)
 
     def peer():
         return torch.from_numpy(index.search(asked.numpy(), K)[1])
@@ -141,11 +142,10 @@ def approximate(rows, queries=4096):
     print(f"{rows} x {DIM}, {queries} queries, {K} nearest")
     print("| engine | build, CPU s | queries, CPU s | recall |\n|---|---|---|---|")
     print(f"| exact | | {seconds:.1f} | 1 |", flush=True)
-    for words in ({"engine": "ivf", "nprobe": 16}, {"engine": "ivf", "nprobe": 64}, {"engine": "hnsw", "ef": 128}):
-        config = SearchConfig(device="cpu", **words)
+    ivf = [(f"ivf {lists}", SearchConfig(device="cpu", engine="ivf", nprobe=lists)) for lists in (16, 64)]
+    for name, config in (*ivf, ("hnsw 128", SearchConfig(device="cpu", engine="hnsw", ef=128))):
         building, _ = timed(lambda config=config: find(asked[:1], data, K, config))
         seconds, (_, found) = timed(lambda config=config: blocks(asked, data, config))
-        name = " ".join(str(word) for word in words.values())
         print(f"| {name} | {building:.1f} | {seconds:.1f} | {recall(found, truth):.4f} |", flush=True)
 
 
@@ -181,7 +181,8 @@ def main():
         "growth": (growth, {}),
         "approximate": (approximate, {"rows": 100_000}),
     }[given.name]
-    work(**(defaults | numbers))
+    call: Any = work
+    call(**(defaults | numbers))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ from opendino.export.shipping import ExportConfig, compare, export
 from opendino.models.vision_transformer import VisionTransformer
 
 SIZES = ((224, 224), (518, 518), (224, 308))
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "registers": {"num_register_tokens": 4, "interpolate_antialias": True, "interpolate_offset": 0.0},
     "SwiGLU": {"ffn_layer": "swiglufused"},

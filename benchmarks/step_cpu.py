@@ -28,7 +28,7 @@ from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.pretrain import build_run
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_step import noise
+from train_step import noise  # pyrefly: ignore[missing-import]  beside this file
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -69,5 +69,5 @@ class TrainingError(OpendinoError):
     """A run stopped because going on would do harm."""
 
 
-class Elsewhere(TrainingError):
+class Elsewhere(TrainingError):  # noqa: N818 (says where)
     """Another process of this run failed, and reports it; this one ends in silence."""

@@ -136,7 +136,13 @@ def scalars(folder):
 def test_killed_as_a_user_runs_it(tiny_words, tmp_path, monkeypatch):
     """Half precision, TensorBoard and the picture on, and a number of threads that the first start finds by trial."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    more = ["train.precision=bf16", "log.trackers=[tensorboard]", "log.picture=true", "train.threads=0", "loader.workers=1"]
+    more = [
+        "train.precision=bf16",
+        "log.trackers=[tensorboard]",
+        "log.picture=true",
+        "train.threads=0",
+        "loader.workers=1",
+    ]
     folder, whole = tmp_path / "run", tmp_path / "whole"
     words = words_for(tiny_words, folder, *more)
     process = start(words, **os.environ)
