@@ -18,7 +18,7 @@ import torch
 from opendino.checkpoint import store
 from opendino.checkpoint.hub import RUN_WEIGHTS, load_backbone
 from opendino.data.datasets import ImageDataset
-from opendino.distributed import is_main
+from opendino.distributed import is_main, joined
 from opendino.errors import ConfigError, ModelError, OpendinoError
 from opendino.eval import drift
 from opendino.eval._features import FeatureConfig
@@ -73,9 +73,10 @@ def adapt(config: AdaptConfig, chosen: Mapping[str, Any] | None = None, dataset:
         CheckpointError: the weights or a checkpoint cannot be read.
         OpendinoError: whatever `pretrain` raises.
     """
-    dataset = open_images(config, dataset)
-    outcome = pretrain(config, chosen, dataset, build=build_adaptation)
-    return _report(config, outcome, dataset)
+    with joined(alone=config.parallel.mode == "fsdp"):  # also for the report, of which process 0 writes the file
+        dataset = open_images(config, dataset)
+        outcome = pretrain(config, chosen, dataset, build=build_adaptation)
+        return _report(config, outcome, dataset)
 
 
 def build_adaptation(config: PretrainConfig) -> Run:

@@ -112,9 +112,9 @@ def _pretrain(
         dataset = open_images(config, dataset)
         config = fill_in(config, len(dataset))
         if stored is not None:
-            run_folder.check_same(folder, stored, config, {"images": len(dataset)})
+            run_folder.check_same(folder, stored, config, dataset.facts())
         run = build(config)
-        facts = {"images": len(dataset), "threads": _threads(config, run, stored), "processes": world_size()}
+        facts = {**dataset.facts(), "threads": _threads(config, run, stored), "processes": world_size()}
         torch.set_num_threads(facts["threads"])
     _lay_out(config, run)
     with Claim(folder, kept=stored is not None) as claim:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -68,6 +69,10 @@ class ImageDataset(ABC):
             value_range=options.value_range,
             name=self.identify(index),
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What has to be the same where a run goes on with these images; plain values."""
+        return {"images": len(self)}
 
     def label(self, index: int) -> int | None:
         """Label of one image, None where the data set has none."""

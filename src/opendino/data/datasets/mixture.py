@@ -99,6 +99,10 @@ class MixtureDataset(ImageDataset):
         part, row = self._locate(index)
         return self._parts[part].identify(row)
 
+    def facts(self) -> dict[str, Any]:
+        """Also how many positions each part has, and which of its images: other weights are another run."""
+        return {**super().facts(), "positions": self._counts, "mixture_seed": self._seed}
+
     def rows(self, part: int) -> Int64[np.ndarray, " n"]:
         """Rows of a part in the order of the epoch's positions that belong to it."""
         length, count = len(self._parts[part]), self._counts[part]

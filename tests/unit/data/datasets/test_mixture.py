@@ -88,6 +88,9 @@ def test_a_file_names_parts_of_every_kind(tmp_path, make_tar, png):
     }  # fmt: skip
     recipe.write_text("mix: [photos, b.tar]\nsize: 8\nseed: 3\n")
     assert len(open_dataset(recipe)) == 8
+    assert open_dataset(recipe).facts() == {"images": 8, "positions": [6, 2], "mixture_seed": 3}
+    recipe.write_text("mix: [{data: photos, weight: 1}, {data: b.tar, weight: 1}]\nsize: 8\nseed: 3\n")
+    assert open_dataset(recipe).facts()["positions"] == [4, 4], "a run that goes on is told of other weights"
 
 
 @pytest.mark.parametrize(
