@@ -4,26 +4,55 @@
 The losses are those of `dinov2.py`. Where heads are new, the backbone is frozen for the first steps, until they say
 something: gradients of heads that know nothing would undo what it has learnt. With LoRA the student's backbone holds
 thin products beside its frozen layers; the teacher's is a plain one and follows what the student would hold, merged.
+With a Gram term the student's patches stay as alike to each other as those of the start are, which long runs wear off.
 """
 
+import math
 import re
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from opendino.config import check_numbers
+from opendino.data.collate import PretrainBatch
 from opendino.layers.lora import add_lora, merged_parameters
-from opendino.methods.dinov2 import DINOv2
+from opendino.losses.gram import gram_loss
+from opendino.methods.dinov2 import DINOv2, StudentViews, Targets
+from opendino.methods.guide import Guide, Guided, Statistics, on_grid
 from opendino.models.outputs import FeatureDict
+from opendino.models.vision_transformer import VisionTransformer
 
 
-class Adaptation(DINOv2):
-    """DINOv2 with a phase for the heads alone, and with LoRA.
+@dataclass(frozen=True)
+class GramConfig:
+    """The term that keeps how alike patches are to each other as it was at the start; see `losses/gram.py`.
+
+    Attributes:
+        loss_weight: weight of the term; 0 leaves it out.
+        size: side of the global crops as the start sees them, pixels: a larger one gives it finer patches, which are
+            averaged onto the student's; 0 shows them as they are.
+    """
+
+    loss_weight: float = 0.0
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers("gram", vars(self), {"loss_weight": (0, math.inf), "size": (0, 2**16)})
+
+
+class Adaptation(Guided, DINOv2):
+    """DINOv2 with a phase for the heads alone, with LoRA, and with a Gram term.
 
     Attributes:
         head_steps: first steps in which the backbone is frozen.
+        gram_weight: of the Gram term, if there is an anchor.
     """
 
     head_steps: int = 0
+    gram_weight: float = 0.0
+    _patches: Float[Tensor, "GB N D"] | None = None
     _lora: bool = False
     _frozen: bool = False
 
@@ -51,6 +80,17 @@ class Adaptation(DINOv2):
                 parameter.requires_grad_(True)
         return names
 
+    def anchor_to(self, backbone: VisionTransformer, config: GramConfig, images: Statistics) -> None:
+        """Keep the student's patches as alike to each other as those of a network are, which is frozen.
+
+        Args:
+            backbone: of any width; it is no part of the method's state.
+            config: weight, and the size that it sees.
+            images: mean and deviation that the run's crops are normalised with.
+        """
+        self.guide_by(Guide(nn.ModuleDict({"backbone": backbone}), images=images, size=config.size))
+        self.gram_weight = config.loss_weight
+
     def begin_step(self, step: int) -> None:
         """Freeze the backbone in the first steps, and let it learn from then on."""
         self._frozen = step < self.head_steps
@@ -58,7 +98,20 @@ class Adaptation(DINOv2):
     def student_features(self, crops: list[Tensor], masks: list[Tensor | None]) -> list[FeatureDict]:
         """As in `DINOv2`; while the backbone is frozen, without what a gradient would need."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
-            return super().student_features(crops, masks)
+            found = super().student_features(crops, masks)
+        self._patches = found[0]["x_norm_patchtokens"] if self.has_guide else None
+        return found
+
+    def terms(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> dict[str, Tensor]:
+        """As in `DINOv2`, and the Gram term of the global crops, if there is an anchor."""
+        terms, patches = super().terms(views, targets, batch), self._patches
+        if patches is None:
+            return terms
+        self._patches = None  # of this batch alone
+        height, width = batch.global_crops.shape[2:]
+        rows = math.isqrt(patches.shape[1] * height // width)  # N = h w, and h : w is that of the crop
+        anchor = on_grid(self.guide(batch).patches, (rows, patches.shape[1] // rows))
+        return terms | {"gram": self.gram_weight * gram_loss(patches, anchor, batch.masks)}
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

@@ -130,19 +130,25 @@ def on_grid(patches: Float[Tensor, "GB h w D"], grid: tuple[int, int]) -> Float[
 
 
 class Guided(Method):
-    """A method with a guide, which moves between devices with it and is no part of its state."""
+    """A method that may have a guide, which moves between devices with it and is no part of its state."""
 
-    _guides: tuple[Guide, ...]
+    _guides: tuple[Guide, ...] = ()
 
     @property
     def guide(self) -> Guide:
-        """The frozen teacher."""
+        """The frozen teacher; there has to be one."""
         return self._guides[0]
+
+    @property
+    def has_guide(self) -> bool:
+        """Whether there is one."""
+        return bool(self._guides)
 
     def guide_by(self, guide: Guide) -> None:
         """Take a guide; in a tuple, as a module of ours it would be in every checkpoint."""
         self._guides = (guide,)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: ANN401 (nn.Module's own)
-        self.guide._apply(fn, recurse)
+        for guide in self._guides:
+            guide._apply(fn, recurse)
         return super()._apply(fn, recurse)

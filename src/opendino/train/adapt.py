@@ -25,6 +25,7 @@ from opendino.eval._features import FeatureConfig
 from opendino.files import write_whole
 from opendino.methods.adapt import Adaptation
 from opendino.methods.method import Method
+from opendino.models.vision_transformer import VisionTransformer
 from opendino.optim.adamw import OptimConfig, adamw, peak_lr
 from opendino.optim.param_groups import param_groups
 from opendino.optim.schedules import Schedule, linear
@@ -111,6 +112,15 @@ def make_adaptation(config: PretrainConfig) -> Method:
             raise ConfigError(f"init = {adapting.init}: {error}") from None
         forget_start()
     method.head_steps = adapting.head_steps
+    if adapting.gram.loss_weight:
+        backbone = method.get_submodule("teacher.backbone")
+        assert isinstance(backbone, VisionTransformer)
+        try:
+            anchor = fitted(_opened(adapting).backbone, backbone, settings.channels)
+        except ModelError as error:
+            raise ConfigError(f"init = {adapting.init}: {error}") from None
+        method.anchor_to(anchor, adapting.gram, (backbone.input_spec.mean, backbone.input_spec.std))
+        forget_start()  # the anchor is this method's own from here on
     if settings.lora:
         same = adapting.origin.channels in (0, config.student.arguments().get("in_chans", 3))
         also = _ALONGSIDE if same else f"{_ALONGSIDE}|patch_embed"  # what was fitted to other channels has to learn

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from opendino.config import check_numbers, expand_home
 from opendino.errors import ConfigError
 from opendino.eval.drift import DriftSettings
+from opendino.methods.adapt import GramConfig
 from opendino.models.refit import ChannelRule
 from opendino.optim.schedules import steps_of
 from opendino.train.config import PretrainConfig
@@ -91,6 +92,7 @@ class AdaptConfig(PretrainConfig):
     init: str = ""
     resolution: int = 0
     adapt: AdaptSettings = field(default_factory=AdaptSettings)
+    gram: GramConfig = field(default_factory=GramConfig)
     drift: DriftSettings = field(default_factory=DriftSettings)
     origin: Origin = field(default_factory=Origin)
 
@@ -128,6 +130,10 @@ def check_adaptation(config: AdaptConfig) -> None:
         )
     if config.adapt.head_lr and not config.optim.base_lr:
         raise ConfigError("optim.base_lr = 0 with adapt.head_lr above 0: nothing would be adapted; give both above 0")
+    patch = config.student.arguments().get("patch_size", 16)
+    if config.gram.size % patch:
+        below = max(config.gram.size // patch, 1) * patch
+        raise ConfigError(f"gram.size = {config.gram.size} is no multiple of the patch of {patch}; use {below}")
     left = config.train.iterations - steps
     build_schedules(config.optim, config.teacher, left, config.train.batch_size)
 

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from opendino.data.collate import PretrainBatch
 from opendino.layers.lora import merge_lora
-from opendino.methods.adapt import Adaptation
+from opendino.losses.gram import gram_loss
+from opendino.methods.adapt import Adaptation, GramConfig
 from opendino.methods.settings import DINOConfig, DINOv2Config, IBOTConfig
 from opendino.models.presets import create
 
@@ -153,3 +156,70 @@ def test_both_networks_start_from_the_same(lora):
     before = copies(model.teacher)
     model.update_teacher(0.3)
     assert changed(model.teacher, before) == set()
+
+
+def anchored(size=0):
+    model = method()
+    anchor = create("vit_custom", img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, init_values=0.5)
+    anchor.load_state_dict(model.teacher["backbone"].state_dict())
+    model.anchor_to(anchor, GramConfig(loss_weight=2.0, size=size), (anchor.input_spec.mean, anchor.input_spec.std))
+    return model, anchor
+
+
+def unmasked():
+    one = batch()
+    none = torch.zeros_like(one.masks)
+    return dataclasses.replace(one, masks=none, mask_indices=one.mask_indices[:0], masks_weight=one.masks_weight[:0])
+
+
+def test_what_is_as_at_the_start_costs_nothing():
+    model, _ = anchored()
+    assert model(unmasked(), 0.05).terms["gram"].item() < 1e-9
+    with torch.no_grad():
+        model.student["backbone"].blocks[1].attn.proj.weight.mul_(3)
+    assert model(unmasked(), 0.05).terms["gram"].item() > 1e-6
+
+
+def test_the_gram_term_is_that_of_the_visible_patches_and_part_of_the_loss():
+    model, anchor = anchored()
+    with torch.no_grad():
+        model.student["backbone"].blocks[1].attn.proj.weight.mul_(3)
+    model.eval()  # what is drawn would differ
+    output, one = model(batch(), 0.05), batch()
+    own = model.student["backbone"].forward_features(one.global_crops, one.masks)["x_norm_patchtokens"]
+    wanted = anchor.forward_features(one.global_crops)["x_norm_patchtokens"]
+    torch.testing.assert_close(output.terms["gram"], 2.0 * gram_loss(own, wanted, one.masks).detach())
+    torch.testing.assert_close(output.loss.detach(), sum(output.terms.values()))
+
+
+def test_the_anchor_is_frozen_and_no_part_of_the_state():
+    model, anchor = anchored(size=32)
+    before = copies(anchor)
+    names = set(model.state_dict())
+    for number in range(3):
+        step(model, number)
+    assert changed(anchor, before) == set()
+    assert names == set(method().state_dict())
+    assert {parameter.device.type for parameter in model.to("meta").guide.parameters()} == {"meta"}, "it moves along"
+
+
+def test_a_batch_in_parts_has_the_same_gram_term():
+    model, _ = anchored()
+    with torch.no_grad():
+        model.student["backbone"].blocks[1].attn.proj.weight.mul_(3)
+    whole = model(batch(), 0.05).terms["gram"]
+    parts = [output.terms["gram"] for output in model.passes(batch(), 0.05, 2)]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_the_term_holds_the_patches_together():
+    """Without it the same steps move the patches' cosines further."""
+    moved = []
+    for weight in (0.0, 200.0):
+        model, anchor = anchored()
+        model.gram_weight = weight
+        for number in range(6):
+            step(model, number)
+        own = model.student["backbone"].eval().forward_features(batch().global_crops)["x_norm_patchtokens"]
+        moved.append(gram_loss(own, anchor.forward_features(batch().global_crops)["x_norm_patchtokens"]).item())
+    assert moved[1] < 0.5 * moved[0]

@@ -73,6 +73,24 @@ def test_resume_is_equal_across_the_border_of_the_phases(weights, picture_folder
     assert min(norms[2:]) > 0
 
 
+def test_patches_are_held_to_the_start_also_behind_a_resume(weights, picture_folder, tmp_path):
+    """The anchor is in no checkpoint: it is opened again, and the losses are equal."""
+    words = ["train.iterations=4", "adapt.head_steps=1", "optim.base_lr=1e-2", "gram.loss_weight=3", "gram.size=32"]
+    whole = run(planned(weights, picture_folder, tmp_path / "whole", *words))
+    terms = [line["loss/gram"] for line in records(tmp_path / "whole") if "loss/gram" in line]
+    assert len(terms) == 4
+    assert min(terms) > 0
+    broken = tmp_path / "killed"
+    shutil.copytree(tmp_path / "whole", broken)
+    for step in (3, 4):
+        shutil.rmtree(broken / "checkpoints" / f"step_{step:08d}")
+    run(planned(weights, picture_folder, broken, *words))
+    assert records(broken) == records(tmp_path / "whole")
+    assert "gram" not in "".join(load_backbone(whole.outcome.output_dir).state_dict())
+    with pytest.raises(ConfigError, match=r"gram\.size = 33 is no multiple of the patch of 4; use 32"):
+        run(planned(weights, picture_folder, tmp_path / "bad", "gram.loss_weight=1", "gram.size=33"))
+
+
 def test_the_backbone_is_the_start_to_the_last_bit_while_heads_learn(weights, picture_folder, tmp_path):
     plan = planned(weights, picture_folder, tmp_path / "run", "train.iterations=4", "adapt.head_steps=2")
     config = fill_in(plan.config, 40)
