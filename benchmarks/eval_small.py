@@ -116,7 +116,7 @@ def pixels(backbone: Backbone, train: str, val: str, heads: Sequence[str]) -> di
 
 def main() -> None:
     """One row."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--table", choices=list(KEPT), required=True)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The peer of `loader.py`: the published crops by torchvision, in a Python that need not have opendino.
 
-`python torchvision_recipe.py PHOTOS.parquet` answers each line "first count" on its standard input with the seconds of
-processor time in which it made the views of these rows, from encoded bytes to normalised float tensors.
+    python benchmarks/torchvision_recipe.py PHOTOS.parquet
+
+It answers each line "first count" on its standard input with the seconds of processor time in which it made the views
+of these rows, from encoded bytes to normalised float tensors.
 """
 
+import argparse
 import io
 import sys
 import time
@@ -33,8 +36,11 @@ def recipe(local_number: int = 8) -> list:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", help="Parquet file with encoded images")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    cells = pq.read_table(sys.argv[1], columns=["image"])["image"].to_pylist()
+    cells = pq.read_table(given.photos, columns=["image"])["image"].to_pylist()
     cells = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
     views = recipe()
     print("ready", flush=True)

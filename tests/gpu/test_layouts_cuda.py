@@ -30,7 +30,7 @@ def losses(folder):
         (["parallel.recompute=selective", "parallel.mode=fsdp"], 1e-2),
         (["train.accumulate=2", "parallel.mode=fsdp"], 1e-2),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_losses_are_those_of_a_plain_run(tiny_words, tmp_path, words, near):
     base = [*tiny_words, "train.device=cuda", "train.precision=bf16", "student.drop_path_rate=0", "optim.warmup=0"]

@@ -40,7 +40,7 @@ def test_figures(done):
     assert result["seconds"] > result["seconds_pretraining"] > 0
     assert result["health"]["prototypes_share"] <= 1
     assert result["health"]["effective_rank"] > result["health"]["prototypes_share"]
-    assert result["margins_met"] == all(margin["met"] for margin in result["margins"])
+    assert (result["whole"], result["margins_met"]) == (False, None), "nothing was promised of a run that is cut down"
     assert result["margins"][4]["found"] == pytest.approx(result["health"]["entropy_of_mean"], abs=0.0006)
     trained_over_pixels = result["knn_trained"] - result["knn_pixels"]
     assert result["margins"][3]["found"] == pytest.approx(trained_over_pixels, abs=0.002)

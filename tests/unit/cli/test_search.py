@@ -23,8 +23,7 @@ def test_build_ask_and_find_duplicates(tmp_path, picture_folder, capsys):
     words = ["query", folder, str(tmp_path / "images" / "00.png"), "row:0", "k=2", f"page={tmp_path / 'p.html'}"]
     assert search.main([*words, "device=cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:3] == ["1.0000", "row", "0"]
-    assert lines[2].endswith("zz.png")
+    assert {tuple(line.split()[:3]) for line in lines[1:3]} == {("1.0000", "row", "0"), ("1.0000", "row", "10")}
     assert lines[4].endswith("zz.png"), "an image of the index is not told that it is like itself"
     assert (tmp_path / "p.html").read_text().count("<img") == 6
     spare = tmp_path / "spare.txt"

@@ -95,14 +95,14 @@ def test_graphs_carry_their_heads(weights_of, tmp_path, to, suffix, head, no_sha
     else:
         module = Linear(backbone, HeadConfig(), FeatureConfig(), 3).head
     path = written(module, tmp_path / "h.safetensors")
-    done = export(weights_of, tmp_path / f"x{suffix}", ExportConfig(to=to, head=str(path), depth_range=(1, 2)))
+    done = export(weights_of, tmp_path / f"x{suffix}", ExportConfig(to=to, head=str(path), depth_range=(1.0, 2.0)))
     assert largest(done.differences) <= 1e-5
     assert done.outputs[-1] == ("depth" if head == "dpt" else "segmentation")
 
 
 def test_dpt_says_how_small_an_image_may_be(weights_of, tmp_path):
     path = written(DPTHead(64, 1.0), tmp_path / "h.safetensors")
-    config = ExportConfig(to="trace", head=str(path), depth_range=(1, 2), size=(8, 16))
+    config = ExportConfig(to="trace", head=str(path), depth_range=(1.0, 2.0), size=(8, 16))
     with pytest.raises(ConfigError, match="12 pixels or more"):
         export(weights_of, tmp_path / "x.pt", config)
 
