@@ -6,8 +6,8 @@ Sinkhorn-Knopp; heads end at their bottleneck. Read `losses/coding_rate.py` next
 """
 
 import dataclasses
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float, Float32
@@ -41,6 +41,9 @@ class CodingRate(DINOv2):
     Source: Wu et al. 2025, "Simplifying DINO via coding rate regularization" (arXiv 2502.10385).
     Differs: the rate is that of the batch of all processes.
     """
+
+    image_loss: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(cosine_loss)
+    patch_loss: ClassVar[Callable[..., Tensor]] = staticmethod(cosine_patch_loss)
 
     def __init__(
         self,
@@ -87,19 +90,6 @@ class CodingRate(DINOv2):
         terms["coding_rate"] = -self.config.dino.coding_weight * balance(*crops[0].shape) * rate
         loss = sum(terms.values(), start=torch.zeros((), device=rate.device))
         return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
-
-    def terms(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> dict[str, Tensor]:
-        """The weighted cosine terms: those that are means over images."""
-        config = self.config
-        terms = dict.fromkeys(("dino_local", "dino_global", "ibot", "koleo"), torch.zeros((), device=views.cls.device))
-        if views.global_logits is not None and views.local_logits is not None and targets.crops is not None:
-            local, global_ = cosine_loss(views.global_logits, views.local_logits, targets.crops)
-            terms["dino_local"] = config.dino.loss_weight * local
-            terms["dino_global"] = config.dino.loss_weight * global_
-        if views.patch_logits is not None and targets.patches is not None:
-            per_patch = batch.masks_weight, len(batch.masks)
-            terms["ibot"] = config.ibot.loss_weight * cosine_patch_loss(views.patch_logits, targets.patches, *per_patch)
-        return terms
 
     def _to_targets(self, center: str, logits: Float[Tensor, "rows P"], temp: float) -> Float32[Tensor, "rows P"]:
         del center, temp  # features are their own targets

@@ -4,8 +4,8 @@
 `examples/minimal_dinov2.py` is the same method on one page, without options.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Float32
@@ -76,6 +76,9 @@ class DINOv2(Method):
     Source: Oquab et al. 2023, section 4; official `train/ssl_meta_arch.py`.
     Differs: each term can be left out, also the DINO term; what is returned is what is to be back-propagated.
     """
+
+    image_loss: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(dino_loss)
+    patch_loss: ClassVar[Callable[..., Tensor]] = staticmethod(ibot_loss)
 
     def __init__(
         self,
@@ -225,12 +228,12 @@ class DINOv2(Method):
         config = self.config
         terms = dict.fromkeys(("dino_local", "dino_global", "ibot", "koleo"), torch.zeros((), device=views.cls.device))
         if views.global_logits is not None and views.local_logits is not None and targets.crops is not None:
-            local, global_ = dino_loss(views.global_logits, views.local_logits, targets.crops)
+            local, global_ = self.image_loss(views.global_logits, views.local_logits, targets.crops)
             terms["dino_local"] = config.dino.loss_weight * local
             terms["dino_global"] = config.dino.loss_weight * global_
         if views.patch_logits is not None and targets.patches is not None:
             per_patch = batch.masks_weight, len(batch.masks)
-            terms["ibot"] = config.ibot.loss_weight * ibot_loss(views.patch_logits, targets.patches, *per_patch)
+            terms["ibot"] = config.ibot.loss_weight * self.patch_loss(views.patch_logits, targets.patches, *per_patch)
         return terms
 
     @torch.no_grad()

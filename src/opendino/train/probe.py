@@ -10,7 +10,6 @@ never reach the networks: the classifiers see features that were computed withou
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from opendino.config import expand_home
 from opendino.data.datasets import ImageDataset
+from opendino.data.rows import Rows
 from opendino.data.samplers import permute
 from opendino.errors import ConfigError, DataError
 from opendino.eval import _ridge, health, knn
@@ -79,33 +79,6 @@ def last_look(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         if look:
             return look
     return {}
-
-
-class Rows(ImageDataset):
-    """Some images of a data set, in a given order.
-
-    Args:
-        dataset: the whole.
-        rows: positions in it.
-        targets: labels of these images; by default the data set's own.
-    """
-
-    def __init__(self, dataset: ImageDataset, rows: np.ndarray, targets: np.ndarray | None = None) -> None:
-        self._dataset, self._rows = dataset, rows
-        self.name, self.options, self.classes = dataset.name, dataset.options, dataset.classes
-        own = None if dataset.targets is None else dataset.targets[rows]
-        self.targets = own if targets is None else targets
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, index: int) -> bytes | Path:
-        """The encoded image, or the path to it."""
-        return self._dataset.read(int(self._rows[index]))
-
-    def identify(self, index: int) -> str:
-        """Its name in the data set."""
-        return self._dataset.identify(int(self._rows[index]))
 
 
 class Probe:
