@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
-for name in ("fastapi", "httpx", "python_multipart"):
+for name in ("fastapi", "python_multipart"):
     pytest.importorskip(name, reason=f"{name} is not installed")
+if not (find_spec("httpx2") or find_spec("httpx")):
+    pytest.skip("neither httpx2 nor httpx is installed", allow_module_level=True)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 from opendino.config import load  # noqa: E402
