@@ -25,6 +25,7 @@ _SPARE = 8  # candidates beyond the margin, for small k
 _ROUNDING = 0.02  # products of unit rows in half precision are off by less
 _TILE = {"cpu": 2048}  # rows of a square of scores; it stays in the cache, where selecting from it is nearly free
 _LARGEST_TILE = 16384
+_FEWEST_SCORES = 1 << 16  # of a tile: where queries are few, calling costs more than computing
 _RESCORED_AT_ONCE = 2 << 20  # bytes
 _QUERIES = 1024  # rescored together
 
@@ -168,7 +169,8 @@ def tile_rows(queries: int, config: SearchConfig, dtype: torch.dtype, device: to
     """
     room = (config.memory_mb << 20) // dtype.itemsize
     rows = room // queries if queries else math.isqrt(room)
-    return max(min(rows, _TILE.get(device.type, _LARGEST_TILE)) // 32 * 32, 32)
+    tile = _TILE.get(device.type, _LARGEST_TILE)
+    return max(min(rows, max(tile, _FEWEST_SCORES // queries) if queries else tile) // 32 * 32, 32)
 
 
 def _plan(k: int, bank: Matrix, config: SearchConfig) -> tuple[torch.device, torch.dtype, int]:
