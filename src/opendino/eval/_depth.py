@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses, figures and published crops of monocular depth; `depth.py` uses them.
 
-A depth of 0, or beyond the data's range, is no measurement and does not count anywhere.
+A depth of 0, or beyond the data's range, is no measurement; `learned` and `valid` say what counts where.
 """
 
 import torch
@@ -13,9 +13,20 @@ _VARIANCE_FOCUS = 0.15
 _SCALES = (1, 2, 4, 8)
 
 
+def learned(target: Float[Tensor, "*p"], high: float) -> Bool[Tensor, "*p"]:
+    """Pixels that a head learns from: above 0, up to and with the end of the range.
+
+    Source: official `eval/depth/models/losses/sigloss.py`, which counts the maximum that the evaluation leaves out.
+    """
+    return torch.isfinite(target) & (target > 0) & (target <= high)
+
+
 def valid(target: Float[Tensor, "*p"], low: float, high: float) -> Bool[Tensor, "*p"]:
-    """Pixels that hold a measurement."""
-    return torch.isfinite(target) & (target > max(low, 0.0)) & (target <= high)
+    """Pixels that figures are of: strictly within the range, so that sensors' largest number does not count.
+
+    Source: official `eval/depth/` data sets of NYU and KITTI, as Eigen et al. 2014 evaluate.
+    """
+    return torch.isfinite(target) & (target > max(low, 0.0)) & (target < high)
 
 
 def sig_loss(

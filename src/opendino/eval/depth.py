@@ -26,7 +26,7 @@ from opendino.data.datasets import DecodeOptions
 from opendino.distributed import all_reduce_sum, is_main, rank, world_size
 from opendino.errors import ConfigError, DataError
 from opendino.eval._dense import agree, evaluating, feature_maps, load_head, to_pixels
-from opendino.eval._depth import errors, eval_crop, gradient_loss, sig_loss, valid
+from opendino.eval._depth import errors, eval_crop, gradient_loss, learned, sig_loss, valid
 from opendino.eval._depth_crops import cut_published, random_view
 from opendino.eval._features import FeatureConfig, place, transform_of
 from opendino.eval._pixel_data import Pairs, open_pairs
@@ -204,11 +204,11 @@ class Estimator:
             for step in range(config.iterations):
                 images, target = train.batch(step, self.transform)
                 target = target.to(self.device)
-                counted = valid(target, self.low, self.high)
+                counted = learned(target, self.high)
                 predicted = self.depths(images).clamp(min=self.low)
                 if int(counted.sum()) < 2:
                     raise DataError(
-                        f"{train.pairs.name}: a step has no depth within {self.low:g} to {self.high:g}; see data.scale "
+                        f"{train.pairs.name}: a step has no depth above 0 and up to {self.high:g}; see data.scale "
                         "and data.max_depth"
                     )
                 loss = sig_loss(predicted, target, counted, warm=step < min(_WARM_STEPS, config.iterations // 4))

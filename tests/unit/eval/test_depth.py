@@ -97,7 +97,7 @@ def test_the_decoder_learns_too(home, backbone):
 
 
 def test_mistakes_are_named(home, backbone):
-    with pytest.raises(DataError, match=r"a step has no depth within 0\.001 to 10; see data\.scale"):
+    with pytest.raises(DataError, match=r"a step has no depth above 0 and up to 10; see data\.scale"):
         depth.run(backbone, config(home, {"scale": 1.0}))
     with pytest.raises(ConfigError, match=r"data\.train is missing"):
         depth.run(backbone, config(home, {"train": ""}))

@@ -22,6 +22,13 @@ def test_scale_invariant_loss_worked_by_hand():
     assert float(_depth.sig_loss(predicted, target, counted, warm=True)) == pytest.approx(0, abs=1e-3)
 
 
+def test_the_ends_of_the_range_are_learned_but_not_measured():
+    """The official evaluation takes what lies strictly between both ends, its losses what is positive up to the last."""
+    target = torch.tensor([0.0, 0.001, 0.002, 5.0, 9.999, 10.0, 10.001, math.nan])
+    assert _depth.valid(target, 0.001, 10.0).tolist() == [False, False, True, True, True, False, False, False]
+    assert _depth.learned(target, 10.0).tolist() == [False, True, True, True, True, True, False, False]
+
+
 def test_loss_of_slopes_sees_slopes_along_rows_and_columns_only():
     rows = torch.linspace(1, 2, 16).exp()
     target = torch.ones(2, 16, 16)
