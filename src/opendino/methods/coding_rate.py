@@ -6,20 +6,18 @@ Sinkhorn-Knopp; heads end at their bottleneck. Read `losses/coding_rate.py` next
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from opendino.data.collate import PretrainBatch
 from opendino.distributed import gather_rows
 from opendino.errors import ConfigError
 from opendino.layers.dino_head import DINOHead
 from opendino.losses.coding_rate import balance, coding_rate, cosine_loss, cosine_patch_loss
-from opendino.methods.dinov2 import DINOv2, StudentViews, Targets
-from opendino.methods.method import StepOutput
+from opendino.methods.dinov2 import DINOv2, StudentViews
 from opendino.methods.settings import DINOv2Config
 from opendino.models.vision_transformer import VisionTransformer
 
@@ -66,30 +64,21 @@ class CodingRate(DINOv2):
                     del head.last_layer  # nothing is left of the prototypes
                     network[new] = head
 
-    def passes(self, batch: PretrainBatch, teacher_temp: float, parts: int) -> Iterator[StepOutput]:
-        """As in `Method`, in one pass alone: the coding rate is that of all images.
+    def _compares(self) -> bool:
+        return True
 
-        Raises:
-            ConfigError: more than one pass is asked for.
-        """
-        if parts > 1:
-            raise ConfigError(
-                f"train.accumulate = {parts} cannot be with dino.objective = coding_rate, whose rate is of the whole "
-                "batch; use 1, or more processes"
-            )
-        return super().passes(batch, teacher_temp, 1)
+    def _comparable(self, views: StudentViews) -> tuple[Float[Tensor, "G B _"], ...]:
+        assert views.global_logits is not None  # the image-level term is there
+        return (views.cls, views.global_logits)
 
-    def loss(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> StepOutput:
-        """The cosines, less the weighted coding rate of the student's global crops."""
-        terms, features = self.terms(views, targets, batch), views.global_logits
-        if self.config.koleo.loss_weight:
-            terms["koleo"] = self._koleo(views.cls)
-        assert features is not None  # the image-level term is there
+    def _compare(self, cls: Float[Tensor, "G B D"], *others: Tensor) -> dict[str, Float32[Tensor, ""]]:
+        """The weighted coding rate of the student's global crops, to be raised; and KoLeo, where it has a weight."""
+        (features,) = others
         crops = [gather_rows(crop) for crop in features]
         rate = torch.stack([coding_rate(crop, self.config.dino.coding_eps) for crop in crops]).mean()
-        terms["coding_rate"] = -self.config.dino.coding_weight * balance(*crops[0].shape) * rate
-        loss = sum(terms.values(), start=torch.zeros((), device=rate.device))
-        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+        weight = self.config.dino.coding_weight * balance(*crops[0].shape)
+        koleo = super()._compare(cls) if super()._compares() else {}
+        return koleo | {"coding_rate": -weight * rate}
 
     def _to_targets(self, center: str, logits: Float[Tensor, "rows P"], temp: float) -> Float32[Tensor, "rows P"]:
         del center, temp  # features are their own targets

@@ -120,9 +120,10 @@ class DINOv2(Method):
     def passes(self, batch: PretrainBatch, teacher_temp: float, parts: int) -> Iterator[StepOutput]:
         """As `Method.passes`, whatever compares the images of the batch.
 
-        The teacher is asked of the whole batch first, so its targets are centred or evened out over all of it. KoLeo's
-        gradient on the class tokens of the whole batch is computed once, from a pass of the student that keeps
-        nothing; the passes that learn then multiply it with their tokens.
+        The teacher is asked of the whole batch first, so its targets are centred or evened out over all of it. Terms
+        that compare images with each other (KoLeo) and their gradient on what they are made of (class tokens) are
+        computed once for the whole batch, from a pass of the student that keeps nothing; the passes that learn then
+        multiply that gradient with their own tokens.
 
         Args:
             batch: as in `forward`.
@@ -137,34 +138,46 @@ class DINOv2(Method):
             return
         pieces = batch.split(parts)
         targets = self._targets_of(pieces, teacher_temp)
-        koleo, pulls = self._koleo_of(pieces)
+        compared, pulls = self._compared_of(pieces)
         for piece, target, pull in zip(pieces, targets, pulls, strict=True):
             views = self.student_views(piece)
-            terms = {name: term / parts for name, term in self.terms(views, target, piece).items()}
-            terms["koleo"] = koleo / parts
-            loss = sum(terms.values(), start=koleo.new_zeros(()))
-            if pull is not None:  # the gradient alone: the value is in the term
-                pulled = (views.cls.float() * pull).sum()
-                loss = loss + (pulled - pulled.detach())
+            terms = {name: term / parts for name, term in (self.terms(views, target, piece) | compared).items()}
+            loss = sum(terms.values(), start=torch.zeros((), device=views.cls.device))
+            for tokens, gradient in zip(self._comparable(views), pull, strict=False):
+                pulled = (tokens.float() * gradient).sum()
+                loss = loss + (pulled - pulled.detach())  # the gradient alone: the value is in the term
             yield StepOutput(loss, {name: term.detach() for name, term in terms.items()})
 
-    def _koleo_of(self, pieces: Sequence[PretrainBatch]) -> tuple[Float32[Tensor, ""], list[Tensor | None]]:
-        """The weighted KoLeo term of the whole batch, and its gradient on the class tokens of each piece."""
-        if not self.config.koleo.loss_weight:
-            return pieces[0].global_crops.new_zeros(()), [None] * len(pieces)
+    def _compared_of(self, pieces: Sequence[PretrainBatch]) -> tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
+        """The terms that compare images, of the whole batch, and their gradients on `_comparable` of each piece."""
+        if not self._compares():
+            return {}, [()] * len(pieces)
         device = pieces[0].global_crops.device
         # What stochastic depth draws here, the passes that learn draw again.
         with torch.no_grad(), torch.random.fork_rng([device.index] if device.type == "cuda" else []):
-            said = [self.student_views(piece).cls for piece in pieces]
+            said = [self._comparable(self.student_views(piece)) for piece in pieces]
         with torch.enable_grad():
-            cls = torch.cat(said, dim=1).float().requires_grad_()
-            loss = self._koleo(cls)
-            (pull,) = torch.autograd.grad(loss, cls)
-        return loss.detach(), list(pull.split([piece.images for piece in pieces], dim=1))
+            whole = [torch.cat(tokens, dim=1).float().requires_grad_() for tokens in zip(*said, strict=True)]
+            terms = self._compare(*whole)
+            loss = sum(terms.values(), start=torch.zeros((), device=device))
+            pulls = torch.autograd.grad(loss, whole, allow_unused=True, materialize_grads=True)
+        sizes = [piece.images for piece in pieces]
+        cut = zip(*[pull.split(sizes, dim=1) for pull in pulls], strict=True)
+        return {name: term.detach() for name, term in terms.items()}, list(cut)
 
-    def _koleo(self, cls: Float[Tensor, "G B D"]) -> Float32[Tensor, ""]:
+    def _compares(self) -> bool:
+        """Whether any term compares images with each other."""
+        return bool(self.config.koleo.loss_weight)
+
+    def _comparable(self, views: StudentViews) -> tuple[Float[Tensor, "G B _"], ...]:
+        """What those terms are made of."""
+        return (views.cls,)
+
+    def _compare(self, cls: Float[Tensor, "G B D"], *others: Tensor) -> dict[str, Float32[Tensor, ""]]:
+        """The weighted terms that compare images with each other; only asked for where there are any."""
+        del others
         crops = [gather_rows(crop) for crop in cls] if self.config.koleo.gather else list(cls)
-        return self.config.koleo.loss_weight * torch.stack([koleo_loss(crop) for crop in crops]).sum()
+        return {"koleo": self.config.koleo.loss_weight * torch.stack([koleo_loss(crop) for crop in crops]).sum()}
 
     @torch.no_grad()
     def teacher_logits(
@@ -218,8 +231,8 @@ class DINOv2(Method):
     def loss(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> StepOutput:
         """The weighted terms between what the student and the teacher say, and their sum."""
         terms = self.terms(views, targets, batch)
-        if self.config.koleo.loss_weight:
-            terms["koleo"] = self._koleo(views.cls)
+        if self._compares():
+            terms |= self._compare(*self._comparable(views))
         loss = sum(terms.values(), start=torch.zeros((), device=views.cls.device))
         return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
 
