@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Largest differences of exported models: trace, program and ONNX, at three sizes, by the model's own numbers.
 
-python benchmarks/exports.py [--quick] [--to trace program onnx] [--depth 12] [--json FILE]
+python benchmarks/exports.py [--quick] [--to trace program onnx] [--model MODEL] [--depth 12] [--json FILE]
 
-Random weights of published width (ViT-S/14, a table of 518 pixels): plain, with registers, with SwiGLU. Each is
-exported with free number, height and width, opened again by its own runtime, and compared on noise at 224 x 224,
-518 x 518 and 224 x 308. `--quick` takes two blocks of width 128. Formats whose packages are missing are left
-out and said.
+Random weights of published width (ViT-S/14, a table of 518 pixels): plain, with registers, with SwiGLU; or those of
+MODEL. Each is exported with free number, height and width, opened again by its own runtime, and compared on noise at
+224 x 224, 518 x 518 and 224 x 308. `onnx-fp16`, `onnx-int8` and `aot` (a program compiled by AOTInductor) are asked for
+by name. `--quick` takes two blocks of width 128. Formats whose packages are missing are left out and said.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from opendino.checkpoint.hub import load
 from opendino.checkpoint.weights import save_weights
 from opendino.errors import ConfigError
-from opendino.export.graph import Graph
+from opendino.export.graph import Graph, backbone_of
 from opendino.export.onnx import opened as opened_by_onnxruntime
 from opendino.export.program import opened as opened_by_torch
 from opendino.export.shipping import ExportConfig, compare, export
@@ -32,7 +32,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "registers": {"num_register_tokens": 4, "interpolate_antialias": True, "interpolate_offset": 0.0},
     "SwiGLU": {"ffn_layer": "swiglufused"},
 }
-SUFFIX = {"trace": ".pt", "program": ".pt2", "onnx": ".onnx"}
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "trace": (".pt", {"to": "trace"}),
+    "program": (".pt2", {"to": "program"}),
+    "onnx": (".onnx", {"to": "onnx"}),
+    "onnx-fp16": (".onnx", {"to": "onnx", "precision": "fp16", "tolerance": float("inf")}),
+    "onnx-int8": (".onnx", {"to": "onnx", "precision": "int8", "tolerance": float("inf")}),
+    "aot": (".pt2", {"to": "program", "aot": True}),
+}
 
 
 def weights(folder: Path, kind: str, width: int, depth: int) -> str:
@@ -48,11 +55,12 @@ def weights(folder: Path, kind: str, width: int, depth: int) -> str:
 
 def differences(source: str, to: str, folder: Path) -> dict[str, float]:
     """Of one model in one format, by size."""
-    path = folder / f"{Path(source).name}{SUFFIX[to]}"
-    config = ExportConfig(to=to, size=(56, 56))
+    suffix, settings = FORMATS[to]
+    path, patch = folder / f"{to}-{Path(source).name}{suffix}", backbone_of(load(source)).patch_size
+    config = ExportConfig(size=(4 * patch, 4 * patch), **settings)
     export(source, path, config)
     graph, random = Graph(load(source)).eval(), torch.Generator().manual_seed(2)
-    onnx = to == "onnx"
+    onnx = config.to == "onnx"
     run = opened_by_onnxruntime(path, graph.outputs) if onnx else opened_by_torch(path, graph.outputs, config)
     return {
         f"{height}x{width}": compare(graph, run, torch.randn(1, 3, height, width, generator=random)).largest
@@ -64,26 +72,29 @@ def main() -> None:
     """Print a row for each format and model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--to", nargs="*", default=list(SUFFIX), choices=list(SUFFIX))
+    parser.add_argument("--to", nargs="*", default=["trace", "program", "onnx"], choices=list(FORMATS))
+    parser.add_argument("--model", help="anything that opendino.load takes, in place of random weights")
     parser.add_argument("--depth", type=int)
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
     width, depth = (128, words.depth or 2) if words.quick else (384, words.depth or 12)
     found: dict[str, dict[str, float]] = {}
-    print(f"| width {width}, {depth} blocks | {' | '.join(f'{h} x {w}' for h, w in SIZES)} |")
+    named = words.model or f"width {width}, {depth} blocks"
+    print(f"| {named} | {' | '.join(f'{h} x {w}' for h, w in SIZES)} |")
     print(f"|---|{'---:|' * len(SIZES)}")
     with tempfile.TemporaryDirectory() as place:
         for to in words.to:
-            for kind in KINDS:
+            for kind in [Path(words.model).name] if words.model else KINDS:
                 try:
-                    row = differences(weights(Path(place), kind, width, depth), to, Path(place))
+                    source = words.model or weights(Path(place), kind, width, depth)
+                    row = differences(source, to, Path(place))
                 except ConfigError as error:
                     print(f"| {to}, {kind} | left out: {error} |")
                     continue
                 found[f"{to}, {kind}"] = row
                 print(f"| {to}, {kind} | {' | '.join(f'{one:.1e}' for one in row.values())} |", flush=True)
     if words.json:
-        words.json.write_text(json.dumps({"width": width, "depth": depth, "largest": found}, indent=1) + "\n")
+        words.json.write_text(json.dumps({"model": named, "largest": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,25 @@ def _export(
 def _quantize(source: Path, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic  # pyrefly: ignore[missing-import]
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _silent(logging.getLogger()):
         warnings.simplefilter("ignore")
         quantize_dynamic(
             str(source), str(target), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"],
             extra_options={"DefaultTensorType": 1},
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Nothing that is said to this very logger is told; onnxruntime gives its advice to the root."""
+    nobody, none = logging.NullHandler(), lambda _record: False
+    logger.addHandler(nobody)  # or logging would set up one of its own
+    logger.addFilter(none)
+    try:
+        yield
+    finally:
+        logger.removeFilter(none)
+        logger.removeHandler(nobody)
 
 
 def opened(path: Path, outputs: tuple[str, ...]) -> Runner:

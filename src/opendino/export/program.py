@@ -4,6 +4,8 @@
 import json
 import os
 import shutil
+import subprocess
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ def write(graph: Graph, example: Images, path: Path, config: ExportConfig) -> Ru
         ConfigError: no compiler where one is wanted.
         ConversionError: PyTorch cannot follow the model.
     """
-    if config.aot and shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise ConfigError("aot = true: no C++ compiler was found; install g++ or name one in CXX, or leave aot out")
+    if config.aot:
+        _ask_for_a_compiler()
     try:
         if config.to == "trace":
             _trace(graph, example, path)
@@ -56,6 +58,19 @@ def opened(path: Path, outputs: tuple[str, ...], config: ExportConfig) -> Runner
             return named(outputs, again(images))
 
     return run
+
+
+def _ask_for_a_compiler() -> None:
+    """AOTInductor's own word for a missing compiler comes late, and is a page."""
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name) is None:
+        raise ConfigError("aot = true: no C++ compiler was found; install g++ or name one in CXX, or leave aot out")
+    with tempfile.TemporaryDirectory() as place:
+        source = Path(place) / "probe.cpp"
+        source.write_text("int main() { return 0; }\n", encoding="utf-8")
+        command = [name, str(source), "-o", str(source.with_suffix(".so")), "-shared", "-fPIC"]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            raise ConfigError(f"aot = true: {name} does not compile; name a C++ compiler in CXX, or leave aot out")
 
 
 def _trace(graph: Graph, example: Images, path: Path) -> None:

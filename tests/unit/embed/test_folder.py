@@ -23,8 +23,7 @@ from opendino.stages.engines import Engine
 def weights(tmp_path_factory):
     torch.manual_seed(0)
     backbone = VisionTransformer(img_size=16, patch_size=4, embed_dim=64, depth=2, num_heads=1, num_register_tokens=1)
-    save_weights(backbone, tmp_path_factory.mktemp("model") / "w")
-    return str(next(tmp_path_factory.getbasetemp().glob("model*/w")))
+    return str(save_weights(backbone, tmp_path_factory.mktemp("model") / "w"))
 
 
 @pytest.fixture
@@ -96,11 +95,29 @@ def test_interruptions_and_formats_change_no_number(weights, picture_folder, tmp
     np.testing.assert_array_equal(first[1]["cls"], second[1]["cls"])
 
 
+@pytest.mark.timeout(900)  # two processes that import torch, on a machine that may be busy
 def test_processes_change_no_byte(weights, picture_folder, tmp_path):
     for workers in (1, 2):
         embed(weights, str(picture_folder), tmp_path / str(workers), config(engine=Engine(workers=workers)))
+    one, two = (read(tmp_path / name)[1]["cls"] for name in "12")
+    np.testing.assert_array_equal(one, two)
     one, two = (json.loads((tmp_path / name / "done.json").read_text())["outputs"] for name in "12")
     assert one == two
+
+
+def test_threads_and_memory_change_no_byte(weights):
+    """What differs between processes: how many threads they have, and where their arrays lie."""
+    embedder = Embedder(load_backbone(weights), FeatureSettings(size=16, device="cpu"))
+    images, before, found = torch.randn(5, 3, 16, 16), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for offset in range(4):
+                held = torch.empty(images.numel() + offset)[offset:].view_as(images)
+                found.append(embedder(held.copy_(images))["cls"])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, found[0]) for one in found)
 
 
 def test_grids_of_other_shapes_are_lists_with_their_sides(weights, tmp_path):

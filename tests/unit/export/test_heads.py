@@ -84,20 +84,36 @@ def test_a_classifier_takes_its_place(backbone, tmp_path, prefix):
     torch.testing.assert_close(graph_of(backbone, tmp_path / "h.safetensors", images)["logits"], wanted(images))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize(("to", "suffix"), [("trace", ".pt"), ("program", ".pt2")])
-@pytest.mark.parametrize("head", ["linear", "dpt"])
-def test_graphs_carry_their_heads(weights_of, tmp_path, to, suffix, head, no_shape_checks):
-    backbone = load(weights_of)
+def head_of(backbone, head, path):
+    """A file with a head of random weights, and the name of what it says."""
     if head == "dpt":
         settings = DepthConfig(DepthDataConfig(min_depth=1, max_depth=2), DepthHeadConfig(head=head), FeatureConfig())
-        module = Estimator(backbone, settings).head
-    else:
-        module = Linear(backbone, HeadConfig(), FeatureConfig(), 3).head
-    path = written(module, tmp_path / "h.safetensors")
+        return written(Estimator(backbone, settings).head, path), "depth"
+    if head == "linear":
+        return written(Linear(backbone, HeadConfig(), FeatureConfig(), 3).head, path), "segmentation"
+    return written(LinearClassifier(backbone, 5, 4).linear_head, path), "logits"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("to", "suffix"), [("trace", ".pt"), ("program", ".pt2")])
+@pytest.mark.parametrize("head", ["classifier", "linear", "dpt"])
+def test_graphs_carry_their_heads(weights_of, tmp_path, to, suffix, head, no_shape_checks):
+    path, name = head_of(load(weights_of), head, tmp_path / "h.safetensors")
     done = export(weights_of, tmp_path / f"x{suffix}", ExportConfig(to=to, head=str(path), depth_range=(1.0, 2.0)))
     assert largest(done.differences) <= 1e-5
-    assert done.outputs[-1] == ("depth" if head == "dpt" else "segmentation")
+    assert done.outputs[-1] == name
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("head", "dynamic"), [("classifier", "batch"), ("linear", "all"), ("dpt", "batch")])
+def test_onnx_carries_heads(weights_of, tmp_path, head, dynamic, no_shape_checks):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    path, name = head_of(load(weights_of), head, tmp_path / "h.safetensors")
+    config = ExportConfig(dynamic=dynamic, head=str(path), depth_range=(1.0, 2.0))
+    done = export(weights_of, tmp_path / "x.onnx", config)
+    assert largest(done.differences) <= 2e-5
+    assert done.outputs[-1] == name
 
 
 def test_dpt_says_how_small_an_image_may_be(weights_of, tmp_path):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import os
+import shutil
+import zipfile
 
 import pytest
 import torch
@@ -35,3 +38,24 @@ def test_machine_code_needs_a_compiler(weights, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found"):
         export(weights, tmp_path / "x.pt2", ExportConfig(to="program", aot=True))
     assert [one.name for one in tmp_path.iterdir()] == ["w"]
+
+
+@pytest.mark.skipif("OPENDINO_AOT" not in os.environ, reason="compiling takes a minute; OPENDINO_AOT=1 asks for it")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler was found")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("dynamic", ["all", "none"])
+def test_machine_code_computes_the_same(weights, tmp_path, dynamic, no_shape_checks):
+    done = export(weights, tmp_path / "x.pt2", ExportConfig(to="program", aot=True, dynamic=dynamic))
+    assert largest(done.differences) <= 1e-5
+    with zipfile.ZipFile(done.path) as package:
+        assert any(name.endswith(".so") for name in package.namelist())
+
+
+def test_a_compiler_that_does_not_work_is_said(weights, tmp_path, monkeypatch):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(ConfigError, match=r"does not compile; name a C\+\+ compiler in CXX"):
+        export(weights, tmp_path / "x.pt2", ExportConfig(to="program", aot=True))
+    assert not (tmp_path / "x.pt2").exists()
