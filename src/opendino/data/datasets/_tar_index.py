@@ -2,7 +2,8 @@
 """Where the images of a tar lie: found once by walking its headers, then kept; `tars.py` reads by it.
 
 An index is a small `.npz` beside the tar, or under `OPENDINO_CACHE` (by default `~/.cache/opendino`) where the tar's
-folder cannot be written. It belongs to the very size and time of the tar, and is made anew when those change.
+folder cannot be written. It belongs to the very size and time of the tar, and is made anew when those change, or when a
+few headers that are read again are not where it says: another tar may have been put there with both alike.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ LAYOUT = 1
 NO_LABEL = -1
 _LABEL = "cls"
 _LONGEST_LABEL = 64  # bytes of a member that holds a class number
+_CHECKED = 4  # headers of a kept index that are read again
 _log = logging.getLogger(__name__)
 
 
@@ -61,7 +63,7 @@ def index_of(path: Path) -> TarIndex:
     places = (path.with_name(f".{path.name}{SUFFIX}"), _cached(path))
     for place in places:
         found = _read(place, stamp)
-        if found is not None:
+        if found is not None and _agrees(path, found):
             return found
     index = _walk(path)
     for place in places:
@@ -90,6 +92,27 @@ def _read(place: Path, stamp: np.ndarray) -> TarIndex | None:
     except Exception as error:  # zipfile has errors of its own
         _log.debug("%s: %s", place, error)
         return None
+
+
+def _agrees(path: Path, index: TarIndex) -> bool:
+    """Whether the headers of some images, the last one's among them, are where an index says.
+
+    An image more, less or of another length moves all behind it, so the last one tells of nearly any other tar.
+    """
+    rows = np.unique(np.linspace(0, len(index.offsets) - 1, _CHECKED).astype(np.int64)) if len(index.offsets) else []
+    try:
+        with path.open("rb") as file:
+            for row in rows:
+                file.seek(int(index.offsets[row]) - tarfile.BLOCKSIZE)
+                header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+                name = index.names[int(row)]
+                # Longer names, and those with other letters, stand before the header.
+                alike = header.name == name or len(name) >= tarfile.LENGTH_NAME or not name.isascii()
+                if header.size != index.lengths[row] or not alike:
+                    return False
+    except (OSError, ValueError, tarfile.TarError):
+        return False
+    return True
 
 
 def _write(place: Path, index: TarIndex, stamp: np.ndarray) -> None:

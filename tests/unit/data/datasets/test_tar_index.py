@@ -44,6 +44,21 @@ def test_an_index_is_kept_and_made_anew_when_the_tar_changes(make_tar, monkeypat
     assert len(walks) == 2
 
 
+@pytest.mark.parametrize("other", [{"2.png": b"first", "1.png": b"second!"}, {"1.png": b"abcdefg", "2.png": b"other"}])
+def test_another_tar_of_the_same_size_and_time_has_an_index_of_its_own(make_tar, other):
+    before, long = {"1.png": b"first", "2.png": b"second!"}, {"d" * 90 + f"/{n}.png": b"x" * n for n in (1, 2, 3)}
+    path, _ = make_tar("a.tar", {**before, **long, "\u00e9.png": b"last"})
+    known = path.stat()
+    first = index_of(path)
+    assert module._agrees(path, first), "long names and other letters too"
+    make_tar("a.tar", {**other, **long, "\u00e9.png": b"last"})
+    os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))
+    assert path.stat().st_size == known.st_size
+    second = index_of(path)
+    assert [second.names[row] for row in range(2)] == list(other)
+    assert second.lengths[:2].tolist() == [len(content) for content in other.values()]
+
+
 def test_where_the_folder_cannot_be_written_it_is_kept_elsewhere(make_tar, monkeypatch, tmp_path, caplog):
     path, _ = make_tar("a.tar", {"1.png": b"first"})
     write = module.write_whole
