@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int8, UInt8
 from torch import Tensor
 
 Activation = Literal["none", "gelu", "silu"]
@@ -59,6 +59,45 @@ def product(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> Float[Tensor, "
     if a.device.type == "cpu" and a.dtype == torch.float32 and available():
         return linear(a, b, None)
     return a @ b.t()
+
+
+def pack_int8(weight: Int8[Tensor, "F D"]) -> Tensor:
+    """8-bit weights in the layout that oneDNN reads fastest; it is opaque, and fit for `linear_int8` alone."""
+    # packed in place of what it is given
+    return torch.ops.onednn.qlinear_prepack(weight.clone(), [ROWS, weight.shape[1]])
+
+
+def linear_int8(
+    x: UInt8[Tensor, "rows D"], zero: int, weight: Tensor, scales: Float32[Tensor, " F"]
+) -> Float32[Tensor, "rows F"]:
+    """(x - zero) weight^T, output by output times its scale; sums are exact.
+
+    Args:
+        x: unsigned; signed inputs would take a path without vectors.
+        zero: what stands for zero among the inputs.
+        weight: from `pack_int8`.
+        scales: of the weights.
+    """
+    of_weights = torch.zeros(len(scales), dtype=torch.int32)
+    return torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, zero, weight, scales, of_weights, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+@lru_cache(maxsize=1)
+def int8_available() -> bool:
+    """Whether oneDNN's 8-bit products are there and exact, and this processor has instructions for them."""
+    features = getattr(torch.cpu, "get_capabilities", dict)()
+    if not any(features.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")):
+        return False
+    # the largest there is: where 16-bit sums are in between, it runs over
+    x, weight = torch.full((2, 64), 255, dtype=torch.uint8), torch.full((3, 64), 127, dtype=torch.int8)
+    weight[1] = -127
+    try:
+        found = linear_int8(x, 0, pack_int8(weight), torch.ones(3))
+    except (RuntimeError, AttributeError, NotImplementedError):  # another PyTorch, or one without oneDNN
+        return False
+    return torch.equal(found, x.float() @ weight.float().t())
 
 
 @lru_cache(maxsize=1)

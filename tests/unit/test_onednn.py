@@ -59,3 +59,29 @@ def test_products_are_available_where_they_are_there_and_right(monkeypatch):
 def test_a_slow_way_is_seen_to_be_slow():
     quick, slow = seconds_of((lambda: None, lambda: sum(range(20_000))))
     assert quick < slow
+
+
+def test_eight_bit_products_are_taken_only_where_they_are_there_and_exact(monkeypatch):
+    onednn.int8_available.cache_clear()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True}, raising=False)
+    exact = onednn.linear_int8(
+        torch.tensor([[3, 130]], dtype=torch.uint8),
+        128,
+        onednn.pack_int8(torch.tensor([[2, -5], [127, 1]], dtype=torch.int8)),
+        torch.tensor([0.5, 2.0]),
+    )
+    assert exact.tolist() == [[0.5 * (-125 * 2 - 5 * 2), 2.0 * (-125 * 127 + 2)]]
+
+    def missing(*_):
+        raise AttributeError("no such function in this PyTorch")
+
+    try:
+        for broken in (missing, lambda x, zero, weight, scales: torch.zeros(len(x), len(scales))):
+            onednn.int8_available.cache_clear()
+            monkeypatch.setattr(onednn, "linear_int8", broken)
+            assert not onednn.int8_available()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+        onednn.int8_available.cache_clear()
+        assert not onednn.int8_available()
+    finally:
+        onednn.int8_available.cache_clear()

@@ -2,6 +2,7 @@
 """A transformer block for inference: LayerScale inside the weights, few images at a time; `optimize.py` builds it.
 
 Tokens and norms stay in float32 whatever the type of the products, so that bfloat16 rounds only what a branch adds.
+In 8-bit integers are the layers whose inputs a norm or GELU has brought into a range; attention is bfloat16 then.
 """
 
 import copy
@@ -16,6 +17,7 @@ from opendino import onednn
 from opendino.fast.attention import attend, weights
 from opendino.layers.block import Block
 from opendino.layers.fast_linear import FastLinear
+from opendino.layers.int8_linear import GELU_FLOOR, Int8Linear
 from opendino.layers.layer_scale import LayerScale
 from opendino.layers.mlp import Mlp
 from opendino.layers.packed_linear import PackedLinear
@@ -32,10 +34,12 @@ class Products(NamedTuple):
     Attributes:
         dtype: float32 or bfloat16.
         packed: by oneDNN with packed weights; None asks a trial of each shape.
+        int8: linear layers behind a norm and the last one of an MLP in 8-bit integers; the rest in `dtype`.
     """
 
     dtype: torch.dtype
     packed: bool | None = None
+    int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,11 @@ class FastBlock(nn.Module):
     def __init__(self, parts: BlockParts, products: Products) -> None:
         super().__init__()
         self.dtype, self.heads = products.dtype, parts.heads
+        self.enters = torch.float32 if products.int8 else products.dtype  # 8-bit layers do their own rounding
         self.norm1, self.norm2 = _norm(parts.norm1), _norm(parts.norm2)
         self.qkv = _fold(parts.qkv, _query_scale(parts), products)
-        self.proj = _fold(parts.proj, parts.scale1, products)
+        # as wide as deep, the layer costs in 8 bits what it gains
+        self.proj = _fold(parts.proj, parts.scale1, products._replace(int8=False))
         self.feed = _feed_forward(parts, products)
 
     @torch.no_grad()
@@ -114,20 +120,20 @@ class FastBlock(nn.Module):
 
     def run(self, x: Float32[Tensor, "B T D"], bias: Tensor | None = None) -> Float32[Tensor, "B T D"]:
         """The block on tokens that fit the cache; `bias` is that of `attend`."""
-        mixed = attend(self.qkv(self.norm1(x).to(self.dtype)), self.heads, bias)
+        mixed = attend(self.qkv(self.norm1(x).to(self.enters)), self.heads, bias)
         x = x + self.proj(mixed)
-        x += self.feed(self.norm2(x).to(self.dtype))
+        x += self.feed(self.norm2(x).to(self.enters))
         return x
 
     def attention_weights(self, x: Float[Tensor, "B T D"], bias: Tensor | None = None) -> Float[Tensor, "B A T T"]:
         """Attention's weights on tokens before the block."""
-        return weights(self.qkv(self.norm1(x.float()).to(self.dtype)), self.heads, bias)
+        return weights(self.qkv(self.norm1(x.float()).to(self.enters)), self.heads, bias)
 
 
 class _Gated(nn.Module):
     """`second(silu(gate) * value)`."""
 
-    def __init__(self, gate: PackedLinear, value: PackedLinear, second: PackedLinear) -> None:
+    def __init__(self, gate: nn.Module, value: nn.Module, second: nn.Module) -> None:
         super().__init__()
         self.gate, self.value, self.second = gate, value, second
 
@@ -178,21 +184,27 @@ def _query_scale(parts: BlockParts) -> Float32[Tensor, " D3"]:
 
 
 def _fold(
-    layer: nn.Linear, scale: Tensor | None, products: Products, activation: onednn.Activation = "none"
-) -> PackedLinear:
-    """A layer whose outputs are scaled channel by channel."""
+    layer: nn.Linear,
+    scale: Tensor | None,
+    products: Products,
+    activation: onednn.Activation = "none",
+    floor: float | None = None,
+) -> PackedLinear | Int8Linear:
+    """A layer whose outputs are scaled channel by channel; `floor` is that of `Int8Linear`."""
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if scale is not None:
         scale = scale.detach().float()
         weight = weight.float() * scale[:, None]
         bias = None if bias is None else bias.float() * scale
+    if products.int8:
+        return Int8Linear(weight, bias, activation=activation, floor=floor)
     return PackedLinear(weight, bias, products.dtype, activation=activation, packed=products.packed)
 
 
 def _feed_forward(parts: BlockParts, products: Products) -> nn.Module:
     if parts.first is None or parts.second is None:
         return _Scaled(parts.scale2)
-    second = _fold(parts.second, parts.scale2, products)
+    second = _fold(parts.second, parts.scale2, products, floor=GELU_FLOOR if parts.kind == "mlp" else None)
     if parts.kind == "mlp":
         return nn.Sequential(_fold(parts.first, None, products, "gelu"), second)
     gate, value = (_half(parts.first, half) for half in (0, 1))

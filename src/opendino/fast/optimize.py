@@ -4,6 +4,7 @@
 What it does, each where it helps: linear layers by oneDNN with packed weights and GELU in the same pass
 (`layers/packed_linear.py`), LayerScale and the scale of the queries inside the weights, attention by the faster way
 (`attention.py`), few images at a time through each block (`block.py`), position tables resized once for each size.
+On request, and with other numbers: 8-bit products (`layers/int8_linear.py`) and token merging (`merging.py`).
 """
 
 import copy
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from opendino import onednn
 from opendino.errors import ModelError
 from opendino.fast.block import FastBlock, Products, parts_of
+from opendino.fast.merging import merged_blocks
 from opendino.fast.tables import Tables
 from opendino.models.classifier import LinearClassifier
 from opendino.models.vision_transformer import VisionTransformer
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
 Model = TypeVar("Model", bound=nn.Module)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -30,10 +32,14 @@ class FastVisionTransformer(VisionTransformer):
     """A backbone whose blocks are `FastBlock`s; made by `optimize`, for inference alone."""
 
     tables: Tables
+    merge: float
 
     @torch.no_grad()
     def forward_features(self, x: Any, masks: Any = None) -> Any:  # noqa: ANN401  the face of the backbone
         """As `VisionTransformer.forward_features`, without gradients and outside autocast."""
+        if self.merge and not isinstance(x, Tensor):  # each group lets go of as many as it can spare
+            masks = [None] * len(x) if masks is None else masks
+            return [self.forward_features(one, mask) for one, mask in zip(x, masks, strict=True)]
         with torch.autocast(self.cls_token.device.type, enabled=False):
             return super().forward_features(x, masks)
 
@@ -46,6 +52,12 @@ class FastVisionTransformer(VisionTransformer):
     def _tokens(self, x: Tensor, masks: Tensor | None) -> Float[Tensor, "B T D"]:
         return super()._tokens(x.to(self.cls_token.dtype), masks)
 
+    def _after_blocks(self, tokens: Float[Tensor, "B T D"], wanted: set[int]) -> list[Float[Tensor, "B T D"]]:
+        if not self.merge:
+            return super()._after_blocks(tokens, wanted)
+        blocks, protected = cast("list[FastBlock]", list(self.blocks)), 1 + self.num_register_tokens
+        return merged_blocks(blocks, tokens, wanted, share=self.merge, protected=protected)
+
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 tokens D"]:
         return self.tables.of(grid, super()._positions)
 
@@ -55,6 +67,7 @@ def optimize(
     dtype: Precision | torch.dtype | None = None,
     image_size: int | tuple[int, int] | None = None,
     *,
+    merge: float = 0.0,
     trial: bool = True,
 ) -> Model:
     """A copy of a model for inference alone: the same methods, the same numbers, in less time and memory.
@@ -67,23 +80,31 @@ def optimize(
     Args:
         model: a backbone or classifier of `opendino.load`, or a model of `opendino.hf`.
         dtype: of the products; None takes that of the model's weights. "fp32" gives the model's numbers to 1e-5;
-            "bf16" to 3e-2 on tokens of magnitude 5.
+            "bf16" to 3e-2 on tokens of magnitude 5; "int8", on a CPU alone, has 8-bit integers in most linear layers
+            and bfloat16 in the rest: faster, with an error that is felt (docs/performance.md says how much).
         image_size: side, or (H, W), in pixels, that the position table is resized to right away; other sizes still
             work, and pay for it once each.
+        merge: share of an image's patches that each block merges into others like them, 0 to 0.5 (token merging); they
+            come back as equal tokens at the end. 0.04 leaves half of the patches after twelve blocks. For backbones and
+            classifiers of `opendino.load`; docs/performance.md says what it costs.
         trial: on a CPU, choose how to multiply by a short trial of speed; False takes oneDNN wherever it is there, so
             that another process has the same numbers to the last bit.
 
     Raises:
         ModelError: a model or a type that this cannot be done for, or a size that does not fit the patch.
     """
-    products = Products(_dtype_of(model, dtype), None if trial else onednn.available())
+    products = _products(model, dtype, None if trial else onednn.available())
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if isinstance(model, VisionTransformer):
-        return cast("Model", _backbone(model, products, size))
+        return cast("Model", _backbone(model, products, size, merge))
     if isinstance(model, LinearClassifier):
-        fast = _backbone(model.backbone, products, size)
+        fast = _backbone(model.backbone, products, size, merge)
         return copy.deepcopy(model, {id(model.backbone): fast}).eval().requires_grad_(False)
     makes_its_own = getattr(model, "optimized", None)  # those of `opendino.hf`, one floor up
+    if callable(makes_its_own) and merge:
+        raise ModelError(
+            "optimize: merge is for backbones and classifiers of opendino.load; leave it out, or load it so"
+        )
     if callable(makes_its_own):
         return cast("Model", makes_its_own(products, size))
     raise ModelError(
@@ -101,27 +122,41 @@ def fast_if_it_pays(backbone: Any, precision: Precision) -> Any:  # noqa: ANN401
     return optimize(backbone, precision, trial=False) if ours else backbone
 
 
+def _products(model: nn.Module, dtype: Precision | torch.dtype | None, packed: bool | None) -> Products:
+    if dtype != "int8":
+        return Products(_dtype_of(model, dtype), packed)
+    device = next(model.parameters()).device.type
+    if device != "cpu" or not onednn.int8_available():
+        why = f"the model is on {device}" if device != "cpu" else "this processor or this PyTorch has no fast ones"
+        raise ModelError(f"optimize: int8 needs 8-bit products on a CPU, and {why}; give fp32 or bf16")
+    return Products(torch.bfloat16, packed, int8=True)
+
+
 def _dtype_of(model: nn.Module, dtype: Precision | torch.dtype | None) -> torch.dtype:
     if isinstance(dtype, str) and dtype in _DTYPES:
         return _DTYPES[dtype]
     if dtype is None:
         dtype = next(model.parameters()).dtype
     if dtype not in _DTYPES.values():
-        raise ModelError(f"optimize: dtype={dtype} is none that products are made in; give fp32 or bf16")
+        raise ModelError(f"optimize: dtype={dtype} is none that products are made in; give fp32, bf16 or int8")
     return cast("torch.dtype", dtype)
 
 
 def _backbone(
-    model: VisionTransformer, products: Products, image_size: tuple[int, int] | None
+    model: VisionTransformer, products: Products, image_size: tuple[int, int] | None, merge: float
 ) -> FastVisionTransformer:
     if isinstance(model, FastVisionTransformer):
         raise ModelError("optimize: the model is optimized already; give the one that it was made from")
+    if not 0 <= merge <= 0.5:
+        raise ModelError(f"optimize: merge={merge} is no share from 0 to 0.5 of an image's patches")
     blocks = nn.ModuleList(fast_block(block, products) for block in model.blocks)
+    if merge and not all(isinstance(block, FastBlock) for block in blocks):
+        raise ModelError("optimize: merge needs blocks as they were made, and some have other layers, such as LoRA's")
     fast: Any = copy.deepcopy(model, {id(model.blocks): nn.ModuleList()}).float()
     fast.blocks = blocks
     fast.eval().requires_grad_(False)
     fast.__class__ = FastVisionTransformer
-    fast.tables = Tables()
+    fast.tables, fast.merge = Tables(), merge
     if image_size is not None and not fast.baked:
         patch = fast.patch_size
         if any(side < patch or side % patch for side in image_size):

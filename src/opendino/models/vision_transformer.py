@@ -176,9 +176,7 @@ class VisionTransformer(nn.Module):
         Source: official `models/vision_transformer.py`, forward_features and forward_features_list.
         """
         if isinstance(x, Tensor):
-            tokens = self._tokens(x, masks)
-            for block in self.blocks:
-                tokens = block(tokens)
+            (tokens,) = self._after_blocks(self._tokens(x, masks), {self.depth - 1})
             return self._split(self.norm(tokens), tokens, masks)
         masks = [None] * len(x) if masks is None else masks
         if not x or len(x) != len(masks):
@@ -219,11 +217,9 @@ class VisionTransformer(nn.Module):
         """
         wanted = self._wanted_blocks(n)
         h, w = self._grid_of(x)
-        tokens, taken = self._tokens(x, None), []
-        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
-            tokens = block(tokens)
-            if i in wanted:
-                taken.append(self.norm(tokens) if norm else tokens)
+        taken = self._after_blocks(self._tokens(x, None), wanted)
+        if norm:
+            taken = [self.norm(tokens) for tokens in taken]
         first = 1 + self.num_register_tokens
         patches = [t[:, first:] for t in taken]
         if reshape:
@@ -288,6 +284,15 @@ class VisionTransformer(nn.Module):
             antialias=self.interpolate_antialias,
             source=self.grid,
         )
+
+    def _after_blocks(self, tokens: Float[Tensor, "B T D"], wanted: set[int]) -> list[Float[Tensor, "B T D"]]:
+        """Tokens after each of the wanted blocks, in the order of depth."""
+        taken = []
+        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+            tokens = block(tokens)
+            if i in wanted:
+                taken.append(tokens)
+        return taken
 
     def _split(self, normed: Tensor, prenorm: Tensor, masks: Tensor | None) -> FeatureDict:
         first = 1 + self.num_register_tokens

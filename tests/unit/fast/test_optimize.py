@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import opendino
+from opendino import onednn
 from opendino.errors import ModelError
 from opendino.fast.optimize import FastVisionTransformer, fast_if_it_pays, optimize
 from opendino.models.classifier import LinearClassifier
@@ -60,6 +61,26 @@ def test_every_method_gives_the_same_numbers(settings, dtype):
     crops = [torch.randn(2, 3, 28, 28), torch.randn(3, 3, 14, 14)]
     for one, other in zip(fast.forward_features(crops), model.forward_features(crops), strict=True):
         assert apart(one["x_norm_patchtokens"], other["x_norm_patchtokens"]) < close
+
+
+@pytest.mark.skipif(not onednn.int8_available(), reason="this processor has no fast 8-bit products")
+@pytest.mark.parametrize("settings", [{}, {"ffn_layer": "swiglu"}, {"ffn_layer": "identity"}])
+@torch.no_grad()
+def test_eight_bits_come_near(settings):
+    model = backbone(**settings)
+    images = torch.randn(3, 3, 28, 28)
+    wanted, fast = model.forward_features(images), optimize(model, "int8")
+    found = fast.forward_features(images)
+    for name in ("x_norm_clstoken", "x_norm_patchtokens"):
+        error = (found[name] - wanted[name]).square().mean().sqrt() / wanted[name].square().mean().sqrt()
+        assert 1e-4 < error < 4e-2, name
+    assert torch.equal(fast(images[1:2])[0], fast(images)[1])
+
+
+def test_eight_bits_are_refused_where_there_are_none(monkeypatch):
+    monkeypatch.setattr(onednn, "int8_available", lambda: False)
+    with pytest.raises(ModelError, match="8-bit products"):
+        optimize(backbone(), "int8")
 
 
 @torch.no_grad()
