@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from opendino.checkpoint._folders import make_partial, partial_of, settle, sha256, whole
+from opendino.checkpoint._saved import Saved, find
 from opendino.errors import CheckpointError, ConfigError
-from opendino.files import to_disk, write_whole
+from opendino.files import read_json, to_disk, write_whole
 
 FORMAT = 2
 """Raised when a reader of the older layout could misread the newer one: from 2 on a part may be cut into files."""
@@ -73,12 +73,21 @@ class Checkpoint(NamedTuple):
     meta: dict[str, Any]
 
 
+class Opened(NamedTuple):
+    """A checkpoint as a `Checkpoint`, of whose tensors nothing has been read yet."""
+
+    folder: Path
+    step: int
+    tensors: dict[str, dict[str, Saved]]
+    meta: dict[str, Any]
+
+
 class Share(NamedTuple):
-    """Which of the processes that write a checkpoint this one is.
+    """Which of the processes that write or read a checkpoint this one is.
 
     Attributes:
         number: of this process; 0 puts the checkpoint together.
-        of: processes that write.
+        of: processes that write, or read.
     """
 
     number: int = 0
@@ -122,10 +131,14 @@ def save(
             return final
         with whole(final, made=share.of > 1) as partial:
             files = _write_share(partial, tensors, share)
-            for number in range(1, share.of):
-                for part, entry in _wait_for(partial / _note(number)).items():
+            notes = [partial / _note(number) for number in range(1, share.of)]
+            # All of them first: where one fails, the others must not write into a folder that is being removed.
+            for note, found in zip(notes, [_wait_for(note) for note in notes], strict=True):
+                if "fault" in found:
+                    raise OSError(errno.EIO, f"another process: {found['fault']}")
+                for part, entry in found["parts"].items():
                     files.setdefault(part, []).append(entry)
-                (partial / _note(number)).unlink()
+                note.unlink()
             state = {"format": FORMAT, "step": step, "parts": files, "meta": dict(meta)}
             (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -170,16 +183,13 @@ def _write_share(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]], sha
 
 
 def _wait_for(note: Path) -> dict[str, Any]:
-    """What another process has written, as soon as it has."""
+    """What another process has written or why it could not, as soon as it has."""
     deadline = time.monotonic() + _WAIT
     while not note.is_file():
         if time.monotonic() > deadline:
             raise OSError(errno.ETIMEDOUT, f"{note.name} did not come; is the folder one that all processes see?")
         time.sleep(_PAUSE)
-    found = json.loads(note.read_text(encoding="utf-8"))
-    if "fault" in found:
-        raise OSError(errno.EIO, f"another process: {found['fault']}")
-    return found["parts"]
+    return json.loads(note.read_text(encoding="utf-8"))
 
 
 def _note(number: int) -> str:
@@ -266,41 +276,46 @@ def latest(output_dir: Path) -> Path | None:
     return None
 
 
-def load(folder: Path, verify: bool = True) -> Checkpoint:
+def load(folder: Path) -> Checkpoint:
     """Read a checkpoint, every byte checked against the hash that was stored with it.
 
     Args:
         folder: of the checkpoint.
-        verify: read all bytes for their hashes; of several processes that load the same, one is enough.
 
     Raises:
         CheckpointError: a file is missing, altered, or of a layout this version does not know.
     """
+    found = opened(folder)
+    tensors = {part: {name: saved.rows() for name, saved in group.items()} for part, group in found.tensors.items()}
+    return Checkpoint(folder, found.step, tensors, found.meta)
+
+
+def opened(folder: Path, share: Share | None = None) -> Opened:
+    """Open a checkpoint whose tensors are read when and as far as they are asked for.
+
+    Args:
+        folder: of the checkpoint.
+        share: which process this is, where several open the same; each checks the hashes of its share of the files.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
     fault = _fault(folder)
     if fault is not None:
         raise CheckpointError(f"{folder}: {fault}; remove this folder and the run continues from an earlier checkpoint")
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if state["format"] not in _READ:
+    state = read_json(folder / "state.json")
+    if state.get("format") not in _READ:
         raise CheckpointError(
-            f"{folder}: is of layout {state['format']}, this version reads {FORMAT}; use the version that wrote it"
+            f"{folder}: is of layout {state.get('format')}, this version reads {FORMAT}; use the version that wrote it"
         )
-    tensors: dict[str, dict[str, Tensor]] = {}
-    altered = _altered(folder) if verify else None
+    altered = _altered(folder, share or Share())
     if altered is not None:
         raise CheckpointError(f"{folder}/{altered}; remove {folder} and the run continues from an earlier checkpoint")
-    for part, files in state["parts"].items():
-        tensors[part] = _joined([load_file(folder / entry["name"]) for entry in files])
-    return Checkpoint(folder, state["step"], tensors, state["meta"])
+    tensors = {part: find([folder / entry["name"] for entry in files]) for part, files in state["parts"].items()}
+    return Opened(folder, state["step"], tensors, state["meta"])
 
 
-def _joined(files: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of a part; one that stands in several files was cut along its first axis, in their order."""
-    names = dict.fromkeys(name for file in files for name in file)
-    pieces = {name: [file[name] for file in files if name in file] for name in names}
-    return {name: torch.cat(cut) if len(cut) > 1 else cut[0] for name, cut in pieces.items()}
-
-
-def check_fit(where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def check_fit(where: str, found: Mapping[str, Tensor | Saved], wanted: Mapping[str, Tensor | Saved]) -> None:
     """Compare names and shapes before anything is copied.
 
     Raises:
@@ -336,22 +351,26 @@ def _folders(output_dir: Path) -> dict[int, Path]:
 def _fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint as far as names and sizes tell; None where nothing is."""
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
+        if not (isinstance(state["step"], int) and isinstance(state["meta"], dict)):
+            raise TypeError("step or meta are none")
         for entry in (entry for files in state["parts"].values() for entry in files):
+            if not isinstance(entry["sha256"], str) or Path(entry["name"]).name != entry["name"]:
+                raise ValueError(f"{entry['name']!r} is not a file beside it")
             size = (folder / entry["name"]).stat().st_size
             if size != entry["bytes"]:
                 return f"{entry['name']} has {size} bytes instead of {entry['bytes']}"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"state.json cannot be read ({error})"
     return None
 
 
-def _altered(folder: Path) -> str | None:
-    """The first file whose bytes are not those that were written; None where all are. Reads everything."""
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    for entry in (entry for files in state["parts"].values() for entry in files):
+def _altered(folder: Path, share: Share | None = None) -> str | None:
+    """The first file whose bytes are not those that were written; None where all are. Reads everything, or a share."""
+    state, share = json.loads((folder / "state.json").read_text(encoding="utf-8")), share or Share()
+    for entry in [entry for files in state["parts"].values() for entry in files][share.number :: share.of]:
         if sha256(folder / entry["name"]) != entry["sha256"]:
             return f"{entry['name']}: its bytes are not those that were written"
     return None

@@ -267,7 +267,7 @@ def _restore(run: Run, folder: Path) -> _Before:
     if number < 0:
         return _Before()
     with together():
-        checkpoint = store.load(store.folder_of(folder, number), verify=is_main())
+        checkpoint = store.opened(store.folder_of(folder, number), store.Share(rank(), world_size()))
         state.restore(run.method, run.optimizer, checkpoint)
     run.step = checkpoint.step
     run.not_finite = checkpoint.meta.get("not_finite", 0)

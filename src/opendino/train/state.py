@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import Optimizer
 
-from opendino.checkpoint.store import Checkpoint, check_fit
+from opendino.checkpoint._saved import Saved
+from opendino.checkpoint.store import Opened, check_fit
 from opendino.methods.method import Method
 
 _NETWORKS = ("student", "teacher")
@@ -68,8 +69,8 @@ def copied(parts: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def restore(method: Method, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's tensors back, in place.
+def restore(method: Method, optimizer: Optimizer, checkpoint: Opened) -> None:
+    """Put a checkpoint's tensors back, in place; a process reads no more than its share of what is shared out.
 
     Raises:
         CheckpointError: names or shapes differ from those of the run; nothing has been changed then.
@@ -80,40 +81,46 @@ def restore(method: Method, optimizer: Optimizer, checkpoint: Checkpoint) -> Non
         check_fit(where, checkpoint.tensors.get(part, {}), wanted.get(part, {}))
     moments = checkpoint.tensors.get("optimizer", {})
     _check_moments(optimizer, moments, checkpoint)
-    state = {f"{network}.{name}": t for network in _NETWORKS for name, t in checkpoint.tensors[network].items()}
-    state |= checkpoint.tensors.get("targets", {})
+    saved = {f"{network}.{name}": t for network in _NETWORKS for name, t in checkpoint.tensors[network].items()}
+    saved |= checkpoint.tensors.get("targets", {})
     like = method.state_dict()
-    method.load_state_dict({name: _cut_like(tensor, like.get(name)) for name, tensor in state.items()}, strict=True)
+    method.load_state_dict({name: _read_like(each, like.get(name)) for name, each in saved.items()}, strict=True)
     _restore_moments(optimizer, moments)
 
 
-def _check_moments(optimizer: Optimizer, moments: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+def _check_moments(optimizer: Optimizer, moments: dict[str, Saved], checkpoint: Opened) -> None:
     parameters = dict(_named(optimizer))
     like = {
-        key: parameters[key.partition("/")[2]] if tensor.ndim else tensor
-        for key, tensor in moments.items()
+        key: parameters[key.partition("/")[2]] if saved.ndim else saved
+        for key, saved in moments.items()
         if key.partition("/")[2] in parameters
     }
     check_fit(f"{checkpoint.folder}/optimizer.safetensors", moments, like)
 
 
-def _restore_moments(optimizer: Optimizer, moments: dict[str, Tensor]) -> None:
+def _restore_moments(optimizer: Optimizer, moments: dict[str, Saved]) -> None:
     state: dict[str, dict[str, Tensor]] = {}
     parameters = dict(_named(optimizer))
-    for key, tensor in moments.items():
+    for key, saved in moments.items():
         quantity, _, name = key.partition("/")
-        state.setdefault(name, {})[quantity] = _cut_like(tensor, parameters[name]) if tensor.ndim else tensor
+        state.setdefault(name, {})[quantity] = _read_like(saved, parameters[name] if saved.ndim else None)
     # By way of the optimizer's own loading, which knows which tensors belong on the device.
     numbered = {number: state[name] for number, (name, _) in enumerate(_named(optimizer)) if name in state}
     optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _cut_like(tensor: Tensor, like: Tensor | None) -> Tensor:
-    """This process's share of a tensor, if `like` is held in shares."""
+def _read_like(saved: Saved, like: Tensor | None) -> Tensor:
+    """A tensor of a checkpoint; where `like` is held in shares, this process's share, and no other row is read."""
     if not isinstance(like, DTensor):
-        return tensor
-    # Without a source all processes have the whole, and nothing is sent.
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+        return saved.rows()
+    mesh = like.device_mesh
+    if like.placements != (Shard(0),):
+        # Without a source all processes have the whole, and nothing is sent.
+        return distribute_tensor(saved.rows(), mesh, like.placements, src_data_rank=None)
+    own = like.to_local()
+    first = mesh.get_local_rank() * -(-like.shape[0] // mesh.size())  # as torch.chunk cuts
+    rows = saved.rows(first, first + len(own)).to(own.device)
+    return DTensor.from_local(rows, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def _named(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -211,6 +211,14 @@ def write_together(folder, step, groups, config=None):
         return [job.exception() for job in jobs]
 
 
+def _says(open_it):
+    try:
+        open_it()
+    except CheckpointError as error:
+        return "student-00001-of-00003.safetensors: its bytes are not those that were written" in str(error)
+    return False
+
+
 def test_processes_write_their_shares_and_any_reads_the_whole(tmp_path):
     for step in (1, 2, 3):
         whole, groups = shares(step)
@@ -223,7 +231,11 @@ def test_processes_write_their_shares_and_any_reads_the_whole(tmp_path):
     assert {path.name for path in found.folder.iterdir()} == {
         "state.json", *(f"student-0000{n}-of-00003.safetensors" for n in range(3))
     }  # fmt: skip
-    (found.folder / "student-00001-of-00003.safetensors").unlink()
+    # Processes that open it together check the hashes of some files each, and all of them together.
+    altered = found.folder / "student-00001-of-00003.safetensors"
+    altered.write_bytes(altered.read_bytes()[:-1] + b"!")
+    assert [_says(lambda n=n: store.opened(found.folder, store.Share(n, 2))) for n in range(2)] == [False, True]
+    altered.unlink()
     assert store.latest(tmp_path).name == "step_00000002"
 
 

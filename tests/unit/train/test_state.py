@@ -42,7 +42,7 @@ def test_everything_that_changes_is_in_the_checkpoint(make, tmp_path):
 
     other, _ = make("seed=5")  # other weights to be overwritten
     other.seed, other.step = run.seed, 2
-    state.restore(other.method, other.optimizer, store.load(folder))
+    state.restore(other.method, other.optimizer, store.opened(folder))
     assert train_step(other, third) == record
     assert same(state.collect(other.method, other.optimizer), state.collect(run.method, run.optimizer))
 
@@ -70,7 +70,7 @@ def test_a_checkpoint_of_another_shape_changes_nothing(make, tmp_path):
     other, _ = make("dino.prototypes=16")
     before = copy.deepcopy(other.method.state_dict())
     with pytest.raises(CheckpointError, match=r"student\.safetensors: is of another shape.*last_layer\.weight_g"):
-        state.restore(other.method, other.optimizer, store.load(folder))
+        state.restore(other.method, other.optimizer, store.opened(folder))
     assert all(before[key].equal(tensor) for key, tensor in other.method.state_dict().items())
 
 
@@ -82,7 +82,7 @@ def test_moments_of_another_shape_are_refused(make, tmp_path):
     tensors["optimizer"]["exp_avg/stranger"] = torch.zeros(3)
     folder = store.save(tmp_path, 1, tensors, {})
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: .*has also exp_avg/stranger"):
-        state.restore(run.method, run.optimizer, store.load(folder))
+        state.restore(run.method, run.optimizer, store.opened(folder))
 
 
 def test_seeds_of_steps_and_processes_are_apart():
