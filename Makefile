@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEED   ?= 0
 
-.PHONY: demo test check format parity-timm parity-common
+.PHONY: demo test check format docs wheel bench bench-quick parity-timm parity-common
 
 demo: $(STAMP)   ## pretrain a small model without labels, measure it, write runs/demo/report.html
 	$(BIN)/opendino demo seed=$(SEED)
@@ -23,6 +23,18 @@ format: $(STAMP)  ## rewrite the sources in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: build/docs/.installed  ## the site of the documents in build/site/html: pages, and a reference from the docstrings
+	build/docs/bin/python docs/make_site.py
+
+wheel:           ## build wheel and sdist, and use the wheel in an empty environment, outside of the checkout
+	PYTHON=$(PYTHON) .ci/wheel
+
+bench: $(STAMP)  ## every table of docs/performance.md and docs/results.md that this machine can make; hours
+	$(BIN)/python benchmarks/all.py
+
+bench-quick: $(STAMP)  ## every benchmark in its short form, under a minute each
+	$(BIN)/python benchmarks/all.py --quick
+
 # The pins are given by variables, for these reach what the package is built with too: the first in older pips, the
 # second from pip 25.3 on.
 parity-timm:     ## parity with timm, in an environment of its own: torch and torchvision have to be built for each other
@@ -37,6 +49,13 @@ parity-common:   ## transformers' own common tests against opendino.hf, in an en
 	build/common/bin/python -m pip download --quiet --no-deps --no-binary transformers --dest build/common transformers==5.23.0
 	tar -xf build/common/transformers-5.23.0.tar.gz -C build/common
 	TRANSFORMERS_SOURCE=build/common/transformers-5.23.0 build/common/bin/python -m pytest --noconftest -c /dev/null tests/parity/transformers_common.py -q
+
+# The site reads the sources without importing them, so its tools need no torch.
+build/docs/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/docs
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > build/docs/wanted.txt
+	build/docs/bin/python -m pip install --quiet --constraint constraints.txt --requirement build/docs/wanted.txt
+	@touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("opendino needs Python 3.11 or newer, $(PYTHON) is %d.%d; name another with: make PYTHON=python3.11 ..." % v[:2])'
