@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -141,8 +142,10 @@ def write_array(path: Path, array: Shaped[np.ndarray, "..."]) -> Path:
     """Write `.npy` whole."""
 
     def save(place: Path) -> None:
-        with place.open("wb") as file:  # np.save would add a suffix to the partial file's name
-            np.save(file, array)
+        with place.open("wb") as file:
+            # Through Python's own write: into a real file numpy writes past it, and does not notice where the disk is
+            # full at the last bytes. By the file's name it would add a suffix.
+            np.save(SimpleNamespace(write=file.write), array)  # pyrefly: ignore[bad-argument-type]
 
     return write_whole(path, save, error=DataError)
 
