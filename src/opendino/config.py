@@ -26,6 +26,9 @@ _COMMAND_LINE = "command line"
 Limits = tuple[int | float, int | float]
 """Smallest and largest number that will do."""
 
+_MOST_VALUES, _DEEPEST = 100_000, 50
+"""Of a recipe with its aliases opened: a few lines of them can stand for more settings than memory holds."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 with values as people write them: plain PyYAML reads `2e-4` as a string, and `off` as false.
@@ -118,10 +121,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe; `opendino config ls` lists the shipped ones") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # also a name that holds a zero byte
         raise ConfigError(f"{path}: cannot be read as a recipe: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -142,10 +145,36 @@ def parse_override(word: str) -> tuple[str, Any]:
     if not separator or not key:
         raise ConfigError(f"{_COMMAND_LINE}: '{word}' is not a setting; write key=value")
     try:
-        return key, yaml.load(text, Loader=_Loader)
+        return key, _parse(text)
     except yaml.YAMLError:
         # A path or a name may hold characters that mean something to YAML.
         return key, text
+
+
+def _parse(text: str) -> Any:  # noqa: ANN401  whatever the text stands for
+    """What YAML stands for.
+
+    Raises:
+        YAMLError: it is none, is nested or opened by aliases beyond all measure, or holds a value that is none, such
+            as the thirteenth month.
+    """
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # PyYAML lets them through
+        raise yaml.YAMLError(str(error)) from None
+    values, level = 0, [content]
+    for _ in range(_DEEPEST):
+        level = [member for node in level for member in _members(node)]
+        values += len(level)
+        if not level:
+            return content
+        if values > _MOST_VALUES:
+            break
+    raise yaml.YAMLError(f"opens to more than {_MOST_VALUES} values or {_DEEPEST} levels; use fewer aliases")
+
+
+def _members(node: Any) -> Iterable[Any]:  # noqa: ANN401  whatever YAML gives
+    return node.values() if isinstance(node, dict) else node if isinstance(node, list | set | tuple) else ()
 
 
 def expand_home(text: str) -> str:

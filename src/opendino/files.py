@@ -2,9 +2,11 @@
 """Files that exist whole or not at all; folders are in `checkpoint/_folders.py`."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from opendino.errors import CheckpointError, OpendinoError, advice
 
@@ -50,6 +52,19 @@ def write_whole(
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     return path
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401  whatever the file holds
+    """What a file of JSON holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or none that anyone wrote: nested without measure.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def is_leftover(name: str, *of: str) -> bool:

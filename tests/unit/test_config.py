@@ -166,3 +166,22 @@ def test_a_home_is_opened(monkeypatch):
     words = ["~/x", "~", "~/x/*.parquet", "a/~/x", "x~", "~other/x", ""]
     opened = ["/home/ada/x", "/home/ada", "/home/ada/x/*.parquet", "a/~/x", "x~", "~other/x", ""]
     assert list(map(config.expand_home, words)) == opened
+
+
+@pytest.mark.parametrize(
+    "value", ["2020-13-45", "!!int x", "!!timestamp x", "9" * 5000, "[" * 2000, "&a [*a]", "&a {b: *a}"]
+)
+def test_values_that_are_none_are_said_to_be(tmp_path, value):
+    """What PyYAML raises for these is not its own error; an alias of itself would never end."""
+    (tmp_path / "recipe.yaml").write_text(f"seed: {value}")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: "):
+        config.load(Root, tmp_path / "recipe.yaml")
+    assert config.parse_override(f"seed={value}") == ("seed", value)
+
+
+def test_a_few_lines_of_aliases_do_not_fill_the_memory(tmp_path):
+    rows = ["a0: &a0 {x: 1}"]
+    rows += [f"a{n + 1}: &a{n + 1} {{{', '.join(f'k{i}: *a{n}' for i in range(10))}}}" for n in range(12)]
+    (tmp_path / "recipe.yaml").write_text("\n".join(rows))
+    with pytest.raises(ConfigError, match="fewer aliases"):
+        config.read_yaml(tmp_path / "recipe.yaml")

@@ -19,6 +19,7 @@ Decisions, the same for every reader of the package:
 - **Size**: Pillow's guard against decompression bombs holds (178,956,970 pixels).
 """
 
+import math
 from io import BytesIO
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from opendino.errors import DataError
 
 NPY_MAGIC = b"\x93NUMPY"
 _ORIENTATION = 0x0112
+_HEADS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _DEEP_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 Decoded = Image.Image | Float32[np.ndarray, "H W C"]
@@ -113,15 +115,38 @@ def _array_file(source: bytes | Path, channels: int) -> Shaped[np.ndarray, "..."
     if isinstance(source, Path):
         suffix = source.suffix.lower()
         if suffix == ".npy":
-            return np.load(source)
+            return read_npy(source.read_bytes())
         if channels in (1, 3) or suffix not in (".tif", ".tiff"):
             return None
         source = source.read_bytes()
     if source[:6] == NPY_MAGIC:
-        return np.load(BytesIO(source))
+        return read_npy(source)
     if channels not in (1, 3) and is_tiff(source) and samples_of(source) == channels:
         return read_tiff(source)
     return None
+
+
+def read_npy(data: bytes) -> Shaped[np.ndarray, "..."]:
+    """The array of a `.npy` file, read-only; its size is compared with what is there before memory is spent.
+
+    Raises:
+        DataError: it holds objects, which are never unpickled, or is shorter than it says.
+        ValueError: its head is damaged.
+
+    Differs: `numpy.load` takes as much memory as the head asks for.
+    """
+    stream = BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADS:
+        raise DataError(f".npy of version {version}; 1.0 and 2.0 are read")
+    shape, fortran, dtype = _HEADS[version](stream)
+    wanted, there = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if dtype.hasobject:
+        raise DataError("an array of Python objects, which are never unpickled here; save one of numbers")
+    if not 0 <= wanted <= there:
+        raise DataError(f"array {dtype} of shape {shape} takes {wanted} bytes, and {there} are there")
+    numbers = np.frombuffer(data, dtype, math.prod(shape), stream.tell())
+    return numbers.reshape(shape, order="F" if fortran else "C")
 
 
 def _from_image(image: Image.Image, channels: int, orient: bool, value_range: tuple[float, float] | None) -> Decoded:

@@ -64,11 +64,11 @@ def read_tiff(data: bytes) -> Shaped[np.ndarray, "H W C"]:
     """
     page = _page(data)
     inside = page.samples // page.planes
+    blocks = page.planes * -(-page.height // page.block[0]) * -(-page.width // page.block[1])
+    if min(len(page.offsets), len(page.counts)) < blocks:  # before memory is spent: a few bytes may say billions
+        raise DataError(f"TIFF of {len(page.offsets)} blocks; {blocks} were wanted")
     out = np.zeros((page.height, page.width, page.samples), dtype=page.dtype)
-    places = _places(page)
-    if len(page.offsets) < len(places) or len(page.counts) < len(places):
-        raise DataError(f"TIFF of {len(page.offsets)} blocks; {len(places)} were wanted")
-    for (plane, top, left), offset, count in zip(places, page.offsets, page.counts, strict=False):
+    for (plane, top, left), offset, count in zip(_places(page), page.offsets, page.counts, strict=False):
         rows = page.block[0] if page.tiled else min(page.block[0], page.height - top)
         packed = data[offset : offset + count]
         if len(packed) < count:
@@ -125,17 +125,13 @@ def _one(tags: ImageFileDirectory_v2, tag: int, default: int) -> int:
     return _all(tags, tag, (default,))[0]
 
 
-def _places(page: _Page) -> list[tuple[int, int, int]]:
+def _places(page: _Page) -> Iterator[tuple[int, int, int]]:
     """Plane, top and left of every block, in the order of the file."""
     high, wide = page.block
-
-    def walk() -> Iterator[tuple[int, int, int]]:
-        for plane in range(page.planes):
-            for top in range(0, page.height, high):
-                for left in range(0, page.width, wide):
-                    yield plane, top, left
-
-    return list(walk())
+    for plane in range(page.planes):
+        for top in range(0, page.height, high):
+            for left in range(0, page.width, wide):
+                yield plane, top, left
 
 
 def _block(packed: bytes, page: _Page, rows: int, samples: int) -> Shaped[np.ndarray, "h w s"]:

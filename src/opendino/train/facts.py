@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from opendino.data.datasets import ImageDataset
-from opendino.data.decode import NPY_MAGIC
+from opendino.data.decode import NPY_MAGIC, read_npy
 from opendino.data.fast import Chosen, choose_decoder
 from opendino.data.tiff import is_tiff, read_tiff, samples_of
 from opendino.errors import DataError
@@ -132,7 +132,7 @@ def _glance(source: bytes | Path) -> _Glance:
     from PIL import Image
 
     if source.suffix == ".npy" if isinstance(source, Path) else source.startswith(NPY_MAGIC):
-        return _of_array(np.load(source if isinstance(source, Path) else BytesIO(source)))
+        return _of_array(read_npy(source.read_bytes() if isinstance(source, Path) else source))
     if isinstance(source, Path) and source.suffix.lower() in (".tif", ".tiff"):
         source = source.read_bytes()
     if isinstance(source, bytes) and is_tiff(source) and samples_of(source) > 4:

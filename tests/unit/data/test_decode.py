@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opendino.data.decode import decode, match_channels
+from opendino.data.decode import decode, match_channels, read_npy
 from opendino.errors import DataError
 
 RAMP = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1000
@@ -192,8 +192,26 @@ def test_arrays_that_do_not_fit(array, channels, message):
         decode(npy(array), channels)
 
 
+@pytest.mark.parametrize("fortran", [False, True])
+def test_arrays_are_those_that_numpy_reads(fortran):
+    array = np.random.default_rng(0).random((3, 4, 5)).astype(">f4")
+    found = read_npy(npy(np.asfortranarray(array) if fortran else array))
+    assert found.dtype == array.dtype
+    np.testing.assert_array_equal(found, array)
+
+
+def test_an_array_that_says_it_is_huge_takes_no_memory(tmp_path):
+    head = io.BytesIO()
+    shape = {"descr": "<f8", "fortran_order": False, "shape": (10**7, 10**7, 3)}
+    np.lib.format.write_array_header_1_0(head, shape)
+    (tmp_path / "a.npy").write_bytes(head.getvalue() + bytes(64))
+    for source in (tmp_path / "a.npy", head.getvalue() + bytes(64)):
+        with pytest.raises(DataError, match="2400000000000000 bytes, and 64 are there"):
+            decode(source, 3)
+
+
 def test_an_array_of_objects_is_never_unpickled():
-    with pytest.raises(DataError, match="allow_pickle=False"):
+    with pytest.raises(DataError, match="never unpickled"):
         decode(npy(np.array([{"a": 1}], dtype=object)), 3)
 
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import struct
+
 import numpy as np
 import pytest
 
@@ -43,3 +45,23 @@ def test_a_picture_too_large_to_be_true_is_refused(tiff_oracle):
     data[width + 8 : width + 12] = (2**31 - 1).to_bytes(4, "little")
     with pytest.raises(DataError, match="at most"):
         read_tiff(bytes(data))
+
+
+def test_a_few_bytes_do_not_stand_for_billions_of_blocks():
+    """Tiles of one pixel in a picture of 65,535 by 65,535; two blocks are there."""
+    entries = [
+        (256, 65_535),
+        (257, 65_535),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (277, 1),
+        (322, 1),
+        (323, 1),
+        (324, 8),
+        (325, 4),
+    ]
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    data = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", len(entries)) + table + struct.pack("<I", 0)
+    with pytest.raises(DataError, match="1 blocks; 4294836225 were wanted"):
+        read_tiff(data)

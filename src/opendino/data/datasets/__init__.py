@@ -21,7 +21,7 @@ from pathlib import Path
 
 from opendino.config import expand_home
 from opendino.data.datasets._base import DecodeOptions, ImageDataset
-from opendino.errors import DataError
+from opendino.errors import DataError, advice
 
 __all__ = ["DecodeOptions", "ImageDataset", "open_dataset"]
 
@@ -82,7 +82,10 @@ def open_dataset(
         raise DataError(f"{source}: {channels} channels were asked for; give 1 or more")
     source = expand_home(str(source))
     options = DecodeOptions(channels, orient, value_range)
-    kind = _kind(source, path_column)
+    try:
+        kind = _kind(source, path_column)
+    except OSError as error:
+        raise DataError(f"{source[:200]}: cannot be opened ({error.strerror}); {advice(error)}") from None
     module, name = _MEMBERS[kind]
     member = getattr(import_module(module), name)
     given = {"path_column": path_column, "image_column": image_column, "label_column": label_column}

@@ -16,6 +16,32 @@ LABELS = ("label", "labels", "target", "class", "category", "fine_label", "label
 NAMES = ("label_name", "class_name", "label_names", "category_name")
 
 
+FAULTS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
+"""What pyarrow raises of files that are damaged or odd: names that are no UTF-8, columns that come twice ..."""
+
+_MOST_CLASSES = 2**22
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def check_labels(labels: Int64[np.ndarray, " n"]) -> None:
+    """Refuse numbers that are no labels: each class up to the last gets a name.
+
+    Raises:
+        DataError: one is negative, or larger than any number of classes.
+    """
+    if len(labels) and labels.min() < 0:
+        raise DataError(f"label {labels.min()} is negative; labels count from 0")
+    if len(labels) and labels.max() >= _MOST_CLASSES:
+        raise DataError(
+            f"label {labels.max()} is no number of a class, which count from 0 to at most {_MOST_CLASSES - 1}; name "
+            "another column, or label_column=none"
+        )
+
+
 def find(columns: Sequence[str], wanted: str, candidates: Sequence[str]) -> str:
     """The column to use: the wanted one, else the first candidate that is there, else "".
 
@@ -45,15 +71,16 @@ def read_labels(
     """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if is_text(column.type):
         return _read_text(column)
     if _nothing_there(column.null_count, len(column)):
         return None, []
     if not pa.types.is_integer(column.type):
         raise DataError(f"labels of type {column.type}; whole numbers or text were wanted")
     labels = column.to_numpy().astype(np.int64)
-    if len(labels) and labels.min() < 0:
-        raise DataError(f"label {labels.min()} is negative; labels count from 0")
+    check_labels(labels)
+    if known and len(labels) and labels.max() >= len(known):
+        raise DataError(f"label {labels.max()} has no name among the {len(known)} that the file gives its classes")
     return labels, list(known) or _names_of(labels, names)
 
 

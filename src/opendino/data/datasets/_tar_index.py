@@ -86,7 +86,8 @@ def _read(place: Path, stamp: np.ndarray) -> TarIndex | None:
         with np.load(place) as kept:
             if not np.array_equal(kept["stamp"], stamp):
                 return None
-            return TarIndex(kept["offsets"], kept["lengths"], kept["labels"], PathTable(kept["text"], kept["ends"]))
+            index = TarIndex(kept["offsets"], kept["lengths"], kept["labels"], PathTable(kept["text"], kept["ends"]))
+            return index if _fits(index) else None
     except (OSError, ValueError, KeyError, EOFError):  # missing, or damaged in some way
         return None
     except Exception as error:  # zipfile has errors of its own
@@ -115,6 +116,20 @@ def _agrees(path: Path, index: TarIndex) -> bool:
     return True
 
 
+def _fits(index: TarIndex) -> bool:
+    """Whether the columns of an index belong together; one that was altered could name bytes that are not there."""
+    rows, ends = len(index.offsets), index.names.offsets
+    return (
+        all(column.shape == (rows,) and column.dtype == np.int64 for column in index[:3])
+        and ends.shape == (rows + 1,)
+        and ends.dtype == np.int64
+        and index.names.text.dtype == np.uint8
+        and ends[0] == 0
+        and ends[-1] == index.names.text.size
+        and bool((np.diff(ends) >= 0).all())
+    )
+
+
 def _write(place: Path, index: TarIndex, stamp: np.ndarray) -> None:
     arrays = {"offsets": index.offsets, "lengths": index.lengths, "labels": index.labels, "stamp": stamp}
     with place.open("wb") as file:
@@ -135,7 +150,8 @@ def _walk(path: Path) -> TarIndex:
             elif end == _LABEL and member.size <= _LONGEST_LABEL:
                 file.seek(member.offset_data)
                 with contextlib.suppress(ValueError):
-                    labels[stem] = int(file.read(member.size))
+                    # What is no label at all still has to be a number of the column.
+                    labels[stem] = min(max(int(file.read(member.size)), NO_LABEL), np.iinfo(np.int64).max)
     return TarIndex(
         np.array([offset for offset, _, _ in images], dtype=np.int64),
         np.array([length for _, length, _ in images], dtype=np.int64),
@@ -145,16 +161,21 @@ def _walk(path: Path) -> TarIndex:
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The files of a tar; what lies behind a damaged place is not found, and said."""
-    found = 0
+    """The files of a tar that lie in it as they are; what is behind a damaged place is not found, and said.
+
+    Links and sparse files are passed over: the bytes that stand in the tar are not theirs.
+    """
+    found, size = 0, path.stat().st_size
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 found += 1
-                if member.isreg():
+                if member.isreg() and not member.issparse():
+                    if min(member.size, member.offset_data) < 0 or member.offset_data + member.size > size:
+                        raise tarfile.ReadError(f"{member.name!r} is said to have {member.size} bytes")
                     yield member
                 archive.members = []  # pyrefly: ignore[missing-attribute]  tarfile would keep them all
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two of numbers beyond measure
         if not found:
             raise DataError(
                 f"{path}: cannot be read as a plain tar ({error}); a compressed one has to be unpacked, images in it "

@@ -4,7 +4,6 @@
 Read without that library. The image column is its struct of `bytes` and `path`, or plain bytes.
 """
 
-import json
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
-from opendino.data.datasets._columns import LABELS, find, read_labels
+from opendino.data.datasets._columns import FAULTS, LABELS, find, read_labels
 from opendino.data.datasets.parquet import _image_column as image_column_of
 from opendino.errors import DataError
+from opendino.files import read_json
 
 STATE, INFO, PARTS = "state.json", "dataset_info.json", "dataset_dict.json"
 
@@ -57,12 +57,14 @@ class ArrowDataset(ImageDataset):
             self._map(table)
             if label:
                 self.targets, self.classes = read_labels(table[label], None, _names(self._info, label))
-        except (DataError, pa.ArrowException, OSError) as error:
+        except (DataError, *FAULTS) as error:
             raise DataError(f"{source}: {error}") from error
 
     def _map(self, table: pa.Table) -> None:
         """Remember the chunks of the image column; their bytes stay in the files."""
         self._chunks: list[pa.Array] = table[self._column].chunks
+        for chunk in self._chunks:
+            chunk.validate(full=True)  # offsets are believed later, and a damaged file could lead anywhere
         self._starts = np.cumsum([0, *map(len, self._chunks)], dtype=np.int64).tolist()
 
     def __len__(self) -> int:
@@ -103,13 +105,14 @@ def _described(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the two JSON files say."""
     try:
         if (source / PARTS).is_file():
-            parts = json.loads((source / PARTS).read_text(encoding="utf-8"))["splits"]
+            parts = read_json(source / PARTS)["splits"]
             raise DataError(
                 f"{source}: holds the parts {', '.join(parts)}; name one of them, such as {source / parts[0]}"
             )
-        state = json.loads((source / STATE).read_text(encoding="utf-8"))
-        info = json.loads((source / INFO).read_text(encoding="utf-8"))
+        state, info = read_json(source / STATE), read_json(source / INFO)
         files = [entry["filename"] for entry in state["_data_files"]]
+        if any(Path(name).name != name for name in files):
+            raise ValueError(f"{files} are not files of the folder")
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(
             f"{source}: cannot be read as a saved data set ({type(error).__name__}: {error}); "

@@ -47,11 +47,18 @@ def require_files(paths: list[Path], source: str) -> None:
     Raises:
         DataError: none exists.
     """
-    if not any(path.is_file() for path in paths):
+    if not any(_there(path) for path in paths):
         raise DataError(
             f"{source}: none of its first {len(paths)} files exists, such as {paths[0]}; paths are relative to the "
             "folder of the list"
         )
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name that the disk takes
+        return False
 
 
 def _split_lines(source: Path) -> PathTable:

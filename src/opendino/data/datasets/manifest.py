@@ -9,7 +9,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
-from opendino.data.datasets._columns import LABELS, NAMES, PATHS, find, read_labels
+from opendino.data.datasets._columns import FAULTS, LABELS, NAMES, PATHS, find, is_text, read_labels
 from opendino.data.datasets._paths import PathTable
 from opendino.data.datasets.file_list import require_files
 from opendino.errors import DataError
@@ -43,7 +43,7 @@ class ManifestDataset(ImageDataset):
                 self.targets, self.classes = read_labels(table["label"], names)
         except DataError as error:
             raise DataError(f"{source}: {error}") from error
-        except (pa.ArrowException, OSError) as error:
+        except FAULTS as error:
             raise DataError(f"{source}: cannot be read as a table ({error})") from error
         require_files([self.read(index) for index in range(min(_TRIED, len(self)))], str(source))
 
@@ -79,6 +79,7 @@ def _read(source: Path, path_column: str, label_column: str) -> pa.Table:
         # Paths are text also where every file is named by a number.
         convert = pa_csv.ConvertOptions(include_columns=needed, column_types={path: pa.string()})
         table = pa_csv.read_csv(source, parse_options=parse, convert_options=convert)
+    table.validate(full=True)
     return pa.table({name: table[column] for name, column in wanted.items()})
 
 
@@ -89,7 +90,7 @@ def _header(source: Path, parse: pa_csv.ParseOptions) -> list[str]:
 
 def _path_table(column: pa.ChunkedArray) -> PathTable:
     """The column's own bytes and offsets."""
-    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+    if not is_text(column.type):
         raise DataError(f"its column of paths is of type {column.type}; text was wanted")
     if not len(column):
         raise DataError("the table has no rows; give one row for each image")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
-from opendino.data.datasets._columns import IMAGES, LABELS, NAMES, find, huggingface_names, read_labels
+from opendino.data.datasets._columns import FAULTS, IMAGES, LABELS, NAMES, find, huggingface_names, read_labels
 from opendino.data.datasets.folder import warn_of_parts
 from opendino.errors import DataError
 
@@ -75,9 +75,11 @@ class ParquetDataset(ImageDataset):
                 raise DataError("has no rows; give one row for each image")
             if label:
                 self._read_labels(schema, label)
+            self._ids = self._read_column("id") if "id" in schema.names else None
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from error
-        self._ids = self._read_column("id") if "id" in schema.names else None
+        except FAULTS as error:
+            raise DataError(f"{self.name}: cannot be read as Parquet ({_first_line(error)}); copy it again") from None
         self._cache: OrderedDict[int, _Cells] = OrderedDict()
         self._limit = CACHE
         mean_group = bytes_held // len(self._groups)
@@ -124,9 +126,20 @@ class ParquetDataset(ImageDataset):
             self._cache.move_to_end(group)
             return self._cache[group]
         where = self._groups[group]
-        with pq.ParquetFile(self._files[where.file], memory_map=True) as file:
-            table = file.read_row_group(where.number, columns=[self._column], use_threads=False)
-        self._cache[group] = _Cells(table[0])
+        try:
+            with pq.ParquetFile(self._files[where.file], memory_map=True) as file:
+                table = file.read_row_group(where.number, columns=[self._column], use_threads=False)
+            cells = _Cells(table[0])
+        except FAULTS as error:
+            raise DataError(
+                f"{self._files[where.file]}: row group {where.number} cannot be read ({_first_line(error)}); copy the "
+                "file again"
+            ) from None
+        if len(cells) != where.rows:
+            raise DataError(
+                f"{self._files[where.file]}: row group {where.number} has {len(cells)} rows of {where.rows}"
+            )
+        self._cache[group] = cells
         while len(self._cache) > 1 and sum(cells.nbytes for cells in self._cache.values()) > self._limit:
             self._cache.popitem(last=False)
         return self._cache[group]
@@ -161,9 +174,14 @@ class _Cells:
             column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
         array = pa.concat_arrays([chunk.cast(pa.large_binary()) for chunk in column.chunks])
         _, offsets, data = array.buffers()
-        self._offsets: Int64[np.ndarray, " n+1"] = np.frombuffer(offsets, dtype=np.int64)[array.offset :]
+        self._offsets: Int64[np.ndarray, " n+1"] = np.frombuffer(offsets, dtype=np.int64)[
+            array.offset : array.offset + len(array) + 1
+        ]
         self._data = memoryview(data or b"")
         self.nbytes = int(array.nbytes)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
 
     def __getitem__(self, row: int) -> bytes:
         return bytes(self._data[self._offsets[row] : self._offsets[row + 1]])
@@ -172,8 +190,12 @@ class _Cells:
 def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
+    except FAULTS as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _is_image(kind: pa.DataType) -> bool:

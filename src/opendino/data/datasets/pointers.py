@@ -20,20 +20,23 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
-from opendino.data.datasets._columns import read_labels
+from opendino.data.datasets._columns import FAULTS, is_text, read_labels
+from opendino.data.datasets._handles import Handles
 from opendino.data.datasets._paths import PathTable
 from opendino.data.datasets.parquet import ParquetDataset
 from opendino.errors import DataError
 
 COLUMNS = frozenset({"source", "key"})
 _IMAGE_COLUMN = b"opendino.image_column"
+_MOST = 2**32
+"""Images of an epoch, of which each takes a number in memory."""
 
 
 def is_pointers(path: Path) -> bool:
     """Whether a Parquet file is a manifest of this kind."""
     try:
         return set(pq.read_schema(path).names) >= COLUMNS
-    except (pa.ArrowException, OSError):
+    except FAULTS:
         return False
 
 
@@ -58,12 +61,15 @@ class PointerDataset(ImageDataset):
             schema = pq.read_schema(source)
             wanted = [name for name in ("source", "key", "weight", "label") if name in schema.names]
             table = pq.read_table(source, columns=wanted)
-        except (pa.ArrowException, OSError) as error:
+            table.validate(full=True)
+            self._fill(table, source.parent, image_column or _image_column(schema))
+            if "label" in wanted and label_column != "none" and not table["label"].null_count:
+                labels, self.classes = read_labels(table["label"])
+                self.targets = labels if labels is None or self._rows is None else labels[self._rows]
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None
+        except FAULTS as error:
             raise DataError(f"{source}: cannot be read as a manifest ({error})") from error
-        self._fill(table, source.parent, image_column or _image_column(schema))
-        if "label" in wanted and label_column != "none" and not table["label"].null_count:
-            labels, self.classes = read_labels(table["label"])
-            self.targets = labels if labels is None or self._rows is None else labels[self._rows]
 
     @classmethod
     def of(cls, table: pa.Table, options: DecodeOptions = DEFAULT, image_column: str = "") -> "PointerDataset":
@@ -75,20 +81,27 @@ class PointerDataset(ImageDataset):
 
     def _fill(self, table: pa.Table, folder: Path, image_column: str) -> None:
         if not len(table):
-            raise DataError(f"{self.name}: the manifest has no rows; give one row for each image")
+            raise DataError("the manifest has no rows; give one row for each image")
+        odd = [name for name in COLUMNS if table[name].null_count or not is_text(table[name].type)]
+        if odd:
+            raise DataError(f"{' and '.join(odd)}: text was wanted in every row")
         names = pa.concat_arrays([chunk.cast(pa.string()) for chunk in table["source"].chunks]).dictionary_encode()
         self._sources = [folder / name for name in names.dictionary.to_pylist()]
         self._source_of = names.indices.to_numpy().astype(np.int32)
         self._keys = PathTable.collect(os.fsencode(key) for key in table["key"].to_pylist())
         self._rows: Int64[np.ndarray, " n"] | None = None
         if "weight" in table.column_names:
-            weights = table["weight"].to_numpy().astype(np.int64)
-            if weights.min() < 0 or not weights.sum():
-                raise DataError(f"{self.name}: weights are whole numbers of 0 or more, not all 0")
+            whole = pa.types.is_integer(table["weight"].type) and not table["weight"].null_count
+            weights = table["weight"].to_numpy().astype(np.int64) if whole else np.array([-1])
+            if weights.min() < 0 or not weights.any():
+                raise DataError("weights are whole numbers of 0 or more, not all 0")
+            if weights.max() > _MOST or weights.sum() > _MOST:
+                raise DataError(f"weights make an epoch of more than {_MOST} images; give smaller ones")
             if (weights != 1).any():
                 self._rows = np.repeat(np.arange(len(weights)), weights)
         self._image_column = image_column
-        self._opened: dict[int, ParquetDataset | int] = {}
+        self._handles = Handles()
+        self._opened: dict[int, ParquetDataset] = {}
 
     def __len__(self) -> int:
         return len(self._keys) if self._rows is None else len(self._rows)
@@ -114,23 +127,17 @@ class PointerDataset(ImageDataset):
             return source / key
         try:
             return self._from_tar(number, key) if suffix == ".tar" else self._from_parquet(number, key)
-        except (OSError, IndexError, ValueError) as error:
+        except (OSError, IndexError, ValueError, OverflowError) as error:
             raise DataError(f"{source}: {key} cannot be read ({error}); was the file moved or changed?") from error
 
     def _from_tar(self, number: int, key: str) -> bytes:
         place, _, _ = key.partition(" ")
         offset, length = (int(part) for part in place.split("+"))
-        handle = self._opened.get(number)
-        if not isinstance(handle, int):
-            handle = self._opened[number] = os.open(self._sources[number], os.O_RDONLY)
-        found = os.pread(handle, length, offset)
-        if len(found) != length:
-            raise ValueError(f"{len(found)} of {length} bytes are there")
-        return found
+        return self._handles.read(self._sources[number], offset, length)
 
     def _from_parquet(self, number: int, key: str) -> bytes:
         opened = self._opened.get(number)
-        if not isinstance(opened, ParquetDataset):
+        if opened is None:
             opened = ParquetDataset(
                 self._sources[number], self.options, image_column=self._image_column, label_column="none"
             )

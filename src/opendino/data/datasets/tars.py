@@ -5,7 +5,6 @@ Any member that ends as an image is one; a `.cls` member of the same name holds 
 over. Nothing is unpacked and nothing read in a row: the order of a run is a true shuffle of all images of all tars.
 """
 
-import os
 import re
 from itertools import product
 from pathlib import Path
@@ -13,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
+from opendino.data.datasets._columns import check_labels
+from opendino.data.datasets._handles import Handles
 from opendino.data.datasets._tar_index import index_of
 from opendino.errors import DataError
-
-_MOST_OPEN = 128
-"""Tars that one process keeps open; systems often allow 1024 files."""
 
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -47,7 +45,7 @@ class TarDataset(ImageDataset):
         self._names = [index.names for index in indices]
         if label_column != "none":
             self._set_labels(np.concatenate([index.labels for index in indices]))
-        self._opened: dict[int, int] = {}
+        self._opened = Handles()
 
     def _set_labels(self, labels: np.ndarray) -> None:
         missing = int((labels < 0).sum())
@@ -58,14 +56,14 @@ class TarDataset(ImageDataset):
                 f"{self.name}: {missing} of {len(labels)} images have no .cls member beside them; add them or set "
                 "label_column=none"
             )
+        try:
+            check_labels(labels)
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}") from None
         self.targets, self.classes = labels, [str(label) for label in range(int(labels.max()) + 1)]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
-
-    def __getstate__(self) -> dict[str, object]:
-        # Open files do not travel to another process.
-        return vars(self) | {"_opened": {}}
 
     def read(self, index: int) -> bytes:
         """Bytes of one image.
@@ -75,28 +73,16 @@ class TarDataset(ImageDataset):
         """
         number, offset, length = self._place(index)
         try:
-            found = os.pread(self._handle(number), length, offset)
+            return self._opened.read(self._files[number], offset, length)
         except OSError as error:
             raise DataError(f"{self.identify(index)}: cannot be read ({error.strerror}); check the tar") from None
-        if len(found) != length:
-            raise DataError(
-                f"{self.identify(index)}: {len(found)} of {length} bytes are there; the tar was cut short, copy it anew"
-            )
-        return found
+        except ValueError as error:
+            raise DataError(f"{self.identify(index)}: {error}; the tar was cut short, copy it anew") from None
 
     def identify(self, index: int) -> str:
         """Tar and member of one image."""
         number, _, _ = self._place(index)
         return f"{self._files[number]}/{self._names[number][index - int(self._starts[number])]}"
-
-    def _handle(self, number: int) -> int:
-        handle = self._opened.pop(number, None)
-        if handle is None:
-            handle = os.open(self._files[number], os.O_RDONLY)
-        self._opened[number] = handle  # the last used at the end
-        if len(self._opened) > _MOST_OPEN:
-            os.close(self._opened.pop(next(iter(self._opened))))
-        return handle
 
     def _place(self, index: int) -> tuple[int, int, int]:
         if not 0 <= index < len(self):

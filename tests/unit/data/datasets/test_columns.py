@@ -72,3 +72,10 @@ def test_names_that_hugging_face_wrote():
     assert huggingface_names(schema, "image") == []
     assert huggingface_names(schema.with_metadata({"huggingface": "{"}), "label") == []
     assert huggingface_names(pa.schema({}), "label") == []
+
+
+def test_a_number_that_is_no_class_does_not_make_names_for_all_below_it():
+    with pytest.raises(DataError, match="is no number of a class"):
+        read_labels(pa.chunked_array([[0, 2**40]]))
+    with pytest.raises(DataError, match="label 2 has no name among the 2"):
+        read_labels(pa.chunked_array([[0, 2]]), None, ["a", "b"])

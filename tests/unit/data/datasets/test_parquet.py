@@ -169,3 +169,12 @@ def test_held_out_files_among_those_to_be_used_are_told(tmp_path, cells, caplog)
     caplog.clear()
     assert len(open_dataset(pattern)) == 7
     assert not caplog.records
+
+
+def test_damage_anywhere_in_a_file_is_an_error_of_data(tmp_path, cells):
+    """Also where the file was opened before it was damaged: a row group is read when an image of it is wanted."""
+    page = pq.ParquetFile(write(tmp_path / "a.parquet", cells)).metadata.row_group(0).column(0).data_page_offset
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data[:page] + b"\xff" * 16 + data[page + 16 :])
+    with pytest.raises(DataError, match=r"a\.parquet: row group 0 cannot be read"):
+        open_dataset(tmp_path / "a.parquet")

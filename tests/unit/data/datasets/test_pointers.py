@@ -87,3 +87,25 @@ def test_open_files_do_not_travel(places, tmp_path):
     images = open_dataset(write(tmp_path / "m.parquet", places), image_column="image")
     images.read(3)
     assert images.__getstate__()["_opened"] == {}
+
+
+@pytest.mark.parametrize("key", [f"{2**70}+1", f"0+{2**62}", "-5+3", "3+-1", "a+b", ""])
+def test_a_key_beyond_its_tar_is_said_before_memory_is_spent(places, tmp_path, key):
+    images = open_dataset(write(tmp_path / "m.parquet", {"source": ["y.tar"], "key": [key]}))
+    with pytest.raises(DataError, match="cannot be read"):
+        images.read(0)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"source": ["y.tar", None], "key": ["0+1", "0+1"]},
+        {"source": [1], "key": ["0+1"]},
+        {"source": ["y.tar"], "key": ["0+1"], "weight": [None]},
+        {"source": ["y.tar"], "key": ["0+1"], "weight": [2**62]},
+        {"source": ["y.tar"], "key": ["0+1"], "weight": [0.5]},
+    ],
+)
+def test_columns_that_are_no_manifest(places, tmp_path, columns):
+    with pytest.raises(DataError, match=r"m\.parquet: "):
+        open_dataset(write(tmp_path / "m.parquet", columns))

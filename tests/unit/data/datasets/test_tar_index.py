@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
 import logging
 import os
+import tarfile
 
 import numpy as np
 import pytest
 
 from opendino.data.datasets import _tar_index as module
+from opendino.data.datasets import open_dataset
 from opendino.data.datasets._tar_index import NO_LABEL, index_of, split_name
 from opendino.errors import DataError
 
@@ -102,3 +105,60 @@ def test_what_is_no_tar_or_damaged_is_said(make_tar, tmp_path, caplog):
 )
 def test_names_are_split_at_the_first_dot_of_the_file(name, parts):
     assert split_name(name) == parts
+
+
+def add(archive, name, data=b"", **fields):
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    vars_of = {"size": member.size} | fields
+    for field, value in vars_of.items():
+        setattr(member, field, value)
+    archive.addfile(member, io.BytesIO(data))
+
+
+def test_links_and_devices_are_passed_over_wherever_they_point(tmp_path):
+    """Nothing is unpacked, so a member's name is a name and never a path."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "../../up.jpg", b"up")
+        add(archive, "s.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add(archive, "h.jpg", type=tarfile.LNKTYPE, linkname="../../up.jpg")
+        add(archive, "d.jpg", type=tarfile.CHRTYPE)
+        add(archive, "new\nline.jpg", b"line")
+    index = index_of(tmp_path / "a.tar")
+    assert [index.names[row] for row in range(len(index.offsets))] == ["../../up.jpg", "new\nline.jpg"]
+    assert index.lengths.tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("size", [10**6, 2**60, -1])
+def test_a_member_larger_than_its_tar_ends_the_index(tmp_path, caplog, size):
+    """Its header's sum is right: only the size of the tar tells."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        add(archive, "1.jpg", b"good")
+        add(archive, "2.jpg", b"")
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    data[1024 + 124 : 1024 + 136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    header = data[1024:1172] + b" " * 8 + data[1180:1536]
+    data[1172:1180] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(data)
+    with caplog.at_level(logging.WARNING, logger="opendino"):
+        assert index_of(tmp_path / "a.tar").lengths.tolist() == [4]
+    assert "is damaged behind member" in caplog.text
+
+
+def test_a_label_that_no_column_holds_is_refused_with_the_tar(make_tar, tmp_path):
+    make_tar("a.tar", {"1.png": b"x", "1.cls": str(2**70).encode()})
+    with pytest.raises(DataError, match=r"a\.tar: label \d+ is no number of a class"):
+        open_dataset(tmp_path / "a.tar")
+
+
+def test_an_altered_index_is_made_anew(make_tar):
+    path, _ = make_tar("a.tar", {"1.png": b"first", "2.png": b"second"})
+    right = index_of(path)
+    place = path.parent / ".a.tar.index.npz"
+    with np.load(place) as kept:
+        columns = dict(kept)
+    for name, wrong in (("ends", [0, 5, 99]), ("ends", [0, 9, 5]), ("labels", [1]), ("lengths", [5.0, 6.0])):
+        np.savez(place, **columns | {name: np.array(wrong)})
+        found = index_of(path)
+        assert found.lengths.tolist() == right.lengths.tolist()
+        assert [found.names[row] for row in range(2)] == ["1.png", "2.png"]

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from opendino.data.augment import CropsConfig
-from opendino.data.datasets import open_dataset
-from opendino.data.datasets import tars as module
+from opendino.data.datasets import _handles, open_dataset
 from opendino.data.datasets.tars import TarDataset, opened_braces, tars_of
 from opendino.data.loaders import pretrain_loader
 from opendino.data.masking import MaskConfig
@@ -50,12 +49,12 @@ def test_a_folder_of_unpacked_pictures_beside_their_tar_is_a_folder(shards, tmp_
 
 
 def test_it_travels_to_another_process_and_keeps_few_files_open(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_OPEN", 2)
+    monkeypatch.setattr(_handles, "_MOST_OPEN", 2)
     dataset = open_dataset(tmp_path)
     again = pickle.loads(pickle.dumps(dataset))
     for row in np.random.default_rng(0).permutation(12).tolist():
         assert dataset.read(row) == again.read(row) == list(shards.values())[row]
-    assert len(dataset._opened) == 2
+    assert len(dataset._opened._opened) == 2
 
 
 def batches(dataset, workers, start, count):
@@ -103,7 +102,7 @@ def test_a_tar_cut_short_is_said_where_it_is_read(shards, tmp_path):
 
 
 def open_dataset_without(dataset):
-    dataset._opened.clear()
+    dataset._opened = _handles.Handles()
     return dataset
 
 

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that a data set reads pieces of: opened when first asked for, a bounded number of them, closed with it."""
+
+import contextlib
+import os
+from pathlib import Path
+
+_MOST_OPEN = 128
+"""That one process keeps open for one data set; systems often allow 1024 files."""
+
+
+class Handles:
+    """Open files by path, the last used kept; they do not travel to another process."""
+
+    def __init__(self) -> None:
+        self._opened: dict[Path, int] = {}
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """A piece of a file, whole.
+
+        Raises:
+            OSError: the file cannot be opened or read.
+            ValueError: it ends before the piece does, as far as it is one.
+        """
+        handle = self._handle(path)
+        # Compared first: as many bytes as are asked for are set aside before one is read.
+        there = os.fstat(handle).st_size - offset if offset >= 0 else 0
+        found = os.pread(handle, length, offset) if 0 <= length <= there else b""
+        if len(found) != length:
+            raise ValueError(f"{max(min(there, length), 0)} of {length} bytes are there")
+        return found
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_opened": {}}
+
+    def __del__(self) -> None:
+        for handle in self._opened.values():
+            with contextlib.suppress(OSError):
+                os.close(handle)
+
+    def _handle(self, path: Path) -> int:
+        handle = self._opened.pop(path, None)
+        if handle is None:
+            handle = os.open(path, os.O_RDONLY)
+        self._opened[path] = handle  # the last used at the end
+        if len(self._opened) > _MOST_OPEN:
+            os.close(self._opened.pop(next(iter(self._opened))))
+        return handle
