@@ -311,7 +311,12 @@ def opened(folder: Path, share: Share | None = None) -> Opened:
     altered = _altered(folder, share or Share())
     if altered is not None:
         raise CheckpointError(f"{folder}/{altered}; remove {folder} and the run continues from an earlier checkpoint")
-    tensors = {part: find([folder / entry["name"] for entry in files]) for part, files in state["parts"].items()}
+    try:
+        tensors = {part: find([folder / entry["name"] for entry in files]) for part, files in state["parts"].items()}
+    except (OSError, SafetensorError) as error:  # another process checks the hash of this file
+        raise CheckpointError(
+            f"{folder}: cannot be read ({error}); remove this folder and the run continues from an earlier checkpoint"
+        ) from None
     return Opened(folder, state["step"], tensors, state["meta"])
 
 

@@ -235,6 +235,9 @@ def test_processes_write_their_shares_and_any_reads_the_whole(tmp_path):
     altered = found.folder / "student-00001-of-00003.safetensors"
     altered.write_bytes(altered.read_bytes()[:-1] + b"!")
     assert [_says(lambda n=n: store.opened(found.folder, store.Share(n, 2))) for n in range(2)] == [False, True]
+    altered.write_bytes(b"\xff" * altered.stat().st_size)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        store.opened(found.folder, store.Share(0, 2))
     altered.unlink()
     assert store.latest(tmp_path).name == "step_00000002"
 
