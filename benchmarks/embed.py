@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder of photographs to features: `opendino embed` beside transformers' pipeline, one core, interleaved.
 
-python benchmarks/embed.py [--quick] [--photos FILE] [--images 16] [--rounds 3]
+python benchmarks/embed.py [--quick] [--photos FILE] [--images 16] [--rounds 3] [--precisions fp32 bf16 int8]
+                           [--models S/14 tiny]
 
 Photographs are those of 500 x 375 in `photos.parquet` of the folder that OPENDINO_TEST_DATA names (or ../shared/data),
 as files. Both sides open the same random weights from one folder of the Hugging Face kind and give CLS features. What a
@@ -31,6 +32,9 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, pipeline
 from opendino.embed import EmbedConfig, embed, open_embedder, read
 
 ROOT = Path(__file__).parents[1]
+MODELS = {"S/14": (384, 12), "B/14": (768, 12), "tiny": (192, 4)}
+"""Width and blocks."""
+
 WAYS = {
     "pillow, plain model": {"decoder": "pillow", "optimize": False},
     "fast, plain model": {"decoder": "fast", "optimize": False},
@@ -94,8 +98,9 @@ def seconds(run: Callable[[Path], np.ndarray], folder: Path) -> tuple[float, np.
 
 def cell(name: str, model: str, root: Path, precision: str, rounds: int) -> dict[str, float]:
     """Milliseconds an image of every way, in turn."""
-    runs = {way: ours(model, root / "out", precision, options) for way, options in WAYS.items()}
-    runs["transformers"] = theirs(model, precision)
+    ways = WAYS if precision != "int8" else {name: way for name, way in WAYS.items() if way["optimize"]}
+    runs = {way: ours(model, root / "out", precision, options) for way, options in ways.items()}
+    runs["transformers"] = theirs(model, precision)  # which has no int8 of its own: fp32 then
     times: dict[str, list[float]] = {way: [] for way in runs}
     found = {}
     count = len(list((root / "photos").iterdir()))
@@ -123,6 +128,8 @@ def main() -> None:
     arguments.add_argument("--photos", type=Path)
     arguments.add_argument("--images", type=int, default=16)
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--precisions", nargs="*", default=["fp32", "bf16", "int8"])
+    arguments.add_argument("--models", nargs="*", default=["S/14", "tiny"], choices=list(MODELS))
     given = arguments.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -140,10 +147,11 @@ def main() -> None:
             "| model | precision | way | ms an image | images a second and core | times transformers | least cosine |"
         )
         print("|---|---|---|---|---|---|---|")
-        for name, width, depth in (("S/14", 384, 12), ("tiny, 192 wide, 4 blocks", 192, 4)):
+        for name in given.models:
+            width, depth = MODELS[name]
             model = weights(root / f"model{width}", width, depth)
             default = 0.0
-            for precision in ("fp32", "bf16"):
+            for precision in given.precisions:
                 middle = cell(name, model, root, precision, rounds)
                 default = default or middle["transformers"]
                 ratios = {way: round(middle["transformers"] / value, 2) for way, value in middle.items()}

@@ -50,7 +50,7 @@ class FeatureSettings:
             where that is smaller.
         resize: for "crop": shorter side before the cut, pixels; None takes what evaluation takes.
         normalize: L2-normalise each vector.
-        precision: of the model's arithmetic.
+        precision: of the model's arithmetic; "int8" is for the fast copy alone, see `opendino.optimize`.
         optimize: on a CPU take the model's fast copy, see `opendino.optimize`; it needs memory for a second copy.
         device: "auto" takes a CUDA device where there is one.
     """
@@ -61,7 +61,7 @@ class FeatureSettings:
     size: int | None = None
     resize: int | None = None
     normalize: bool = False
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
     optimize: bool = True
     device: str = "auto"
 
@@ -101,6 +101,8 @@ class Embedder:
         _check(backbone, settings)
         self.side, self._resize = _framing(backbone, settings)
         self.size = None if settings.fit == "whole" else (self.side, self.side)
+        if settings.precision == "int8" and (self.device.type != "cpu" or not settings.optimize):
+            raise ConfigError("precision = int8: is for device=cpu and optimize=true; give bf16 or fp32")
         self._model = fast_if_it_pays(self.backbone, settings.precision) if settings.optimize else self.backbone
         grid = 0 if self.size is None else self.side // backbone.patch_size
         dim, shapes = backbone.embed_dim, {}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from opendino import onednn
 from opendino.embed import Embedder, FeatureSettings
 from opendino.embed.features import same_shape
 from opendino.errors import ConfigError
@@ -91,3 +92,16 @@ def test_pictures_of_several_shapes_keep_their_order():
 def test_what_does_not_fit_is_told(settings, message):
     with pytest.raises(ConfigError, match=message):
         Embedder(model(), FeatureSettings(**settings))
+
+
+def test_eight_bits_are_for_the_fast_copy():
+    backbone = model(embed_dim=64, num_heads=1)
+    with pytest.raises(ConfigError, match="device=cpu and optimize=true"):
+        Embedder(backbone, FeatureSettings(precision="int8", optimize=False, device="cpu", size=16))
+    if not onednn.int8_available():
+        pytest.skip("this processor has no fast 8-bit products")
+    images = torch.randn(3, 3, 16, 16)
+    found, wanted = (Embedder(backbone, FeatureSettings(precision=p, device="cpu", size=16))(images)["cls"]
+                     for p in ("int8", "fp32"))  # fmt: skip
+    assert not torch.equal(found, wanted)
+    assert torch.cosine_similarity(found, wanted).min() > 0.99
