@@ -33,7 +33,7 @@ _LOWER = 0.1  # of a run's learning rate; the published phase has "a reduced bas
 _LENGTHS = ("optim.warmup", "optim.cooldown", "optim.freeze_last_layer", "teacher.temp_warmup")
 # What belongs to a machine or to the length of a run is chosen anew.
 _NOT_INHERITED = ("student.", "output_dir", "train.iterations", "train.epochs", "train.threads", "train.device")
-_NOT_INHERITED += ("parallel.", "checkpoint.", "log.every", "loader.workers", "knn.every")
+_NOT_INHERITED += ("parallel.", "checkpoint.", "log.every", "loader.workers", "knn.every", "knn.share")
 _NOT_INHERITED += ("crops.early_", "crops.mixed_sizes")
 _OF_DISTILLATION = ("masks.probability", "koleo.")  # which is without masks and may be without KoLeo
 _OF_THE_IMAGES = ("data", "images.", "crops.")

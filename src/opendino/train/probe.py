@@ -38,6 +38,8 @@ class ProbeConfig:
 
     Attributes:
         every: steps between two looks; 0 looks never. The untrained teacher and the last step are looked at too.
+        share: most of a run's time that looks of all kinds may come to; one of this kind that is due is left out where
+            it would pass that, but for the first and the last. 1 leaves none out.
         train: labelled images that vote; empty for the run's own data.
         val: labelled images that are classified; empty holds some of `train` out.
         k: numbers of neighbours.
@@ -49,6 +51,7 @@ class ProbeConfig:
     """
 
     every: int = 0
+    share: float = 1.0
     train: str = ""
     val: str = ""
     k: tuple[int, ...] = (20,)
@@ -66,6 +69,8 @@ class ProbeConfig:
                 f"knn.every = {self.every}, knn.max_train = {self.max_train}, knn.max_val = {self.max_val}: "
                 "use 0 or more steps, and 2 or more images"
             )
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"knn.share = {self.share}: use a share above 0 and up to 1, such as 0.05")
         if not self.k or min(self.k) < 1:
             raise ConfigError(f"knn.k = {list(self.k)}: give at least one number of neighbours, each 1 or more")
         if not 0 < self.temperature < math.inf:

@@ -19,6 +19,7 @@ from opendino.train.facts import DataFacts, MachineFacts, Values
 _PATCHES_GPU = ((160, 14), (48, 8), (20, 4), (0, 2))
 _PATCHES_CPU = ((128, 16), (80, 14), (48, 12), (20, 6), (0, 4))
 _GRID_GPU, _GRID_CPU = 16, 6
+_LOOKING = 0.05  # of a run's time, beyond which looks are left out
 _LOOKED_AT = 2000  # labelled images of a look at the teacher on a CPU
 _SHORT = 20_000  # steps; the published schedules are for 125,000 and more
 _BATCH = 2048  # what `TrainConfig` has, for a recipe that names none
@@ -51,6 +52,8 @@ def choose(given: Mapping[str, Any], data: DataFacts, machine: MachineFacts, com
         chosen["images.value_range"] = Choice(span, why)
     steps = _steps({**{key: choice.value for key, choice in chosen.items()}, **given}, data, 0)
     chosen |= _of_the_machine(machine, steps)
+    if "knn.every" in given:
+        chosen.pop("knn.share", None)  # looks that were asked for are taken
     return {key: choice for key, choice in chosen.items() if key not in given}
 
 
@@ -73,6 +76,7 @@ def _of_the_machine(machine: MachineFacts, steps: int) -> dict[str, Choice]:
             max(min(steps // 20, 2500), 50), "a twentieth of the run, at least 50 steps"
         )
         chosen["knn.every"] = Choice(max(steps // 10, 50), "a tenth of the run, at least 50 steps")
+        chosen["knn.share"] = Choice(_LOOKING, "looks that would take more time are left out")
         chosen["log.every"] = Choice(1 if steps <= 2000 else 10, f"{steps} steps")
     return chosen
 

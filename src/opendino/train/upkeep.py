@@ -112,7 +112,7 @@ class Upkeep:
         self.folder, self.metrics, self.probe, self.bad = folder, metrics, probe, bad
         self._checkpoints, self._batch_size, self._seconds = checkpoints, batch_size, seconds
         self._watch, self._glance = Watch(watch or WatchConfig()), glance
-        self._looking = Share()
+        self._looking, self._probe_seconds = Share(), 0.0
         self._writer, self._saved = Background(checkpoints.asynchronous), -1
 
     def begin(self, run: Run) -> None:
@@ -211,12 +211,14 @@ class Upkeep:
     def _look_if_due(self, run: Run, teacher_temp: float) -> None:
         """What the probe and the glance are due for at this step, at the start and at the end both; then the watch."""
         every, ends = self.probe.config.every, run.step in (0, run.total)
-        probes = every > 0 and (ends or run.step % every == 0)
+        probes = every > 0 and (ends or (run.step % every == 0 and self._has_time(run)))
         glances = self._glance is not None and (probes or self._glance.due(run.step) or (ends and self._glance.due(0)))
         if not (probes or glances):
             return
         with self._looking, run.layout.whole_teacher(run.method):
+            before = time.perf_counter()
             record = self.probe(run.method, teacher_temp) if probes else {}
+            self._probe_seconds = time.perf_counter() - before if probes else self._probe_seconds
             seen = self._glance(run.method, teacher_temp) if glances and self._glance is not None else {}
         if record | seen:
             with together():
@@ -229,6 +231,20 @@ class Upkeep:
         with together():
             for sentence in self._watch.look(run.step, seen | record):
                 _log.warning("%s", sentence)
+
+    def _has_time(self, run: Run) -> bool:
+        """Whether a look of the probe, and the one at the end, leave all looking within `knn.share` of the time."""
+        share = self.probe.config.share
+        if share >= 1:
+            return True
+        late = self._looking.with_more(2 * self._probe_seconds) > share
+        # The clocks of processes differ: where one has no time, none looks.
+        if not largest(int(late))[0]:
+            return True
+        _log.info(
+            "step %d: no look at the teacher, which would be more than knn.share = %g of the time", run.step, share
+        )
+        return False
 
     def _tells(self, run: Run) -> bool:
         """Whether a glance gets a line on the terminal: about twenty of a run do."""
@@ -250,6 +266,10 @@ class Share:
 
     def __exit__(self, *_: object) -> None:
         self.seconds += time.perf_counter() - self._entered
+
+    def with_more(self, seconds: float) -> float:
+        """The share that so many seconds more, spent now, make of it."""
+        return (self.seconds + seconds) / max(time.perf_counter() - self._made, 1e-9)
 
     def record(self) -> dict[str, float]:
         """The figures that a run writes down at its end."""

@@ -93,6 +93,12 @@ def test_epochs_choose_what_as_many_steps_choose(epochs, images, batch, complete
     assert ("teacher.momentum" in by_epochs) == (steps < 20_000 and not complete)
 
 
+def test_looks_that_were_asked_for_are_taken_whatever_their_time():
+    known = {"train.iterations": 500}
+    assert values(known, DataFacts(10_000), LAPTOP)["knn.share"] == 0.05
+    assert "knn.share" not in values(known | {"knn.every": 20}, DataFacts(10_000), LAPTOP)
+
+
 def test_epochs_of_a_recipe_that_names_no_batch_size():
     chosen = values({"train.epochs": 100}, DataFacts(1_281_167), BIG, complete=True)
     assert chosen["knn.every"] == math.ceil(100 * 1_281_167 / TrainConfig().batch_size) // 10

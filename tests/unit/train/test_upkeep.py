@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import json
 
 import pytest
@@ -22,11 +23,12 @@ RECORD = {"loss": 1.0, "teacher_temp": 0.05}
 @pytest.fixture
 def make(tiny_words, tmp_path):
     def build(**cadence):
-        config = load(PretrainConfig, None, tiny_words)
+        config = load(PretrainConfig, None, [*tiny_words, f"train.iterations={cadence.get('steps', 6)}"])
         dataset = open_images(config)
         run = build_run(fill_in(config, 40))
         metrics = MetricLog(tmp_path, 0, LogConfig(every=cadence.get("log", 1), trackers=()))
-        probe = Probe(ProbeConfig(every=cadence.get("knn", 0)), dataset, torch.device("cpu"), "fp32")
+        looks = ProbeConfig(every=cadence.get("knn", 0), share=cadence.get("share", 1.0))
+        probe = Probe(looks, dataset, torch.device("cpu"), "fp32")
         bad = BadImages("pictures", 1.0, 0, 40)
         checkpoints = CheckpointConfig(every=cadence.get("checkpoint", 1000), keep=9)
         return Upkeep(tmp_path, metrics, probe, checkpoints, 8, bad), run
@@ -57,6 +59,40 @@ def test_never_looking_is_never(make, tmp_path):
     upkeep, run = make()
     walk(upkeep, run)
     assert not [record for record in records(tmp_path) if "health/effective_rank" in record]
+
+
+@pytest.mark.parametrize(("cost", "every", "share"), [(3, 20, 0.05), (1, 10, 0.05), (0.01, 10, 0.05), (3, 20, 1.0)])
+def test_looks_that_would_take_too_much_time_are_left_out(make, monkeypatch, caplog, cost, every, share):
+    """A clock of our own: a step takes a second, a look `cost` seconds."""
+    caplog.set_level("INFO", logger="opendino")
+    clock, looks = [0.0], []
+    monkeypatch.setattr("opendino.train.upkeep.time.perf_counter", lambda: clock[0])
+    upkeep, run = make(knn=every, share=share, steps=400, log=1000)
+
+    def look(run, _temp):
+        clock[0] += cost
+        looks.append(run.step)
+        return {"health/effective_rank": 2.0}
+
+    monkeypatch.setattr(upkeep, "probe", type("", (), {"__call__": lambda *_: look(run, 0), **vars(upkeep.probe)})())
+    monkeypatch.setattr(upkeep, "save", lambda _: None)
+    upkeep.begin(run)
+    for step in range(1, run.total + 1):
+        clock[0] += 1.0
+        run.step = step
+        upkeep.after(run, RECORD)
+    record = upkeep._looking.record()
+    assert record["looking_seconds"] == pytest.approx(cost * len(looks))
+    assert looks[0] == 0
+    assert looks[-1] == run.total
+    if share == 1 or cost < 0.1:
+        assert looks == list(range(0, run.total + 1, every))
+        assert "no look" not in caplog.text
+    else:
+        # With one more it would have been above: neither too many looks, nor needlessly few.
+        assert record["looking_share"] <= share < (record["looking_seconds"] + 2 * cost) / (run.total + cost)
+        assert max(b - a for a, b in itertools.pairwise(looks[1:])) <= every + cost / share
+        assert "which would be more than knn.share = 0.05 of the time" in caplog.text
 
 
 def test_images_are_counted(make, tmp_path):
