@@ -39,6 +39,11 @@ def test_header_says_how_long_and_what_to_expect(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("run:", "takes:", "expected:", "source:"):
         assert any(word in line for line in header), f"{word} is missing"
+    takes = "".join(line for line in header if "takes:" in line)
+    if "not measured" in takes:
+        assert "measure" in "".join(header).replace("not measured", ""), "how to measure what was not is missing"
+    elif path.parent.name in ("pretrain", "adapt", "distill"):
+        assert any(word in takes for word in ("core", "thread", "A100")), "the hardware is missing"
 
 
 def settings_of(cls):
