@@ -4,7 +4,8 @@
     python benchmarks/curate_search.py join rows=200000          # a set with itself
     python benchmarks/curate_search.py search rows=200000 queries=4096
     python benchmarks/curate_search.py kmeans rows=200000 k=1000
-    python benchmarks/curate_search.py growth                    # joins of 50k, 100k and 200k rows
+    python benchmarks/curate_search.py join rows=200000 memory_mb=64      # the same in stripes (dim=64: narrower rows)
+    python benchmarks/curate_search.py growth                    # joins of 50k, 100k, 200k and 400k rows
     python benchmarks/curate_search.py approximate rows=100000   # IVF and HNSW: recall and cost
 
 One thread, or threads=2. faiss is asked for a sample of the rows before and after ours and the median is scaled to all
@@ -33,20 +34,20 @@ except ImportError:
     faiss = None
 
 
-def features(rows, seed=0):
+def features(rows, seed=0, dim=DIM):
     """Unit rows: clusters of Zipf(0.8) sizes with a subspace of 24 numbers each, every seventh row a near copy."""
     rng = np.random.default_rng(seed)
     shares = 1 / np.arange(1, CENTRES + 1) ** 0.8
     cluster = rng.choice(CENTRES, rows, p=shares / shares.sum())
-    centres = rng.normal(size=(CENTRES, DIM)).astype(np.float32)
-    axes = rng.normal(size=(64, 24, DIM)).astype(np.float32) / 5
-    found = np.empty((rows, DIM), dtype=np.float32)
+    centres = rng.normal(size=(CENTRES, dim)).astype(np.float32)
+    axes = rng.normal(size=(64, 24, dim)).astype(np.float32) / 5
+    found = np.empty((rows, dim), dtype=np.float32)
     for start in range(0, rows, 10000):
         mine = cluster[start : start + 10000]
         inside = rng.normal(size=(len(mine), 1, 24)).astype(np.float32)
         found[start : start + 10000] = centres[mine] + (inside @ axes[mine % 64])[:, 0]
     copies = np.flatnonzero(rng.random(rows) < 0.15)
-    found[copies] = found[rng.integers(0, rows, len(copies))] + 0.2 * rng.normal(size=(len(copies), DIM))
+    found[copies] = found[rng.integers(0, rows, len(copies))] + 0.2 * rng.normal(size=(len(copies), dim))
     return torch.nn.functional.normalize(torch.from_numpy(found), dim=1)
 
 
@@ -106,8 +107,14 @@ def kmeans(rows, k, steps=20):
         print(f"| {name} | {seconds:.1f} | {end.distance.mean(dtype=np.float64):.4f} | {empty} |")
 
 
-def join(rows: int, queries: int = 2048, precision: Literal["auto", "bf16", "fp32"] = "auto") -> None:
-    bank = features(rows)
+def join(
+    rows: int,
+    queries: int = 2048,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    memory_mb: int = 512,
+    dim: int = DIM,
+) -> None:
+    bank = features(rows, dim=dim)
     asked = bank[: min(queries, rows)].contiguous()
     seconds, truth = [], torch.empty(0)
 
@@ -115,11 +122,12 @@ def join(rows: int, queries: int = 2048, precision: Literal["auto", "bf16", "fp3
         return torch.from_numpy(index.search(asked.numpy(), K)[1])
 
     if faiss:
-        index = faiss.IndexFlatIP(DIM)
+        index = faiss.IndexFlatIP(dim)
         index.add(bank.numpy())
         seconds.append(timed(peer)[0])
     before = peak()
-    mine, (_, found) = timed(lambda: self_join(InMemory(bank), K, SearchConfig(precision=precision, device="cpu")))
+    config = SearchConfig(precision=precision, memory_mb=memory_mb, device="cpu")
+    mine, (_, found) = timed(lambda: self_join(InMemory(bank), K, config))
     said = f"| {rows} | {mine:.1f} | {peak() - before} |"
     if faiss:
         for _ in range(2):
@@ -131,8 +139,8 @@ def join(rows: int, queries: int = 2048, precision: Literal["auto", "bf16", "fp3
 
 
 def growth():
-    for rows in (50_000, 100_000, 200_000):
-        join(rows)
+    for rows in (50_000, 100_000, 200_000, 400_000):
+        join(rows, memory_mb=1024)
 
 
 def approximate(rows, queries=4096):
@@ -172,7 +180,7 @@ def main():
         faiss.omp_set_num_threads(threads)
     numbers = {key: float(value) if "." in value else int(value) for key, value in words.items()}
     if given.name in ("join", "growth"):
-        print(f"{DIM} numbers, {K} nearest (itself counted), {threads} thread(s), CPU seconds")
+        print(f"{numbers.get('dim', DIM)} numbers, {K} nearest (itself counted), {threads} thread(s), CPU seconds")
         print("| rows | ours | MB more | faiss IndexFlatIP | ours of it | recall |\n|---|---|---|---|---|---|")
     work, defaults = {
         "join": (join, {"rows": 200_000}),

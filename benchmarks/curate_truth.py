@@ -26,7 +26,7 @@ from opendino.cli.main import main as command
 from opendino.curate.balance import entropy
 from opendino.curate.index import read_index, usable
 
-THRESHOLDS = ("0.74", "0.76/0.8", "0.83")  # of copies, and of leaks where it is another
+THRESHOLDS = ("0.66", "0.7", "0.74")  # of copies, or of copies and leaks: 0.76/0.8
 
 
 def crop(image):

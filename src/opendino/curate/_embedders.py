@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
@@ -30,7 +31,13 @@ from opendino.fast.optimize import fast_if_it_pays
 from opendino.neighbours.exact import device_of
 
 NO_MODEL = "embed.model: names nothing; give a backbone, torchscript:FILE, or thumbnail"
-_SIDE, _KEPT, _TILT, _FALL = 32, 12, 1.5, 5.0  # by benchmarks/curate_truth.py, see LOG.md
+THUMBNAIL_VERSION = "thumbnail 2"
+"""Another where the descriptor's numbers are others, so that old features are made again."""
+_SIDE = 32
+_MARGINS = (0.0, 0.05)  # cut off each side: the picture whole, and without what copies lose most often
+_KEPT, _TILT, _FALL = 12, 1.5, 5.0  # frequencies of the half that a mirror leaves, and their weight
+_TURNED, _TURNED_TILT, _TURNED_FALL = 6, 1.0, 4.0  # of the half that a mirror turns
+_SHARE = 0.3  # of the turned half; all by benchmarks/curate_truth.py, see LOG.md
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def open_embedder(config: EmbedConfig) -> Embedder:
     if not config.model:
         raise ConfigError(NO_MODEL)
     if config.model == "thumbnail":
-        return Embedder(_thumbnail, _even_frequencies)
+        return Embedder(_thumbnail, _without_mirror)
     if config.model.startswith("torchscript:"):
         return _scripted(config)
     settings = FeatureConfig(config.size, config.resize, config.batch_size, device=config.device)
@@ -102,7 +109,7 @@ def open_embedder(config: EmbedConfig) -> Embedder:
         tokens = tokens_of(model, images.to(device), 1, config.precision)
         parts = {"cls": [0], "patch_mean": [1], "both": [0, 1]}[config.feature]
         if len(parts) == 2:
-            tokens = torch.nn.functional.normalize(tokens, dim=2)
+            tokens = F.normalize(tokens, dim=2)
         return tokens[:, parts].flatten(1).cpu()
 
     return Embedder(transform_of(backbone, settings), embed)
@@ -144,20 +151,49 @@ def _thumbnail(image: Decoded) -> Float32[Tensor, "S S"]:
     return torch.from_numpy(np.asarray(small, dtype=np.float32))
 
 
-def _even_frequencies(images: Float32[Tensor, "B S S"]) -> Float32[Tensor, "B D"]:
-    """Cosine coefficients that a mirror leaves as they are, flattened as natural pictures need it.
+def _without_mirror(images: Float32[Tensor, "B S S"]) -> Float32[Tensor, "B D"]:
+    """Low cosine frequencies, so that a mirror image has the same features, and a cropped one nearly the same.
 
-    Horizontal frequencies of even number are symmetric. Amplitudes of natural pictures fall like 1 / frequency, so
-    each is multiplied by more than its frequency, or all pictures would look alike; higher ones move too much when a
-    margin is cut off, so they fade away. Brightness, frequency 0, is left out.
+    Horizontal frequencies of even number are symmetric, so a mirror leaves their coefficients; those of odd number
+    change their sign, all at once, so their products with each other stay. The features are the sum over the whole
+    picture and its inner part, as a copy without margin shares one of the two with its original.
     """
-    positions = torch.arange(_SIDE, dtype=torch.float64) + 0.5
-    basis = torch.cos(torch.outer(torch.arange(_SIDE, dtype=torch.float64), positions) * torch.pi / _SIDE).float()
-    rows, columns = basis[:_KEPT], basis[: 2 * _KEPT : 2]
-    amplitudes = rows @ images @ columns.T
-    frequency = torch.hypot(torch.arange(_KEPT)[:, None].float(), torch.arange(0, 2 * _KEPT, 2)[None].float())
-    weight = frequency**_TILT * torch.exp(-0.5 * (frequency / _FALL) ** 2)
-    return (amplitudes * weight).flatten(1)[:, 1:]
+    views = []
+    for margin in _MARGINS:
+        coefficients = _cosines(_KEPT, margin) @ images @ _cosines(2 * _KEPT, margin).T
+        down, across = torch.arange(_KEPT)[:, None].float(), torch.arange(2 * _KEPT)[None].float()
+        frequency = torch.hypot(down, across)
+        left = coefficients[:, :, 0::2] * _weight(frequency[:, 0::2], _TILT, _FALL)
+        turned = coefficients[:, :, 1::2] * _weight(frequency[:, 1::2], _TURNED_TILT, _TURNED_FALL)
+        left = _rooted(left.flatten(1)[:, 1:])  # without frequency 0, the brightness
+        turned = _rooted(turned[:, frequency[:, 1::2] <= _TURNED])
+        first, second = torch.triu_indices(turned.shape[1], turned.shape[1])
+        # So weighted, the dot product of two rows of products is the square of that of the rows.
+        products = turned[:, first] * turned[:, second] * torch.where(first == second, 1.0, 2**0.5)
+        views.append(torch.cat([left * (1 - _SHARE) ** 0.5, products * _SHARE**0.5], dim=1))
+    return torch.stack(views).sum(dim=0)
+
+
+def _rooted(coefficients: Float32[Tensor, "B n"]) -> Float32[Tensor, "B n"]:
+    """Roots with the sign kept, of length 1: else a few large ones decide alone, and agree by chance."""
+    return F.normalize(coefficients.sign() * coefficients.abs().sqrt(), dim=1)
+
+
+def _cosines(kept: int, margin: float) -> Float32[Tensor, "k S"]:
+    """Cosines of 0, 1, ... half waves across a line of pixels without its margins; a cut pixel counts in part."""
+    first, length = _SIDE * margin, _SIDE * (1 - 2 * margin)
+    pixels = torch.arange(_SIDE, dtype=torch.float64)
+    inside = ((pixels + 1).clamp(max=first + length) - pixels.clamp(min=first)).clamp(min=0)
+    waves = torch.outer(torch.arange(kept, dtype=torch.float64), pixels + 0.5 - first)
+    return (torch.cos(waves * torch.pi / length) * inside / length).float()
+
+
+def _weight(frequency: Float32[Tensor, "*n"], tilt: float, fall: float) -> Float32[Tensor, "*n"]:
+    """Of coefficients: amplitudes of natural pictures fall like 1 / frequency, so each is multiplied by about that.
+
+    Otherwise all pictures would look alike. High ones move too much when a margin is cut off, so they fade away.
+    """
+    return frequency**tilt * torch.exp(-0.5 * (frequency / fall) ** 2)
 
 
 def stack(embedder: Embedder, pictures: Sequence[Decoded]) -> Float32[Tensor, "B D"]:

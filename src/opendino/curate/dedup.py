@@ -127,10 +127,22 @@ def choose(labels: Int64[np.ndarray, " n"], score: Float64[np.ndarray, " n"]) ->
     return kept
 
 
-def centrality(n: int, edges: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Float64[np.ndarray, " n"]:
-    """Sum of the cosines of each node's edges; an edge that both ends wrote into different parts counts once."""
-    a, b, cosine = (np.concatenate(part) for part in zip(*edges, strict=True))
-    _, first = np.unique(np.stack([a, b]), axis=1, return_index=True)
-    both = np.concatenate([a[first], b[first]])
+def centrality(
+    n: int, edges: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], rows: int = _graph.ROWS_A_PART
+) -> Float64[np.ndarray, " n"]:
+    """Sum of the cosines of each node's edges, one part of the graph after the other.
+
+    Both ends of an edge may have found it, in two parts: a node counts what its own part has.
+
+    Args:
+        n: nodes.
+        edges: of each part: both ends and cosine.
+        rows: nodes of a part.
+    """
+    total = np.zeros(n)
+    for part, (a, b, cosine) in enumerate(edges):
+        for end in (a, b):
+            own = end // rows == part
+            total += np.bincount(end[own], cosine[own], minlength=n)
     # Rounded, so that the order of the sum does not decide between equals.
-    return np.round(np.bincount(both, np.tile(cosine[first], 2), minlength=n), 6)
+    return np.round(total, 6)

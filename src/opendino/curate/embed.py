@@ -5,6 +5,7 @@ Batches begin anew with every part and the model sees the same batches whoever m
 depend on the engine. Read next: `_embedders.py` (which models), then `dedup.py`.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from opendino.curate._embedders import EmbedConfig, open_embedder
+from opendino.curate._embedders import THUMBNAIL_VERSION, EmbedConfig, open_embedder
 from opendino.curate.index import read_part
 from opendino.data.datasets import DecodeOptions
 from opendino.data.datasets.pointers import PointerDataset
@@ -62,6 +63,7 @@ class EmbedPart:
                         ahead = [pool.submit(prepare, row) for row in batches[number + 1]]
                     found.append(self._embed(dict(zip(rows, prepared, strict=True)), reasons))
         found = [array for array in found if len(array)]
+        _one_width(self.folder, (array.shape[1] for array in found))
         features = np.concatenate(found) if found else np.zeros((0, 0), dtype=self.config.dtype)
         write_array(self.folder / f"part-{part:05d}.npy", features)
         write_table(
@@ -102,7 +104,9 @@ def run(out: Path, name: str, index: Path, config: EmbedConfig, engine: Engine, 
 
 
 def _model_state(model: str) -> str:
-    """Hash of the weights a name stands for, where they are a file or a folder."""
+    """Hash of the weights a name stands for, where they are a file or a folder; the version of what has none."""
+    if model == "thumbnail":
+        return THUMBNAIL_VERSION
     path = Path(model.removeprefix("torchscript:"))
     if path.is_file():
         return sha256(path)
@@ -119,4 +123,13 @@ def _sum_up(folder: Path) -> dict[str, Any]:
     lost = [text for text in listed if text]
     if not rows:
         raise DataError(f"{folder}: no image could be embedded ({lost[0] if lost else 'the index has none'})")
+    _one_width(folder, (array.shape[1] for array in arrays if len(array)))
     return {"images": rows, "width": max(a.shape[1] for a in arrays), "set_aside": len(lost), "reasons": lost[:20]}
+
+
+def _one_width(folder: Path, widths: Iterable[int]) -> None:
+    if len(found := sorted(set(widths))) > 1:
+        raise DataError(
+            f"{folder}: the model gives features of {found[0]} numbers for some images and of {found[1]} for others; "
+            "take one that gives the same number for every batch"
+        )

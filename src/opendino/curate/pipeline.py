@@ -32,8 +32,8 @@ from opendino.stages.folder import counts_of
 STAGES = ("index", "dedup", "decontaminate", "embed", "retrieve", "cluster", "prune", "balance", "manifest", "report")
 
 
-THUMBNAIL, THUMBNAIL_LEAKS = 0.76, 0.8
-"""Thresholds of the two graphs for the detector without weights: precision and recall in LOG.md."""
+THUMBNAIL = 0.7
+"""Threshold of both graphs for the detector without weights: precision and recall in LOG.md."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def with_thresholds(config: CurateConfig) -> CurateConfig:
     if dedup_.threshold is None:
         dedup_ = replace(dedup_, threshold=THUMBNAIL if own else dedup.PUBLISHED)
     if leaks.threshold is None:
-        leaks = replace(leaks, threshold=THUMBNAIL_LEAKS if own else decontaminate.PUBLISHED)
+        leaks = replace(leaks, threshold=THUMBNAIL if own else decontaminate.PUBLISHED)
     return replace(config, dedup=dedup_, decontaminate=leaks)
 
 

@@ -41,7 +41,7 @@ class RetrieveConfig:
         k: neighbours of each query image.
         repeats: "count" keeps an image that is near several queries once and says how often ("sample" then gives k
             times the number of queries, counted with repeats, as the published figures do); "replace" gives each query
-            in turn the nearest k that no earlier query took.
+            in turn the nearest k that no earlier query took, of its 8 k nearest.
         clusters: of the pool, for "cluster"; 0 takes one for each thousand images, and 100,000 at most.
         more_than: query images that a cluster has to hold more of.
         each: images drawn from such a cluster.

@@ -20,6 +20,11 @@ _NONE = -(1 << 63)
 _LOW = 0xFFFFFFFF
 
 
+def bytes_a_row(k: int) -> int:
+    """Memory of a row whose k best are kept."""
+    return 8 * _ROOM * k + 12
+
+
 class Best:
     """The k best places of each row.
 
@@ -52,10 +57,14 @@ class Best:
             if high > low:
                 self._offer(scores[:, low:high], first + low, slice(start, start + len(scores)), group)
 
-    def result(self) -> tuple[Float32[Tensor, "n k"], Int64[Tensor, "n k"]]:
-        """Scores and places, in no order; -inf and -1 where there were fewer than k."""
-        self._choose(torch.arange(len(self.bar), device=self.bar.device))
-        keys = self._held[:, : self.k]
+    def result(self, rows: slice = slice(None)) -> tuple[Float32[Tensor, "n k"], Int64[Tensor, "n k"]]:
+        """Scores and places, in no order; -inf and -1 where there were fewer than k.
+
+        Args:
+            rows: that are wanted; a few at a time need little memory.
+        """
+        self._choose(torch.arange(*rows.indices(len(self.bar)), device=self.bar.device))
+        keys = self._held[rows, : self.k]
         none = keys == _NONE
         return scores_of(keys).masked_fill(none, -math.inf), (_LOW - (keys & _LOW)).masked_fill(none, -1)
 

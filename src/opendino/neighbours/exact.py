@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from opendino.errors import ConfigError
-from opendino.neighbours.best import Best
+from opendino.neighbours.best import Best, bytes_a_row
 from opendino.neighbours.matrix import Matrix
 from opendino.precision import full_float32
 
@@ -38,7 +38,8 @@ class SearchConfig:
         engine: "exact", or faiss's "ivf" or "hnsw", whose recall is measured on a sample and logged.
         precision: of the candidates; "auto" is bf16 where the device multiplies it fast. Results are float32.
         margin: candidates for each neighbour wanted, so that rounding loses none.
-        memory_mb: of one block of similarities, at most.
+        memory_mb: beyond features and result: at most half of it for a block of similarities, and what is left for the
+            candidates of a set that is joined with itself.
         hold_mb: of features that a process keeps in memory, in float32; larger sets are read again from the disk.
         device: "auto" takes a CUDA device where there is one.
         nprobe: lists that "ivf" looks into.
@@ -123,8 +124,9 @@ def self_join(
 ) -> tuple[Float32[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """As `nearest` for all rows of the bank, themselves counted, by half the products.
 
-    Candidates need about five times the memory of the result, which is 12 bytes a neighbour: 1 GB for 200,000 rows and
-    65 neighbours.
+    Candidates are kept for as many rows as `config.memory_mb` has room for, 2 kB a row for 65 neighbours. Where it is
+    less than all rows, the set is joined in stripes, and only products within a stripe serve both of their rows: with
+    room for half of the rows three quarters of all products are made, with room for few nearly all.
 
     Args:
         bank: best held in memory: each row is read once for every 2,048 rows.
@@ -136,26 +138,36 @@ def self_join(
         ConfigError: k is out of range.
     """
     device, dtype, wanted = _plan(k, bank, config)
-    n, tile = len(bank), min(tile_rows(0, config, dtype, device), len(bank))
+    n, tile = len(bank), tile_rows(0, config, dtype, device)
+    room = (config.memory_mb << 20) - tile**2 * dtype.itemsize
+    kept = max(room // bytes_a_row(wanted) // 32 * 32, 32)
+    tile = min(tile, kept)
+    stripe = kept // tile * tile
+    scores = torch.empty(min(tile, n) ** 2, dtype=dtype, device=device)
+    values, rows = torch.empty(n, k), torch.empty(n, k, dtype=torch.int64)
     with full_float32():
-        best = Best(n, wanted, floor=_below(floor, dtype), device=device)
-        scores = torch.empty(tile * tile, dtype=dtype, device=device)
-        for upper in range(0, n, tile):
-            rows = bank.short(upper, min(upper + tile, n), dtype).to(device)
-            for lower in range(upper, n, tile):
-                others = rows if lower == upper else bank.short(lower, min(lower + tile, n), dtype).to(device)
-                products = _products(rows, others, scores)
-                best.offer(products, lower, upper)
-                if lower != upper:
-                    best.offer(products.T, upper, lower)
-        rough, places = best.result()
-        del best, scores
-        found = [
-            _finish(bank.block(at, min(at + _QUERIES, n)), bank, k,
-                    (rough[at : at + _QUERIES], places[at : at + _QUERIES]), dtype)
-            for at in range(0, n, _QUERIES)
-        ]  # fmt: skip
-    return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
+        for first in range(0, n, stripe):
+            last = min(first + stripe, n)
+            best = Best(last - first, wanted, floor=_below(floor, dtype), device=device)
+            _join(bank, best, (first, last), tile, scores)
+            for at in range(first, last, _QUERIES):
+                own = slice(at, min(at + _QUERIES, last))
+                found = best.result(slice(own.start - first, own.stop - first))
+                values[own], rows[own] = _finish(bank.block(own.start, own.stop), bank, k, found, dtype)
+    return values, rows
+
+
+def _join(bank: Matrix, best: Best, stripe: tuple[int, int], tile: int, scores: Float[Tensor, " _"]) -> None:
+    """Offer the rows of a stripe all rows of the bank; what lies within the stripe is multiplied once."""
+    (first, last), n, dtype = stripe, len(bank), scores.dtype
+    for upper in range(first, last, tile):
+        rows = bank.short(upper, min(upper + tile, last), dtype).to(scores.device)
+        for lower in (*range(0, first, tile), *range(upper, n, tile)):
+            others = rows if lower == upper else bank.short(lower, min(lower + tile, n), dtype).to(scores.device)
+            products = _products(rows, others, scores)
+            best.offer(products, lower, upper - first)
+            if upper < lower < last:
+                best.offer(products.T, upper, lower - first)
 
 
 def tile_rows(queries: int, config: SearchConfig, dtype: torch.dtype, device: torch.device) -> int:
@@ -163,11 +175,11 @@ def tile_rows(queries: int, config: SearchConfig, dtype: torch.dtype, device: to
 
     Args:
         queries: that they are compared with; 0 for as many as rows of the bank.
-        config: `memory_mb` bounds the block.
+        config: half of `memory_mb` bounds the block.
         dtype: of the block.
         device: that computes.
     """
-    room = (config.memory_mb << 20) // dtype.itemsize
+    room = (config.memory_mb << 19) // dtype.itemsize
     rows = room // queries if queries else math.isqrt(room)
     tile = _TILE.get(device.type, _LARGEST_TILE)
     return max(min(rows, max(tile, _FEWEST_SCORES // queries) if queries else tile) // 32 * 32, 32)

@@ -26,10 +26,10 @@ def test_one_of_each_component_is_kept():
 
 def test_the_most_central_has_most_likeness():
     a, b, cosine = np.array([0, 1, 1]), np.array([1, 2, 2]), np.array([0.7, 0.8, 0.8], dtype=np.float32)
-    # The edge 1-2 was found by both its ends, in two parts.
-    assert centrality(4, [(a[:2], b[:2], cosine[:2]), (a[2:], b[2:], cosine[2:])]).tolist() == pytest.approx(
-        [0.7, 1.5, 0.8, 0]
-    )
+    # The edge 1-2 was found by both its ends, in two parts of two nodes each.
+    parts = [(a[:2], b[:2], cosine[:2]), (a[2:], b[2:], cosine[2:])]
+    assert centrality(4, parts, rows=2).tolist() == pytest.approx([0.7, 1.5, 0.8, 0])
+    assert centrality(4, [(a[:2], b[:2], cosine[:2])]).tolist() == pytest.approx([0.7, 1.5, 0.8, 0])
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("largest", [2, 3, 4]), ("first", [0, 3, 4]), ("central", [1, 3, 4])])

@@ -67,6 +67,23 @@ def test_nothing_embedded(tmp_path, index, shade):
         embed.run(tmp_path, "embed", index, EmbedConfig("shade"), Engine())
 
 
+@pytest.mark.parametrize("rows", [3, 7])
+def test_a_model_of_two_widths_is_told(tmp_path, monkeypatch, rows):
+    """Within a part, and from one part to the next."""
+    folder = tmp_path / "shades"
+    folder.mkdir()
+    for shade in range(7):
+        Image.fromarray(np.full((4, 4, 3), 30 * shade, np.uint8)).save(folder / f"{shade}.png")
+    index = run_index(tmp_path, "index", IndexConfig((str(folder),), rows=rows, verify="header"), Engine())
+    embedder = Embedder(
+        lambda image: torch.tensor(float(image.getpixel((0, 0))[0])),
+        lambda images: torch.ones(len(images), 2 if images[0] < 80 else 5),
+    )
+    monkeypatch.setattr("opendino.curate.embed.open_embedder", lambda config: embedder)
+    with pytest.raises(DataError, match="features of 2 numbers for some images and of 5 for others"):
+        embed.run(tmp_path, "embed", index, EmbedConfig("shade", batch_size=3), Engine())
+
+
 def test_bytes_do_not_depend_on_the_batch_that_decoding_runs_ahead(tmp_path, index):
     assert _embedders.open_embedder is embed.open_embedder
     a = embed.run(tmp_path, "a", index, EmbedConfig("thumbnail", threads=1), Engine())

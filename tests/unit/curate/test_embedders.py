@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from opendino.curate._embedders import EmbedConfig, open_embedder, stack
+from opendino.curate._embedders import EmbedConfig, _cosines, _without_mirror, open_embedder, stack
 from opendino.errors import ConfigError
 
 
@@ -26,8 +26,30 @@ def test_thumbnails_of_copies_agree_and_others_do_not():
     features = stack(embedder, originals)
     for change in (ImageOps.mirror, ImageOps.grayscale, lambda image: image.resize((40, 50), Image.Resampling.BICUBIC)):
         assert cosine(features, stack(embedder, [change(image) for image in originals])).min() > 0.95
+    cut = stack(embedder, [image.crop((4, 4, 92, 76)) for image in originals])
+    assert cosine(features, cut).min() > 0.8
     unit = torch.nn.functional.normalize(features)
-    assert (unit @ unit.T - torch.eye(12)).max() < 0.8
+    assert (unit @ unit.T - torch.eye(12)).max() < 0.6
+
+
+def test_a_mirror_and_the_brightness_change_nothing():
+    picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255
+    features = _without_mirror(picture)
+    torch.testing.assert_close(_without_mirror(picture.flip(2)), features, atol=1e-5, rtol=0)
+    torch.testing.assert_close(_without_mirror(picture + 20), features, atol=2e-2, rtol=0)
+    torch.testing.assert_close(_without_mirror(3 * picture), features, atol=1e-5, rtol=0)
+    # Upside down it is another picture.
+    assert cosine(_without_mirror(picture.flip(1)), features).max() < 0.9
+
+
+def test_cosines_of_a_line_without_margins():
+    pixels, whole = torch.arange(32), _cosines(3, 0.0)
+    torch.testing.assert_close(whole, torch.cos(torch.outer(torch.arange(3.0), pixels + 0.5) * torch.pi / 32) / 32)
+    torch.testing.assert_close(whole @ whole.T * 32, torch.diag(torch.tensor([1.0, 0.5, 0.5])), atol=1e-6, rtol=0)
+    inner = _cosines(3, 0.25)
+    assert (inner[:, :8] == 0).all()
+    assert (inner[:, 24:] == 0).all()
+    torch.testing.assert_close(inner.sum(dim=1), torch.tensor([1.0, 0.0, 0.0]), atol=1e-6, rtol=0)
 
 
 def test_a_scripted_network_is_asked_for(tmp_path):

@@ -51,6 +51,29 @@ def test_every_step_lowers_the_objective():
     assert all(later <= sooner * 1.000001 for sooner, later in itertools.pairwise(means))
 
 
+@st.composite
+def heaps(draw):
+    """Rows with copies among them, a number of clusters, a seed."""
+    n, dim = draw(st.integers(1, 40)), draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    rows = torch.randn(n, dim, generator=generator)[torch.randint(0, n, (n,), generator=generator)]
+    return rows, draw(st.integers(1, n)), draw(st.integers(0, 9))
+
+
+@settings(max_examples=60, deadline=None)
+@given(heaps(), st.sampled_from(["kmeans++", "random"]))
+def test_at_rest_each_row_is_nearest_to_its_mean(heap, init):
+    rows, k, seed = heap
+    centroids = run(rows, k, seed, iterations=100, init=init, precision="fp32")
+    found = assign(InMemory(rows), centroids, device=CPU)
+    apart = (rows[:, None] - centroids[None]).square().sum(dim=2)
+    torch.testing.assert_close(torch.from_numpy(found.distance), apart.min(dim=1).values, atol=1e-4, rtol=0)
+    for cluster in np.unique(found.cluster):
+        mine = rows[torch.from_numpy(found.cluster == cluster)]
+        torch.testing.assert_close(centroids[cluster], mine.mean(dim=0), atol=1e-4, rtol=0)
+    assert torch.equal(centroids, run(rows, k, seed, iterations=100, init=init, precision="fp32"))
+
+
 def test_half_precision_ends_where_single_precision_does():
     rows = torch.nn.functional.normalize(blobs(seed=1), dim=1)
     ends = [assign(InMemory(rows), run(rows, 6, precision=p), device=CPU).distance.mean() for p in ("fp32", "bf16")]
