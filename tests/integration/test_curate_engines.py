@@ -83,7 +83,7 @@ def test_ranks_of_torchrun(alone, heap, tmp_path, ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_actors_of_ray(alone, heap, tmp_path):
-    pytest.importorskip("ray", reason="ray is an extra: eight stages, each with actors of its own, take 25 s and more")
-    assert curate(heap, tmp_path / "out", "engine.name=ray", "engine.workers=2", limit=800) == alone
+    pytest.importorskip("ray", reason="ray is an extra: pip install 'opendino[ray]'; this takes one to ten minutes")
+    assert curate(heap, tmp_path / "out", "engine.name=ray", "engine.workers=2", limit=1700) == alone

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from opendino import distributed
 from opendino.errors import ConfigError, DataError
@@ -123,14 +123,14 @@ def run_parts(engine: Engine, parts: int, task: Task) -> None:
     missing = [part for part in range(parts) if not marker(task.folder, part).exists()]
     if len(missing) < parts:
         _log.info("%s: %d of %d parts are there", task.folder.name, parts - len(missing), parts)
-    if engine.name == "ray" and missing:
+    if engine.name == "ray" and (len(missing) > 1 or (missing and engine.gpus)):
         _ray(engine, missing, task)
     elif engine.name == "torchrun":
         start = len(missing) * distributed.rank() // distributed.world_size()
         for part in missing[start:] + missing[:start]:
             _make(task, part)
         distributed.barrier()
-    elif engine.workers == 1 or len(missing) < 2:
+    elif engine.workers == 1 or len(missing) < 2:  # for one part processes or actors take longer to start
         for part in missing:
             _make(task, part)
     else:
@@ -196,7 +196,7 @@ def _ray(engine: Engine, missing: list[int], task: Task) -> None:
             f"engine.name = ray: Ray Data cannot be imported ({error}); pip install 'opendino[ray]'"
         ) from None
     if not ray.is_initialized():
-        ray.init(address=engine.address or None, log_to_driver=False)
+        ray.init(log_to_driver=False, **_cluster(engine))
         # Stages tell their own progress; Ray's would be a dozen lines each ten seconds.
         ray.data.DataContext.get_current().enable_progress_bars = False
     # Without this every part of a small stage is one block for one actor.
@@ -213,6 +213,16 @@ def _ray(engine: Engine, missing: list[int], task: Task) -> None:
         work.materialize()
     except ray.exceptions.RayError as error:
         raise DataError(f"{task.folder}: Ray stopped ({str(error).strip().splitlines()[-1]})") from error
+
+
+def _cluster(engine: Engine) -> dict[str, Any]:
+    """What ray.init is told: the cluster to join, or one of this machine that is just large enough."""
+    address = engine.address or os.environ.get("RAY_ADDRESS", "")
+    if address:
+        return {"address": address}
+    # A processor for what feeds the actors; only numbers of parts go through the object store.
+    cores = max(engine.workers + 1, os.cpu_count() or 1)
+    return {"address": "local", "num_cpus": cores, "include_dashboard": False, "object_store_memory": 128 << 20}
 
 
 def meet(engine: Engine) -> bool:

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from opendino.errors import ConfigError, DataError
+from opendino.stages import engines
 from opendino.stages.engines import Engine, meet, run_parts, run_stage, run_whole
 from opendino.stages.folder import Stage, marker, write_table
 
@@ -73,9 +74,23 @@ def test_ray_is_an_extra(tmp_path):
         import ray  # noqa: F401
     except ImportError:
         with pytest.raises(ConfigError, match=r"opendino\[ray\]"):
-            run_parts(Engine("ray"), 1, Squares(tmp_path))
+            run_parts(Engine("ray"), 2, Squares(tmp_path))
     else:
         pytest.skip("ray is installed")
+
+
+def test_a_single_part_needs_no_cluster(tmp_path):
+    run_parts(Engine("ray"), 1, Squares(tmp_path / "s"))
+    assert len(list((tmp_path / "s").glob("part-*.parquet"))) == 1
+
+
+def test_which_cluster(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    alone = engines._cluster(Engine("ray", workers=50))
+    assert (alone["address"], alone["num_cpus"], alone["include_dashboard"]) == ("local", 51, False)
+    assert engines._cluster(Engine("ray", address="ray://head:10001")) == {"address": "ray://head:10001"}
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert engines._cluster(Engine("ray")) == {"address": "auto"}
 
 
 def test_an_engine_has_workers():
