@@ -3,11 +3,12 @@
 
     python benchmarks/step_cpu.py --quick
     python benchmarks/step_cpu.py --batch 4 --rounds 5 --json
+    python benchmarks/step_cpu.py --quick --peer PYTHON_WITH_LIGHTLY_TRAIN
 
 ViT-S/14, 2 x 224 + 8 x 98 pixels of noise, drop path 0.3, Sinkhorn-Knopp, KoLeo, masks; 4,096 and 65,536 prototypes,
 float32 and bfloat16 autocast. Plain: `nn.Linear`, all logits at once. Fast: `FastLinear` (float32 alone) and blocks of
 prototypes (from 16,384 on). The ratio is the median over rounds, processor time for one thread; the last line is a JSON
-object of ratios.
+object of ratios. With `--peer`, a step of lightly-train takes its turn in each round (`lightly_step.py`).
 """
 
 import argparse
@@ -15,6 +16,7 @@ import dataclasses
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -70,20 +72,58 @@ def step(run: Any, batch: Any, number: int) -> tuple[float, float]:
     return clock() - begun, float(loss.detach())
 
 
-def measure(prototypes: int, dtype: str, batch: int, rounds: int) -> dict[str, Any]:
+class Peer:
+    """lightly-train's step in another process."""
+
+    def __init__(self, python: str, prototypes: int, dtype: str, batch: int) -> None:
+        words = [python, str(Path(__file__).with_name("lightly_step.py")), str(prototypes), dtype, str(batch)]
+        words += ["--threads", str(torch.get_num_threads())]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if self._answer() != "ready":
+            raise SystemExit(f"step_cpu: {python} has no lightly-train that works")
+
+    def __call__(self) -> float:
+        """Seconds of a step."""
+        print("step", file=self.process.stdin, flush=True)
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        return self.process.stdout.readline().strip() if self.process.stdout else ""
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: str) -> dict[str, Any]:
     runs, images = build(prototypes, dtype, batch)
-    seconds: dict[str, list[float]] = {way: [] for way in runs}
+    peer = Peer(peer_python, prototypes, dtype, batch) if peer_python else None
+    seconds: dict[str, list[float]] = {way: [] for way in (*runs, *(["lightly"] if peer else []))}
     losses: dict[str, float] = {}
     for number in range(rounds + 1):
         for way, run in runs.items():
             taken, losses[way] = step(run, images, number)
             seconds[way].append(taken)
-    ratios = [one / other for one, other in zip(seconds["plain"][1:], seconds["fast"][1:], strict=True)]
+        if peer:
+            seconds["lightly"].append(peer())
+    if peer:
+        peer.close()
+
+    def ratio(way: str, other: str) -> float:
+        pairs = zip(seconds[way][1:], seconds[other][1:], strict=True)
+        return statistics.median(one / two for one, two in pairs)
+
     return {
         "prototypes": prototypes,
         "dtype": dtype,
         "seconds": {way: statistics.median(times[1:]) for way, times in seconds.items()},
-        "ratio": statistics.median(ratios),
+        "ratio": ratio("plain", "fast"),
+        **(
+            {"lightly_over_plain": ratio("lightly", "plain"), "lightly_over_fast": ratio("lightly", "fast")}
+            if peer
+            else {}
+        ),
         "last_losses": losses,
     }
 
@@ -95,6 +135,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="cells whose name has this in it, such as '4096 fp32'")
+    parser.add_argument("--peer", default="", help="a Python with lightly-train")
     parser.add_argument("--json", action="store_true", help="write benchmarks/results/step_cpu.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -104,7 +145,7 @@ def main() -> None:
         for dtype in ("fp32", "bf16"):
             if arguments.only not in f"{prototypes} {dtype}":
                 continue
-            rows.append(measure(prototypes, dtype, batch, rounds))
+            rows.append(measure(prototypes, dtype, batch, rounds, arguments.peer))
             row = rows[-1]
             ways = "  ".join(f"{way} {seconds:6.2f} s" for way, seconds in row["seconds"].items())
             print(f"{prototypes:6} {dtype}  {ways}  ratio {row['ratio']:.2f}  losses {row['last_losses']}", flush=True)
