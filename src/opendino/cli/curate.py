@@ -16,7 +16,8 @@ usage: opendino curate RECIPE [key=value ...]
 stages  index, dedup, decontaminate, embed, retrieve, cluster, prune, balance, manifest, report; each is a folder of
         out=DIR, does nothing where its results are whole and current, and continues after any interruption
 
-index.sources  folders, lists, tars, Parquet files, patterns of the last two, or hf:REPOSITORY
+index.sources  folders, lists, tars, Parquet files, patterns of the last two, folders that save_to_disk wrote, or
+               hf:REPOSITORY
 embed.model    any backbone that `opendino eval` measures: features for retrieval and clusters
 copy.model     a copy detector for dedup and decontaminate: thumbnail (needs no weights), or torchscript:FILE with
                copy.run_code=true for SSCD and others

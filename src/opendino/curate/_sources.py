@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from opendino.data.datasets import ImageDataset, open_dataset
+from opendino.data.datasets.arrow import is_saved
 from opendino.data.datasets.folder import image_suffixes
 from opendino.errors import DataError
 
@@ -29,6 +30,11 @@ def entries_of(source: str, image_column: str = "") -> Iterator[Entry]:
     if tars:
         for tar in tars:
             yield from _in_tar(source, tar)
+        return
+    if is_saved(path):
+        dataset = open_dataset(path, image_column=image_column)
+        for row in range(len(dataset)):
+            yield source, str(path), str(row), _label(dataset, row)
         return
     tables = [file for suffix in (".parquet", ".pq") for file in _matching(path, suffix)]
     if tables and (path.is_dir() or "*" in path.name or _has_images(path)):

@@ -50,7 +50,8 @@ class IndexConfig:
     """Which images, and what is asked of them.
 
     Attributes:
-        sources: folders, lists, tars, Parquet files, patterns of the last two, or `hf:REPOSITORY` in the Hub's cache.
+        sources: folders, lists, tars, Parquet files, patterns of the last two, folders that `save_to_disk` wrote, or
+            `hf:REPOSITORY` in the Hub's cache.
         rows: images in a part.
         min_side: shortest side wanted, pixels; 0 for any.
         max_aspect: longest side over shortest, at most; 0 for any.

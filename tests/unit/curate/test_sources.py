@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -61,6 +62,38 @@ def test_parquet_shards(tmp_path):
         pq.write_table(table, tmp_path / f"train-{number}.parquet")
     assert shades(tmp_path / "train-*.parquet") == ([0, 1, 2, 10, 11, 12], ["2", "0", "1"] * 2)
     assert shades(tmp_path / "train-1.parquet")[0] == [10, 11, 12]
+
+
+def test_a_saved_data_set_of_hugging_face(tmp_path):
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    table = pa.table({"image": [{"bytes": png(7 * row), "path": None} for row in range(4)], "label": [1, 0, 1, 1]})
+    with pa.OSFile(str(folder / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    names = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    (folder / "dataset_info.json").write_text(json.dumps({"features": names}))
+    assert shades(folder) == ([0, 7, 14, 21], ["dog", "cat", "dog", "dog"])
+
+
+def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"image": [png(3), png(4)]}), tmp_path / "data" / "train.parquet")
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+    assert shades("hf:owner/name")[0] == [3, 4]
+    assert asked == ["owner/name"]
+    (tmp_path / "more").mkdir()
+    pq.write_table(pa.table({"image": [png(3)]}), tmp_path / "more" / "test.parquet")
+    with pytest.raises(DataError, match="Parquet files in 2 folders"):
+        shades("hf:owner/name")
+
+    def lost(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lost)
+    with pytest.raises(DataError, match="check the name and the network"):
+        shades("hf:owner/name")
 
 
 def test_a_compressed_tar_is_told(tmp_path):

@@ -4,6 +4,7 @@
 | source                | key                                                         |
 |-----------------------|-------------------------------------------------------------|
 | a folder              | path of the file below it                                   |
+| a `save_to_disk` folder | number of the row, from 0                                 |
 | a `.parquet` file     | number of the row, from 0                                   |
 | a `.tar` file         | `offset+length`, bytes of the member, and its name behind   |
 
@@ -23,6 +24,7 @@ from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
 from opendino.data.datasets._columns import FAULTS, is_text, read_labels
 from opendino.data.datasets._handles import Handles
 from opendino.data.datasets._paths import PathTable
+from opendino.data.datasets.arrow import ArrowDataset, is_saved
 from opendino.data.datasets.parquet import ParquetDataset
 from opendino.errors import DataError
 
@@ -101,7 +103,8 @@ class PointerDataset(ImageDataset):
                 self._rows = np.repeat(np.arange(len(weights)), weights)
         self._image_column = image_column
         self._handles = Handles()
-        self._opened: dict[int, ParquetDataset] = {}
+        self._opened: dict[int, ParquetDataset | ArrowDataset] = {}
+        self._saved: dict[int, bool] = {}
 
     def __len__(self) -> int:
         return len(self._keys) if self._rows is None else len(self._rows)
@@ -123,10 +126,10 @@ class PointerDataset(ImageDataset):
         number, key = self._locate(index)
         source = self._sources[number]
         suffix = source.suffix.lower()
-        if suffix not in (".tar", ".parquet", ".pq"):
+        if suffix not in (".tar", ".parquet", ".pq") and not self._is_saved(number):
             return source / key
         try:
-            return self._from_tar(number, key) if suffix == ".tar" else self._from_parquet(number, key)
+            return self._from_tar(number, key) if suffix == ".tar" else self._from_rows(number, key)
         except (OSError, IndexError, ValueError, OverflowError) as error:
             raise DataError(f"{source}: {key} cannot be read ({error}); was the file moved or changed?") from error
 
@@ -135,12 +138,16 @@ class PointerDataset(ImageDataset):
         offset, length = (int(part) for part in place.split("+"))
         return self._handles.read(self._sources[number], offset, length)
 
-    def _from_parquet(self, number: int, key: str) -> bytes:
+    def _is_saved(self, number: int) -> bool:
+        if number not in self._saved:
+            self._saved[number] = is_saved(self._sources[number])
+        return self._saved[number]
+
+    def _from_rows(self, number: int, key: str) -> bytes | Path:
         opened = self._opened.get(number)
         if opened is None:
-            opened = ParquetDataset(
-                self._sources[number], self.options, image_column=self._image_column, label_column="none"
-            )
+            kind = ArrowDataset if self._saved.get(number) else ParquetDataset
+            opened = kind(self._sources[number], self.options, image_column=self._image_column, label_column="none")
             self._opened[number] = opened
         return opened.read(int(key))
 
