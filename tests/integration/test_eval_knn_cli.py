@@ -62,6 +62,8 @@ def test_knn_of_a_run(home, capsys):
     assert record["data"]["val_images"] == 14
     assert [name.rpartition("/")[2] for name in record["data"]["skipped"]] == ["4.png"]
     assert len(record["model"]["sha256"]) == 64
+    assert record["command"].startswith(f"opendino eval knn {home / 'run'} data.train=")
+    assert record["seeds"] == {}
     assert "| top1_k5 | 100.00 |" in printed
     assert "1 images could not be read" in printed
     assert "left out k = 100" in printed

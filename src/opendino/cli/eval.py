@@ -2,6 +2,7 @@
 """`opendino eval`: measure a backbone by a published protocol."""
 
 import difflib
+import shlex
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -96,7 +97,8 @@ def main(argv: list[str]) -> int:
     config_type = getattr(module, config_class)
     defaults = defaults_of(protocol, model, out, fields_of(config_type))
     config = load_config(config_type, find_recipe(recipe) if recipe else None, settings, defaults)
-    results = module.run(open_backbone(model), config, out=Path(out) if out else None, source={"source": model})
+    source = {"source": model, "command": shlex.join(["opendino", "eval", *argv])}
+    results = module.run(open_backbone(model), config, out=Path(out) if out else None, source=source)
     main_process = is_main()
     _leave_group()
     if not main_process:

@@ -66,7 +66,8 @@ class Masked:
         if self.layout == "cityscapes" and str(one.target).endswith("_labelIds.png"):
             table = np.full(256, 255)
             table[list(CITYSCAPES_IDS)] = list(CITYSCAPES_IDS.values())
-            values = table[values]
+            known = (values >= 0) & (values < len(table))
+            values = np.where(known, table[np.where(known, values, 0)], values)
         void = np.isin(values, [255, *self.config.ignore])
         if self.reduce_zero:
             void |= values == 0

@@ -102,7 +102,6 @@ def read_class_mapping(path: Path | str, classes: int) -> Int[Tensor, " t"]:
     if mapping.ndim != 1 or mapping.dtype.kind not in "iu" or len(mapping) == 0:
         raise DataError(f"{path}: holds {mapping.dtype} of shape {mapping.shape}; one integer a class was wanted")
     if int(mapping.min()) < 0 or int(mapping.max()) >= classes:
-        raise DataError(
-            f"{path}: names class {int(mapping.max())}; the training images have classes 0 to {classes - 1}"
-        )
+        stranger = int(mapping.min() if int(mapping.min()) < 0 else mapping.max())
+        raise DataError(f"{path}: names class {stranger}; the training images have classes 0 to {classes - 1}")
     return torch.from_numpy(mapping.astype(np.int64))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from opendino import __version__
+from opendino.config import flatten
 from opendino.errors import ConfigError
 from opendino.eval.adapters import Backbone
 from opendino.files import write_whole
@@ -25,7 +26,7 @@ class Results:
         protocol: name of the protocol's file, such as "knn".
         figures: name to value; accuracies in percent.
         data: what it was measured on: sources, numbers of images, classes and unreadable files.
-        model: what was measured: source, hash and shape.
+        model: what was measured: source, hash and shape; and the `command` that asked for it, where one did.
         config: every setting, resolved.
         seconds: wall time of the protocol.
         notes: sentences a reader of the figures should know.
@@ -57,8 +58,12 @@ class Results:
         return write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n", error=ConfigError)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dict for JSON."""
-        return {**asdict(self), "notes": list(self.notes), "opendino": __version__}
+        """Plain dict for JSON; the command and all seeds among the settings stand by themselves."""
+        model = dict(self.model)
+        command = model.pop("command", "")
+        seeds = {key: value for key, value in flatten(self.config).items() if key.split(".")[-1] == "seed"}
+        own = {**asdict(self), "model": model, "notes": list(self.notes)}
+        return {**own, "seeds": seeds, "command": command, "opendino": __version__}
 
     def table(self) -> str:
         """Markdown table of the figures, followed by the notes."""
@@ -69,7 +74,11 @@ class Results:
 def read(path: Path | str) -> Results:
     """Results from a JSON file that `Results.write` wrote."""
     fields: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    fields.pop("opendino", None)
+    command = fields.pop("command", "")
+    if command:
+        fields["model"]["command"] = command
+    for name in ("opendino", "seeds"):
+        fields.pop(name, None)
     fields["notes"] = tuple(fields["notes"])
     return Results(**fields)
 

@@ -15,7 +15,7 @@ from opendino.data.crops import size_of
 from opendino.data.decode import Decoded
 from opendino.data.samplers import permute
 from opendino.data.transforms import EvalTransform
-from opendino.errors import ConfigError
+from opendino.errors import ConfigError, DataError
 from opendino.eval._dense import evaluating, feature_maps, slide, to_pixels
 from opendino.eval._features import FeatureConfig, transform_of
 from opendino.eval._masked import Masked
@@ -199,7 +199,7 @@ class Neighbours(Segmenter):
             for index in range(len(train)):
                 image, mask = train.both(index)
                 picture = self.transform.to_tensor(self._resized(image, 1.0))
-                (grid,) = self.maps(picture[None])
+                grid = torch.cat(self.maps(picture[None]), dim=1)
                 rows = grid[0].flatten(1).T
                 classes_of = patch_classes(mask, grid.shape[2:], classes).flatten()
                 kept = (classes_of >= 0).nonzero().flatten().numpy()
@@ -208,11 +208,13 @@ class Neighbours(Segmenter):
                 rows_of.append(F.normalize(rows[chosen], dim=1).cpu())
                 labels.append(classes_of[chosen])
         self.bank, self.labels = torch.cat(rows_of), torch.cat(labels)
+        if not len(self.bank):
+            raise DataError(f"{train.pairs.name}: no patch has a class that counts; see data.ignore")
         self.k = min(self.config.k, len(self.bank))
 
     def patches(self, maps: list[Tensor]) -> Float[Tensor, "B K h w"]:
         """Log of the votes, so that the mean over windows and the softmax leave votes as they are."""
-        (grid,) = maps
+        grid = torch.cat(maps, dim=1)
         queries = F.normalize(grid.permute(0, 2, 3, 1).flatten(0, 2), dim=1)
         similarities, found = nearest(queries, self.bank, self.k)
         labels = self.labels.to(found.device)[found]

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from opendino import config as settings
 from opendino.data.datasets import DecodeOptions
 from opendino.distributed import all_reduce_sum, is_main, rank, world_size
-from opendino.errors import ConfigError
+from opendino.errors import ConfigError, DataError
 from opendino.eval._dense import agree, evaluating, load_head
 from opendino.eval._features import FeatureConfig, place
 from opendino.eval._masked import Masked, MaskedConfig
@@ -115,6 +115,12 @@ def open_parts(config: SegmentConfig, channels: int) -> tuple[Masked | None, Mas
                 "data.classes is missing: a trained head is read, and nothing says how many classes it has"
             )
         classes = 1 + max(int(train.mask(index).max()) for index in range(len(train)))
+        if classes < 2:
+            found = "one class" if classes else "no class that counts"
+            raise DataError(
+                f"{data.train}: its masks have {found}, and two or more were wanted; see data.ignore and "
+                "data.reduce_zero, or set data.classes"
+            )
     if train is not None:
         train.classes = classes
     return train, Masked(parts["val"], data, layout, classes), classes

@@ -23,7 +23,7 @@ def test_scale_invariant_loss_worked_by_hand():
 
 
 def test_the_ends_of_the_range_are_learned_but_not_measured():
-    """The official evaluation takes what lies strictly between both ends, its losses what is positive up to the last."""
+    """The official evaluation takes what lies strictly between both ends, its losses all that is positive up to one."""
     target = torch.tensor([0.0, 0.001, 0.002, 5.0, 9.999, 10.0, 10.001, math.nan])
     assert _depth.valid(target, 0.001, 10.0).tolist() == [False, False, True, True, True, False, False, False]
     assert _depth.learned(target, 10.0).tolist() == [False, True, True, True, True, True, False, False]

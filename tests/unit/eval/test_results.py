@@ -30,6 +30,18 @@ def test_what_is_written_is_read_back(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_the_command_and_the_seeds_stand_by_themselves(tmp_path):
+    config = {"linear": {"seed": 3, "lrs": [0.1]}, "seed": 1}
+    one = example(config=config, model={"source": "runs/x", "command": "opendino eval linear 'a b'", "sha256": "0f"})
+    path = one.write(tmp_path)
+    written = json.loads(path.read_text())
+    assert (written["command"], written["seeds"]) == ("opendino eval linear 'a b'", {"linear.seed": 3, "seed": 1})
+    assert "command" not in written["model"]
+    assert _results.read(path) == one
+    again = example(config=config, model={"source": "runs/x", "command": "another way to say it", "sha256": "0f"})
+    assert again.file_name() == path.name
+
+
 def test_equal_settings_share_a_file_and_others_do_not():
     name = example().file_name()
     assert name.startswith("knn-in1k-val-")

@@ -52,6 +52,10 @@ def test_a_head_is_trained_measured_kept_and_read_again(home, backbone):
     assert again.data["train_images"] == 0
 
 
+def test_votes_of_several_layers_side_by_side(home, backbone):
+    assert segment.run(backbone, config(home, head="knn", layers=2)).figures["aAcc"] > 90
+
+
 def test_votes_need_no_training(home, backbone):
     results = segment.run(backbone, config(home, head="knn"), out=home / "out")
     assert results.figures["aAcc"] > 90

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from opendino.axes import Images
@@ -98,7 +97,7 @@ class TokenAdapter(Adapter):
         if blocks is None:
             raise ModelError(f"{type(tower).__name__}: has no list of transformer blocks; give a vision transformer")
         # In a tuple, so that parameters are not counted twice.
-        self._blocks, self._norm = tuple(blocks), (final_norm(tower),)
+        self._blocks, self._norm, self._tokens_first = tuple(blocks), (final_norm(tower),), False
         self.depth = len(blocks)
         self.embed_dim = self._measure()
 
@@ -106,6 +105,9 @@ class TokenAdapter(Adapter):
         height, width = self.input_spec.size
         with torch.no_grad():
             tokens = self._catch(torch.zeros(1, self.input_spec.channels, height, width), [self.depth - 1])[0]
+        # Some libraries put the tokens first and the images second; with one image the two can be told apart.
+        if tokens.ndim == 3 and tokens.shape[0] > 1:
+            self._tokens_first, tokens = True, tokens.transpose(0, 1)
         patches = height // self.patch_size * (width // self.patch_size)
         if tokens.ndim != 3 or tokens.shape[1] < patches:
             raise ModelError(
@@ -114,7 +116,7 @@ class TokenAdapter(Adapter):
             )
         return tokens.shape[2]
 
-    def _catch(self, x: Tensor, wanted: Sequence[int]) -> list[Float[Tensor, "B T D"]]:
+    def _catch(self, x: Tensor, wanted: Sequence[int]) -> list[Tensor]:
         caught: dict[int, Tensor] = {}
 
         def keep(number: int) -> Callable[..., None]:
@@ -129,8 +131,7 @@ class TokenAdapter(Adapter):
         finally:
             for handle in handles:
                 handle.remove()
-        # Some libraries put the tokens first and the images second.
-        return [caught[n] if caught[n].shape[0] == x.shape[0] else caught[n].transpose(0, 1) for n in wanted]
+        return [caught[n].transpose(0, 1) if self._tokens_first else caught[n] for n in wanted]
 
     def layers(self, x: Images, wanted: Sequence[int], norm: bool) -> list[tuple[Tensor, Tensor]]:
         """(patches, CLS) after each wanted block; the mean patch where a model has no CLS token.

@@ -50,10 +50,11 @@ class NoCls(nn.Module):
         return self.layers(self.embed(x).flatten(2).permute(2, 0, 1)).mean(0)
 
 
-def test_without_cls_the_mean_patch_stands_for_it_whatever_comes_first():
+@pytest.mark.parametrize("images", [3, 16])  # as many images as tokens too
+def test_without_cls_the_mean_patch_stands_for_it_whatever_comes_first(images):
     model = NoCls()
     seen = TokenAdapter(model, model, 4, SPEC, fixed_size=True)
-    x = torch.randn(3, 3, 16, 16)
+    x = torch.randn(images, 3, 16, 16)
     features = seen.forward_features(x)
     patches = model.layers(model.embed(x).flatten(2).transpose(1, 2))
     torch.testing.assert_close(features["x_norm_patchtokens"], patches)
