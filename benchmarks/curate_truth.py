@@ -3,6 +3,7 @@
 
     python benchmarks/curate_truth.py DATA/photos.parquet [images=250] [copy.model=...] [copy.run_code=true]
     python benchmarks/curate_truth.py DATA/tinyimagenet100-train.parquet tail=1 [embed.model=...]
+    python benchmarks/curate_truth.py DATA/tinyimagenet100-train.parquet chance=10000    # strangers, harder crops
 
 The pool is the images but every tenth, five copies of every fifth (mirrored, grey, JPEG of quality 40, half the
 size, a crop of nine tenths of each side), and one copy, of changing kind, of every tenth, an evaluation image.
@@ -20,9 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from PIL import Image, ImageOps
 
 from opendino.cli.main import main as command
+from opendino.curate._embedders import EmbedConfig, open_embedder
 from opendino.curate.balance import entropy
 from opendino.curate.index import read_index, usable
 
@@ -101,9 +104,12 @@ def main() -> None:
     parser.add_argument("data", help="photographs: whatever opendino.data opens")
     parser.add_argument("words", nargs="*", help="photos=N, and settings of opendino curate")
     given = parser.parse_args()
-    own = {"images": "0", "tail": "0", "thresholds": ",".join(THRESHOLDS)}
+    own = {"images": "0", "tail": "0", "chance": "0", "thresholds": ",".join(THRESHOLDS)}
     own |= dict(word.split("=", 1) for word in given.words if word.partition("=")[0] in own)
     words = [word for word in given.words if word.partition("=")[0] not in own]
+    if int(own["chance"]):
+        chance(Path(given.data), int(own["chance"]))
+        return
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         plant(pictures(Path(given.data), int(own["images"]) or None, float(own["tail"])), home)
@@ -122,6 +128,39 @@ def main() -> None:
             left = len(np.load(home / "out" / "decontaminate" / "kept.npy"))
             curated("manifest", *chosen, f"balance.size={left // 3}")
             balanced(home)
+
+
+def chance(path: Path, images: int) -> None:
+    """Images that have another one above a threshold, and crops that are above it, of a thousand."""
+    embedder = open_embedder(EmbedConfig("thumbnail"))
+    rows = np.random.default_rng(1).permutation(pq.read_metadata(path).num_rows)[:images]
+    table = pq.read_table(path, columns=["image"])["image"]
+    crops = {"a twentieth of each side": (1, 1, 19, 19), "a tenth of each side": (2, 2, 18, 18),
+             "a tenth right and below": (0, 0, 18, 18)}  # fmt: skip
+    found: dict[str, list] = {name: [] for name in ("whole", *crops)}
+    for number, row in enumerate(rows.tolist()):
+        data = table[row].as_py()
+        image = Image.open(io.BytesIO(data["bytes"] if isinstance(data, dict) else data)).convert("RGB")
+        found["whole"].append(embedder.prepare(image))
+        for name, box in crops.items() if number < 1000 else ():
+            size = (image.width, image.height) * 2
+            found[name].append(
+                embedder.prepare(image.crop([at * side // 20 for at, side in zip(box, size, strict=True)]))
+            )
+    rows = {name: torch.nn.functional.normalize(embedder.embed(torch.stack(part))) for name, part in found.items()}
+    whole = rows.pop("whole")
+    nearest = torch.cat([
+        (whole[at : at + 1000] @ whole.T - 2 * torch.eye(len(whole))[at : at + 1000]).max(dim=1).values
+        for at in range(0, len(whole), 1000)
+    ])  # fmt: skip
+    print(
+        f"of {len(whole)} images: share with another above, and share of crops above\n| threshold | another |", end=""
+    )
+    print("".join(f" {name} |" for name in crops) + "\n|---|---|" + "---|" * len(crops))
+    for threshold in (0.66, 0.68, 0.7, 0.72, 0.74, 0.8):
+        shares = [float(((part * whole[: len(part)]).sum(dim=1) > threshold).float().mean()) for part in rows.values()]
+        shown = " | ".join(f"{share:.4f}" for share in (float((nearest > threshold).float().mean()), *shares))
+        print(f"| {threshold} | {shown} |")
 
 
 def curated(*words: str) -> None:
