@@ -6,7 +6,8 @@ python benchmarks/exports.py [--quick] [--to trace program onnx] [--model MODEL]
 Random weights of published width (ViT-S/14, a table of 518 pixels): plain, with registers, with SwiGLU; or those of
 MODEL. Each is exported with free number, height and width, opened again by its own runtime, and compared on noise at
 224 x 224, 518 x 518 and 224 x 308. `onnx-fp16`, `onnx-int8` and `aot` (a program compiled by AOTInductor) are asked for
-by name. `--quick` takes two blocks of width 128. Formats whose packages are missing are left out and said.
+by name. `--quick` takes two blocks of width 128. Formats whose packages are missing are left out and said. The last
+line is a JSON object of the largest difference of each row.
 """
 
 import argparse
@@ -95,6 +96,7 @@ def main() -> None:
                 print(f"| {to}, {kind} | {' | '.join(f'{one:.1e}' for one in row.values())} |", flush=True)
     if words.json:
         words.json.write_text(json.dumps({"model": named, "largest": found}, indent=1) + "\n")
+    print(json.dumps({name: max(row.values()) for name, row in found.items()}))
 
 
 if __name__ == "__main__":
