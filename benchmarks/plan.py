@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A paper plan: how long a step takes on 8 to 1,024 GPUs, from counts of work and stated assumptions. Measures nothing.
+
+    python benchmarks/plan.py
+    python benchmarks/plan.py --peak 990 --mfu 0.4 --network 25 --batch 3072
+
+Counted: products of backbones and heads (teacher forward, student forward and backward, what stochastic depth leaves
+out), bytes that gradients, shares and the losses' sums move. Assumed: what share of the peak is reached, the network,
+how much of the traffic hides behind computing. The table is docs/scaling.md's.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+
+from opendino.models.presets import PRESETS
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Training:
+    """One published way to train.
+
+    Attributes:
+        preset: of the backbone.
+        batch: images a step, of all devices together.
+        prototypes: of each head.
+        heads: 1 where DINO and iBOT share one.
+        drop: rate of stochastic depth.
+        fsdp: shares in place of whole copies.
+    """
+
+    preset: str
+    batch: int
+    prototypes: int
+    heads: int
+    drop: float
+    fsdp: bool
+
+
+TRAININGS = (
+    Training("vits14", 2048, 65536, 1, 0.3, False),
+    Training("vitb14", 2048, 65536, 1, 0.3, False),
+    Training("vitl14", 3072, 131072, 2, 0.4, True),
+    Training("vitg14", 3072, 131072, 2, 0.4, True),
+)
+MASKED = 0.5 * 0.3
+"""Of a global crop's patches: half of the crops, three tenths of each on average."""
+
+
+def forward_flops(preset: str, side: int) -> float:
+    """Of an image: products and attention of all blocks, and the patches."""
+    shape = PRESETS[preset]
+    width, depth, patch = shape["embed_dim"], shape["depth"], shape["patch_size"]
+    patches = (side // patch) ** 2
+    tokens = patches + 1
+    block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
+    return depth * block + 2 * patches * 3 * patch**2 * width
+
+
+def parameters(preset: str) -> float:
+    """Of a backbone, its matrices alone."""
+    shape = PRESETS[preset]
+    return 12 * shape["depth"] * shape["embed_dim"] ** 2
+
+
+def head_parameters(width: int, prototypes: int) -> float:
+    """Of one head: three layers of 2,048 and 256, and the prototypes."""
+    return width * 2048 + 2048**2 + 2048 * 256 + 256 * prototypes
+
+
+def flops(one: Training) -> float:
+    """Of an image and step."""
+    whole, small = forward_flops(one.preset, 224), forward_flops(one.preset, 98)
+    width = PRESETS[one.preset]["embed_dim"]
+    masked = 2 * 256 * MASKED
+    rows = (2 + masked) + 3 * (10 + masked)
+    return 2 * whole + 3 * (1 - one.drop) * (2 * whole + 8 * small) + 2 * rows * head_parameters(width, one.prototypes)
+
+
+def traffic(one: Training, gpus: int) -> float:
+    """Bytes that each device sends and receives in a step."""
+    shape = PRESETS[one.preset]
+    backbone, head = parameters(one.preset), one.heads * head_parameters(shape["embed_dim"], one.prototypes)
+    part = (gpus - 1) / gpus
+    sums = 2 * 2 * 3 * 4 * one.prototypes  # Sinkhorn's row sums, three times, for CLS and patches; there and back
+    if not one.fsdp:
+        return part * (2 * 4 * (backbone + head) + sums)
+    # bfloat16 parameters: student before each pass, teacher once; gradients in float32 to their owner
+    return part * ((3 * 2 + 4) * (backbone + head) + sums)
+
+
+def row(one: Training, gpus: int, asked: argparse.Namespace) -> dict[str, float | str]:
+    """A line of the table."""
+    batch = asked.batch or one.batch
+    each = batch / gpus
+    compute = each * flops(one) / (asked.peak * 1e12 * asked.mfu)
+    link = asked.inside if gpus <= 8 else asked.network
+    moving = traffic(one, gpus) / (link * 1e9)
+    # a block's messages and the losses' few sums wait for the slowest of all devices
+    messages = PRESETS[one.preset]["depth"] * (4 if one.fsdp else 0) + 16
+    waiting = messages * asked.latency * 1e-6 * max(gpus, 2).bit_length()
+    hidden = min(moving, asked.overlap * compute) if one.fsdp else 0.0  # whole copies average after the pass
+    step = compute + moving - hidden + waiting
+    return {
+        "model": one.preset,
+        "gpus": gpus,
+        "images each": each,
+        "compute ms": 1e3 * compute,
+        "traffic ms": 1e3 * moving,
+        "waiting ms": 1e3 * waiting,
+        "images/s": batch / step,
+        "of ideal": compute / step,
+        "decode cores a GPU": batch / step / gpus / asked.crops,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the same: nothing is measured")
+    parser.add_argument("--peak", type=float, default=790, help="TFLOP/s in bfloat16 that large products reach")
+    parser.add_argument("--mfu", type=float, default=0.45, help="share of it that a step reaches; not measured")
+    parser.add_argument("--inside", type=float, default=300, help="GB/s of each device inside a machine of eight")
+    parser.add_argument("--network", type=float, default=40, help="GB/s of each device between machines")
+    parser.add_argument("--latency", type=float, default=10, help="microseconds for each doubling of devices")
+    parser.add_argument("--overlap", type=float, default=0.7, help="share of computing that shares may travel behind")
+    parser.add_argument("--crops", type=float, default=200, help="images a second that a core decodes and crops")
+    parser.add_argument("--batch", type=int, default=0, help="images a step, in place of the published")
+    asked = parser.parse_args()
+    rows = [row(one, gpus, asked) for one in TRAININGS for gpus in (8, 64, 256, 1024)]
+    for one in TRAININGS:
+        held = parameters(one.preset) + one.heads * head_parameters(PRESETS[one.preset]["embed_dim"], one.prototypes)
+        print(f"{one.preset}: {flops(one) / 1e9:.0f} GFLOP an image, {held / 1e6:.0f} M trained parameters")
+    names = list(rows[0])
+    print("\n| " + " | ".join(names) + " |\n|" + "---|" * len(names))
+    for line in rows:
+        print("| " + " | ".join(value if isinstance(value, str) else f"{value:,.4g}" for value in line.values()) + " |")
+    print(json.dumps({f"{line['model']} {line['gpus']}": round(float(line["of ideal"]), 2) for line in rows}))
+
+
+if __name__ == "__main__":
+    main()
