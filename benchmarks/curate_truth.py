@@ -29,7 +29,7 @@ from opendino.curate._embedders import EmbedConfig, open_embedder
 from opendino.curate.balance import entropy
 from opendino.curate.index import read_index, usable
 
-THRESHOLDS = ("0.66", "0.7", "0.74")  # of copies, or of copies and leaks: 0.76/0.8
+THRESHOLDS = ("0.7", "0.75", "0.8")  # of copies, or of copies and leaks: 0.76/0.8
 
 
 def crop(image):
@@ -135,18 +135,17 @@ def chance(path: Path, images: int) -> None:
     embedder = open_embedder(EmbedConfig("thumbnail"))
     rows = np.random.default_rng(1).permutation(pq.read_metadata(path).num_rows)[:images]
     table = pq.read_table(path, columns=["image"])["image"]
-    crops = {"a twentieth of each side": (1, 1, 19, 19), "a tenth of each side": (2, 2, 18, 18),
-             "a tenth right and below": (0, 0, 18, 18)}  # fmt: skip
+    crops = {"a twentieth of each side": (1, 1, 1, 1), "a tenth of each side": (2, 2, 2, 2),
+             "a tenth right and below": (0, 0, 2, 2)}  # fmt: skip
     found: dict[str, list] = {name: [] for name in ("whole", *crops)}
     for number, row in enumerate(rows.tolist()):
         data = table[row].as_py()
         image = Image.open(io.BytesIO(data["bytes"] if isinstance(data, dict) else data)).convert("RGB")
         found["whole"].append(embedder.prepare(image))
-        for name, box in crops.items() if number < 1000 else ():
-            size = (image.width, image.height) * 2
-            found[name].append(
-                embedder.prepare(image.crop([at * side // 20 for at, side in zip(box, size, strict=True)]))
-            )
+        for name, (left, top, right, below) in crops.items() if number < 1000 else ():
+            width, height = image.width // 20, image.height // 20
+            box = (left * width, top * height, image.width - right * width, image.height - below * height)
+            found[name].append(embedder.prepare(image.crop(box)))
     rows = {name: torch.nn.functional.normalize(embedder.embed(torch.stack(part))) for name, part in found.items()}
     whole = rows.pop("whole")
     nearest = torch.cat([
@@ -157,7 +156,7 @@ def chance(path: Path, images: int) -> None:
         f"of {len(whole)} images: share with another above, and share of crops above\n| threshold | another |", end=""
     )
     print("".join(f" {name} |" for name in crops) + "\n|---|---|" + "---|" * len(crops))
-    for threshold in (0.66, 0.68, 0.7, 0.72, 0.74, 0.8):
+    for threshold in (0.7, 0.75, 0.8):
         shares = [float(((part * whole[: len(part)]).sum(dim=1) > threshold).float().mean()) for part in rows.values()]
         shown = " | ".join(f"{share:.4f}" for share in (float((nearest > threshold).float().mean()), *shares))
         print(f"| {threshold} | {shown} |")

@@ -34,7 +34,7 @@ NO_MODEL = "embed.model: names nothing; give a backbone, torchscript:FILE, or th
 THUMBNAIL_VERSION = "thumbnail 2"
 """Another where the descriptor's numbers are others, so that old features are made again."""
 _SIDE = 32
-_MARGINS = (0.0, 0.05)  # cut off each side: the picture whole, and without what copies lose most often
+_MARGINS = (0.0, 0.05, 0.1, 0.15)  # cut off each side: the picture whole, and without what copies lose
 _KEPT, _TILT, _FALL = 12, 1.5, 5.0  # frequencies of the half that a mirror leaves, and their weight
 _TURNED, _TURNED_TILT, _TURNED_FALL = 6, 1.0, 4.0  # of the half that a mirror turns
 _SHARE = 0.3  # of the turned half; all by benchmarks/curate_truth.py, see LOG.md
@@ -156,7 +156,7 @@ def _without_mirror(images: Float32[Tensor, "B S S"]) -> Float32[Tensor, "B D"]:
 
     Horizontal frequencies of even number are symmetric, so a mirror leaves their coefficients; those of odd number
     change their sign, all at once, so their products with each other stay. The features are the sum over the whole
-    picture and its inner part, as a copy without margin shares one of the two with its original.
+    picture and its inner parts, as a copy without margin shares most of them with its original.
     """
     views = []
     for margin in _MARGINS:

@@ -32,7 +32,7 @@ from opendino.stages.folder import counts_of
 STAGES = ("index", "dedup", "decontaminate", "embed", "retrieve", "cluster", "prune", "balance", "manifest", "report")
 
 
-THUMBNAIL = 0.7
+THUMBNAIL = 0.75
 """Threshold of both graphs for the detector without weights: precision and recall in LOG.md."""
 
 

@@ -55,7 +55,7 @@ def test_thresholds_belong_to_the_detector():
     from opendino.curate.pipeline import with_thresholds
 
     ours = with_thresholds(CurateConfig())
-    assert (ours.dedup.threshold, ours.decontaminate.threshold) == (0.7, 0.7)
+    assert (ours.dedup.threshold, ours.decontaminate.threshold) == (0.75, 0.75)
     theirs = with_thresholds(load(CurateConfig, None, ["copy.model=torchscript:sscd.pt", "dedup.threshold=0.5"]))
     assert (theirs.dedup.threshold, theirs.decontaminate.threshold) == (0.5, 0.45)
 
