@@ -14,7 +14,10 @@ embed.model=thumbnail index.rows=13 dedup.threshold=0.9 cluster.levels=[12,4] cl
 cluster.kmeans.device=cpu cluster.kmeans.iterations=8 search.device=cpu balance.size=30 retrieve.method=sample
 retrieve.k=2 mix.parts=[balance,retrieve] decontaminate.threshold=0.97
 """
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+# Ray's workers would step back behind everything else that runs, and need minutes to import torch; and a busy
+# machine that does not answer for half a minute is not a lost one.
+RAY = {"RAY_worker_niceness": "0", "RAY_health_check_failure_threshold": "100"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | RAY
 
 
 @pytest.fixture(scope="module")
