@@ -152,6 +152,7 @@ def here(place, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if "serve" not in LACKING:
         monkeypatch.setattr("uvicorn.run", lambda app, **_: app)
+        monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets=None: None)
     torch.manual_seed(0)
     return place
 
