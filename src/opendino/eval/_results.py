@@ -14,7 +14,7 @@ import torch
 from opendino import __version__
 from opendino.config import flatten
 from opendino.errors import ConfigError
-from opendino.eval.adapters import Backbone
+from opendino.eval.adapters import Adapter, Backbone
 from opendino.files import write_whole
 
 
@@ -101,8 +101,14 @@ def describe(backbone: Backbone, source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_hash(backbone: Backbone) -> str:
-    """SHA-256 of the names, types, shapes and bytes of a model's weights: the same from whatever file they came."""
+    """SHA-256 of the names, types, shapes and bytes of a model's weights: the same from whatever file they came.
+
+    Of another library's model also what it is built of: two of open_clip differ in their activations alone.
+    """
     whole = hashlib.sha256()
+    if isinstance(backbone, Adapter):
+        heads = getattr(getattr(getattr(backbone, "tower", None), "config", None), "num_attention_heads", None)
+        whole.update(f"{backbone!r} {heads}\n".encode())
     for name, tensor in sorted(backbone.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()
         whole.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())

@@ -21,7 +21,7 @@ from opendino.errors import DataError
 from opendino.eval import health
 from opendino.eval._dense import evaluating
 from opendino.eval._features import FeatureConfig, transform_of
-from opendino.eval._spectrum import mean_std, patch_similarity
+from opendino.eval._spectrum import high_norm_share, mean_std, patch_similarity
 from opendino.eval.watch import WatchConfig
 from opendino.losses.dino import STUDENT_TEMP
 from opendino.methods.method import Method
@@ -122,25 +122,26 @@ class Glance:
         if len(self._pictures) < 2:
             return {}
         with torch.no_grad(), evaluating(method.student, method.teacher):
-            cls, patches, logits = self._said(method.teacher)
+            cls, patches, lengths, logits = self._said(method.teacher)
             probabilities = student = None
             if logits is not None:
                 probabilities = method.probabilities(logits, teacher_temp)
-                _, _, said = self._said(method.student)
+                *_, said = self._said(method.student)
                 if said is not None and said.shape == logits.shape:
                     student = torch.log_softmax(said / STUDENT_TEMP, dim=-1)
         figures = health.summary(cls, probabilities, student=student, prototypes=prototypes_of(method.teacher))
         figures |= {"patch_std": mean_std(patches.flatten(0, 1)), "patch_similarity": patch_similarity(patches)}
+        figures["patch_high_norm_share"] = high_norm_share(lengths)
         return {f"watch/{name}": value for name, value in figures.items()}
 
     def _said(
         self, network: nn.ModuleDict
-    ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "m N D"], Float[Tensor, "n K"] | None]:
-        """CLS of all images, patches of some, and logits where there is a head; all in float32."""
+    ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "m N D"], Float[Tensor, "m N D"], Float[Tensor, "n K"] | None]:
+        """CLS of all images, patches of some, with and without the final norm, and logits where there is a head."""
         backbone = cast("VisionTransformer", network["backbone"])
         head = dict(network.items()).get("dino_head")
         device = next(backbone.parameters()).device
-        tokens, patches, logits = [], [], []
+        tokens, patches, plain, logits = [], [], [], []
         pictures = cast("Tensor", self._pictures)
         for images in pictures.split(_ROWS):
             with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
@@ -151,7 +152,8 @@ class Glance:
             tokens.append(cls.float())
             if not patches:
                 patches.append(features["x_norm_patchtokens"][:_PATCHED].float())
-        return torch.cat(tokens), patches[0], torch.cat(logits) if logits else None
+                plain.append(features["x_prenorm"][:_PATCHED, 1 + backbone.num_register_tokens :].float())
+        return torch.cat(tokens), patches[0], plain[0], torch.cat(logits) if logits else None
 
     def _decoded(self, backbone: VisionTransformer) -> Float[Tensor, "n C H W"]:
         """The images that can be read, as evaluation sees them."""

@@ -24,11 +24,13 @@ from opendino.errors import ConfigError, DataError
 from opendino.eval import _ridge, health, knn
 from opendino.eval._data import LabelledConfig, match, open_part, same_place
 from opendino.eval._features import FeatureConfig, FeatureKind, extract
+from opendino.eval._sampled import sampled
 from opendino.methods.method import Method
 from opendino.models.vision_transformer import VisionTransformer
 
 _SPLIT_SEED = 0  # the same split in every run, so that runs can be compared
 _FIGURES = ("knn/", "linear/", "health/")
+_SAMPLED, _VIEWS = 64, 4  # images whose patches and random views are looked at
 _LEAST = 20  # images below which a k-NN figure says nothing
 
 
@@ -136,6 +138,7 @@ class Probe:
         figures = health.summary(
             val.cls, _probabilities(method, val.cls, teacher_temp), prototypes=prototypes_of(method.teacher)
         )
+        figures |= sampled(backbone, self._val, self._features, images=_SAMPLED, views=_VIEWS)
         record = {f"health/{name}": value for name, value in figures.items()}
         if self._train is None:
             return record

@@ -7,6 +7,8 @@ import torch
 from opendino.errors import ConfigError
 from opendino.eval import _results
 from opendino.eval._results import Results
+from opendino.eval.adapters import MapAdapter
+from opendino.models.input_spec import InputSpec
 from opendino.models.vision_transformer import VisionTransformer
 
 
@@ -75,6 +77,25 @@ def test_the_table():
         "| C        | 1e-06 |",
         "note: one image was left out",
     ]
+
+
+class Tower(torch.nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.map, self.activation = torch.nn.Conv2d(3, 4, 4, 4), activation
+
+    def forward(self, x):
+        return self.activation(self.map(x))
+
+
+def test_models_of_other_libraries_differ_by_more_than_their_weights():
+    spec, weights = InputSpec((8, 8), 3, (0.5,) * 3, (0.5,) * 3), Tower(torch.nn.GELU()).state_dict()
+    found = []
+    for activation in (torch.nn.GELU(), torch.nn.ReLU(), torch.nn.GELU()):
+        tower = Tower(activation)
+        tower.load_state_dict(weights)
+        found.append(_results.model_hash(MapAdapter(tower, tower, spec)))
+    assert found[0] == found[2] != found[1]
 
 
 def test_a_model_describes_itself():

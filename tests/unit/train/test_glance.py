@@ -54,6 +54,9 @@ def test_figures_are_those_of_the_networks_on_the_first_images_of_the_permutatio
     for name, value in health.summary(cls, teacher).items():
         assert found[f"watch/{name}"] == pytest.approx(value, rel=1e-4), name
     assert found["watch/prototypes_unique"] == 32
+    lengths = features["x_prenorm"][:, 1:].norm(dim=2)
+    wanted = float((lengths > 2 * lengths.median()).double().mean())
+    assert found["watch/patch_high_norm_share"] == pytest.approx(wanted)
     flat = torch.nn.functional.normalize(features["x_norm_patchtokens"].flatten(0, 1), dim=1)
     assert found["watch/patch_std"] == pytest.approx(float(flat.std(0, correction=0).mean() * 32**0.5), rel=1e-4)
 

@@ -10,6 +10,7 @@ from opendino.data.datasets import open_dataset
 from opendino.errors import ConfigError, DataError
 from opendino.eval import health, knn
 from opendino.eval._features import FeatureConfig, extract
+from opendino.eval._sampled import sampled
 from opendino.train import probe as module
 from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.pretrain import build_run
@@ -37,6 +38,10 @@ def test_figures_are_those_of_the_protocol_on_the_same_images(method, picture_fo
     entropy = -(probabilities * probabilities.log()).sum() / np.log(32)
     assert record["health/entropy_of_mean"] == pytest.approx(entropy.item(), rel=1e-4)
     assert 1 <= record["health/prototypes_used"] <= 8
+    assert record["health/prototypes_unique"] == 32
+    drawn = sampled(method.teacher["backbone"], val, FeatureConfig(progress=False), images=64, views=4)
+    assert drawn.keys() == {"lidar", "alignment", "patch_similarity", "patch_high_norm_share"}
+    assert {name: record[f"health/{name}"] for name in drawn} == pytest.approx(drawn)
 
 
 def test_the_split_is_fixed_and_apart(picture_folder):
