@@ -128,10 +128,13 @@ def _decoding() -> Callable[[], object]:
     from PIL import Image
 
     from opendino.data.decode import decode
+    from opendino.data.fast import choose_decoder
+    from opendino.data.photo import open_photo
     from opendino.data.transforms import EvalTransform
 
     rng, buffer = np.random.default_rng(0), io.BytesIO()
     coarse = Image.fromarray(rng.integers(0, 256, (47, 63, 3), dtype=np.uint8))
     coarse.resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     data, transform = buffer.getvalue(), EvalTransform(224)
-    return lambda: transform(decode(data, 3))
+    fast = choose_decoder("auto").decoder == "fast"
+    return lambda: transform((open_photo(data, 3) if fast else None) or decode(data, 3))

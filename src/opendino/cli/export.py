@@ -22,7 +22,7 @@ tolerance nothing is kept.
   dynamic=all|batch|none  what may differ: number, height and width; the number; nothing
   head=FILE               a trained classifier, segmentation head (eval segment) or depth head (eval depth) on top
   aot=true                (program) machine code of this processor, by AOTInductor; needs a C++ compiler
-  opset=18 precision=fp16 (onnx: fp16 or int8) batch=2 images=photos tolerance=1e-4
+  opset=18..23 precision=fp16 (onnx: fp16 or int8) batch=2 images=photos tolerance=1e-4
 """
 
 

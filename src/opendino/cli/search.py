@@ -99,6 +99,8 @@ def _query(names: list[str], words: list[str]) -> int:
     from opendino.search import open_index
 
     settings, index = load(SearchSettings, None, words), open_index(names[0])
+    if settings.k < 1:
+        raise ConfigError(f"k = {settings.k}: give 1 or more")
     vectors, pictures, own = [], [], []
     for name in names[1:]:
         picture, vector, position = _open_query(name, index, settings)

@@ -73,6 +73,9 @@ def decode(
         raise DataError(f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:
         raise DataError(f"{name}: no image format that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise DataError(f"{name}: has more than {most:,} pixels, which Pillow refuses; make it smaller") from error
     except Exception as error:  # decoders of broken files raise nearly anything: OSError, SyntaxError, struct.error ...
         raise DataError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
 

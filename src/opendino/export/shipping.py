@@ -34,6 +34,7 @@ Runner = Callable[[Images], dict[str, Tensor]]
 """What was exported, opened again: images to named outputs."""
 
 _SUFFIX = {"trace": ".pt", "program": ".pt2", "onnx": ".onnx"}
+_LATEST = 23  # opset that PyTorch's exporter writes and onnxruntime runs
 _TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2, "int8": 1.0}
 
 
@@ -47,7 +48,7 @@ class ExportConfig:
         dynamic: what may differ from the example: "all" (number, height and width), "batch" (number) or "none". Where
             sizes are fixed, the position table is resized now and the graph holds no resizing.
         batch: images of the example; the number of images where nothing may differ.
-        opset: of ONNX.
+        opset: of ONNX, 18 to 23.
         precision: of ONNX: "fp32"; "fp16", weights and sums of half the bytes; "int8", weights of matrix products
             quantized, activations as they come (onnxruntime's dynamic quantization).
         tolerance: largest absolute difference that is accepted; None takes 1e-4, 5e-2 for fp16, and for int8 1.
@@ -81,8 +82,8 @@ class ExportConfig:
             raise ConfigError(
                 "head: goes on top of graphs (trace, program, onnx); the layout of to=hf has no place for it"
             )
-        if self.batch < 1 or self.opset < 18:
-            raise ConfigError("batch: give 1 or more; opset: 18 or more")
+        if self.batch < 1 or not 18 <= self.opset <= _LATEST:
+            raise ConfigError(f"batch: give 1 or more; opset: 18 to {_LATEST}")
 
     @property
     def allowed(self) -> float:

@@ -51,6 +51,8 @@ def find_duplicates(index: Index, threshold: float = 0.9, neighbours: int = _NEI
     """
     if not -1 <= threshold <= 1:
         raise ConfigError(f"threshold = {threshold}: is a cosine; give a number from -1 to 1, such as 0.9")
+    if neighbours < 1:
+        raise ConfigError(f"neighbours = {neighbours}: give 1 or more")
     roots = components_of(len(index), _edges(index, threshold, min(neighbours + 1, len(index))))
     order = np.argsort(roots, kind="stable")
     starts = np.flatnonzero(np.diff(roots[order], prepend=-1))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from opendino.data.crops import size_of
 from opendino.data.decode import Decoded
@@ -20,7 +20,7 @@ from opendino.files import write_whole
 from opendino.view import report
 from opendino.view.pca import PcaConfig, read, shown
 
-_GAP, _LINE = 8, 16  # pixels between panels, and for the words below them
+_GAP, _LINE, _LETTER = 8, 20, 13  # pixels between panels, for the words below them, and of their letters
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class PictureConfig:
     def __post_init__(self) -> None:
         if min(self.images, self.side) < 1 or (self.size is not None and self.size < 1):
             raise ConfigError("images, side and size: give 1 or more")
+        report.is_page(getattr(self, "out", "x.png"))
 
 
 class Panel(NamedTuple):
@@ -119,13 +120,13 @@ def sheet(rows: Sequence[Sequence[Panel]]) -> Image.Image:
     width = max(sum(panel.picture.width + _GAP for panel in row) for row in rows) + _GAP
     heights = [max(panel.picture.height for panel in row) + spoken + _GAP for row in rows]
     whole = Image.new("RGB", (width, sum(heights) + _GAP), "white")
-    draw = ImageDraw.Draw(whole)
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(_LETTER)
     top = _GAP
     for row, height in zip(rows, heights, strict=True):
         left = _GAP
         for panel in row:
             whole.paste(panel.picture, (left, top))
-            draw.text((left, top + panel.picture.height + 2), panel.words, fill="black")
+            draw.text((left, top + panel.picture.height + 2), panel.words, fill="black", font=font)
             left += panel.picture.width + _GAP
         top += height
     return whole
@@ -138,7 +139,7 @@ def write(out: str, rows: Sequence[Sequence[Panel]], title: str, lead: str) -> P
         ConfigError: the file cannot be written.
     """
     path = Path(out)
-    if path.suffix.lower() not in (".html", ".htm"):
+    if not report.is_page(path):
         picture = sheet(rows)
         return write_whole(path, lambda partial: picture.save(partial, "PNG"), error=ConfigError)
     sections = []

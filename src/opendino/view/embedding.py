@@ -52,7 +52,7 @@ class EmbeddingConfig(PictureConfig):
         perplexity: of "tsne", about the number of neighbours that count; lowered for few images.
         grid: move each image to a place of its own in a grid; else thumbnails overlap where features do.
         side: longer side of the map, pixels.
-        thumb: longer side of a thumbnail, pixels.
+        thumb: longer side of a thumbnail, pixels; None fills its place in the grid, else about half the map.
         seed: of the starting positions of "tsne" where features are equal.
     """
 
@@ -62,13 +62,20 @@ class EmbeddingConfig(PictureConfig):
     perplexity: float = 30.0
     grid: bool = False
     side: int = 1600
-    thumb: int = 56
+    thumb: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.thumb < 1 or self.perplexity <= 0:
+        if (self.thumb is not None and self.thumb < 1) or self.perplexity <= 0:
             raise ConfigError("thumb: give 1 or more; perplexity: a positive number")
+
+    def thumb_of(self, images: int) -> int:
+        """Longer side of a thumbnail where there are so many images, pixels."""
+        place = self.side // math.ceil(math.sqrt(images))
+        if self.grid:
+            return min(self.thumb or place, place)
+        return self.thumb or max(round(self.side / math.sqrt(2 * images)), 1)
 
 
 def run(backbone: VisionTransformer, sources: Sequence[str], config: EmbeddingConfig) -> Path:
@@ -101,7 +108,7 @@ def _look(
         except (DataError, OSError) as error:
             _log.warning("skipped %s: %s", dataset.identify(row), error)
             continue
-        thumbs.append(fitted(image, config.thumb))
+        thumbs.append(fitted(image, config.thumb_of(len(rows))))
         features.append(_cls(backbone, image, config.size or max(backbone.input_spec.size)))
         label = dataset.label(row)
         labels.append(-1 if label is None else label)
@@ -152,9 +159,7 @@ def draw(
     config: EmbeddingConfig = EmbeddingConfig(),
 ) -> Image.Image:
     """Thumbnails at their places, on white."""
-    side, thumb = config.side, config.thumb
-    if config.grid:
-        thumb = min(thumb, side // math.ceil(math.sqrt(len(thumbs))))
+    side, thumb = config.side, config.thumb_of(len(thumbs))
     whole = Image.new("RGB", (side, side), "white")
     pen = ImageDraw.Draw(whole)
     border = 3
@@ -162,6 +167,8 @@ def draw(
         small = picture.copy()
         small.thumbnail((thumb - 2 * border, thumb - 2 * border))
         left, top = round(x * (side - thumb)) + border, round(y * (side - thumb)) + border
+        if config.grid:
+            left, top = left + (thumb - small.width) // 2 - border, top + (thumb - small.height) // 2 - border
         if label >= 0:
             corner = left + small.width + border - 1, top + small.height + border - 1
             pen.rectangle([(left - border, top - border), corner], fill=_COLOURS[label % len(_COLOURS)])

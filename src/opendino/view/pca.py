@@ -80,8 +80,9 @@ class PcaConfig:
             raise ConfigError(f"components = {list(self.components)}: components count from 1")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ConfigError(f"percentiles = {list(self.percentiles)}: give two rising numbers from 0 to 100")
-        if self.images < 1 or self.side < 1:
-            raise ConfigError("images and side: give 1 or more")
+        if min(self.images, self.side) < 1 or (self.size is not None and self.size < 1):
+            raise ConfigError("images, side and size: give 1 or more")
+        report.is_page(self.out)
 
 
 class Axes(NamedTuple):
@@ -134,7 +135,7 @@ def run(backbone: VisionTransformer, sources: Sequence[str], config: PcaConfig) 
     maps = colour_maps([patch_features(backbone, image, config.size) for image in images], config)
     pairs = [(shown(image), paint(image, colours, config)) for image, colours in zip(images, maps, strict=True)]
     path = Path(config.out)
-    if path.suffix.lower() in (".html", ".htm"):
+    if report.is_page(path):
         return write_whole(path, _page(pairs), error=ConfigError)
     picture = sheet(pairs, config.side)
     return write_whole(path, lambda partial: picture.save(partial, "PNG"), error=ConfigError)

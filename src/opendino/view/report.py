@@ -15,7 +15,7 @@ from typing import Literal, NewType
 import numpy as np
 from PIL import Image
 
-from opendino.errors import DataError
+from opendino.errors import ConfigError, DataError
 from opendino.files import write_whole
 from opendino.view._chart import COLOURS_DARK, Number, Points, line_chart, swatch
 
@@ -194,6 +194,18 @@ def write(path: Path | str, html: Html) -> Path:
         DataError: it cannot be written.
     """
     return write_whole(Path(path), html, error=DataError)
+
+
+def is_page(out: str | Path) -> bool:
+    """Whether the name of a picture's file asks for a page that holds it, or for a PNG.
+
+    Raises:
+        ConfigError: for neither.
+    """
+    ending = Path(out).suffix.lower()
+    if ending not in (".png", ".html", ".htm"):
+        raise ConfigError(f"out = {out}: pictures are written as PNG, or as a page; give a name in .png or .html")
+    return ending != ".png"
 
 
 def _figure(inner: str, title: str, caption: str) -> Html:

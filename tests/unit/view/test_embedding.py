@@ -44,3 +44,12 @@ def test_too_little(tmp_path):
         run(backbone, [str(tmp_path)], EmbeddingConfig(device="cpu"))
     with pytest.raises(DataError, match="give one folder"):
         run(backbone, [str(tmp_path)] * 2, EmbeddingConfig(device="cpu"))
+
+
+def test_thumbnails_fill_the_map():
+    """On a grid each fills its place; elsewhere all of them together cover half of the map."""
+    assert EmbeddingConfig(side=1000, grid=True).thumb_of(24) == 200
+    assert EmbeddingConfig(side=1000, grid=True, thumb=56).thumb_of(24) == 56
+    assert EmbeddingConfig(side=1000, grid=True, thumb=900).thumb_of(24) == 200
+    assert 24 * EmbeddingConfig(side=1000).thumb_of(24) ** 2 == pytest.approx(1000**2 / 2, rel=0.02)
+    assert EmbeddingConfig(side=1000, thumb=56).thumb_of(24) == 56

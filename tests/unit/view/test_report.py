@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opendino.errors import DataError
+from opendino.errors import ConfigError, DataError
 from opendino.view import _chart, report
 from opendino.view._chart import COLOURS_DARK, COLOURS_LIGHT
 
@@ -165,6 +165,14 @@ def test_writing_leaves_only_the_page(tmp_path):
     report.write(path, report.page("y", []))
     assert "<h1>y</h1>" in path.read_text()
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_the_name_of_a_picture_says_what_it_is():
+    assert not report.is_page("a/b.PNG")
+    assert report.is_page(Path("x.html"))
+    for name in ("x.bmpx", "x", "x.png.txt"):
+        with pytest.raises(ConfigError, match=r"give a name in .png or .html"):
+            report.is_page(name)
 
 
 def test_nothing_of_the_page_is_unused():
