@@ -7,6 +7,7 @@ name that does not resolve end the build. Nothing is fetched.
 """
 
 import ast
+import logging
 import re
 import shutil
 import sys
@@ -32,6 +33,7 @@ def main() -> int:
     for beside in [ROOT / "docs" / "site.css", *(ROOT / "docs" / "pictures").glob("*.png")]:
         (PAGES / beside.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(beside, PAGES / beside.relative_to(ROOT))
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     config = load_config(str(ROOT / "mkdocs.yml"), nav=_menu(_reference()))
     config.plugins.on_startup(command="build", dirty=False)
     build.build(config)
@@ -95,7 +97,8 @@ def _menu(rooms: dict[str, list[str]]) -> list:
     tables = sorted(path.relative_to(PAGES).as_posix() for path in (PAGES / "docs" / "reference").glob("*.md"))
     modules = [{room: pages} for room, pages in rooms.items()]
     menu.append({"Reference": [*tables, "docs/reference/api/README.md", *modules]})
-    menu.append({"The project": sorted(path.name for path in PAGES.glob("*.md") if path.name != "README.md")})
+    project = sorted(path.name for path in PAGES.glob("*.md") if path.name != "README.md")
+    menu.append({"The project": [*project, "docs/pictures/README.md"]})
     return menu
 
 
