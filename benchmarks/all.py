@@ -28,10 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "results" / "measured"
 PAGE = ROOT / "docs" / "measured.md"
 SECONDS = 120
-"""Of processor time that a short form may take: a minute of a core that is alone, twice that where two logical cores
-share one core's arithmetic; time of the clock says more of who else is at work."""
+"""Of processor time that a short form may take: a minute of a core that is alone, twice that on a busy machine; time of the clock says more of who else is at work."""
 
-PARTS = ("all", "torchvision_recipe", "fuzz_inputs")
+PARTS = ("all", "torchvision_recipe", "lightly_step", "fuzz_inputs")
 """Scripts that others run."""
 
 SHORT = {
@@ -39,7 +38,6 @@ SHORT = {
     "curate_search": "join rows=5000",
     "hf_face": "",
     "parity": "vits14",
-    "train_step": "configs/pretrain/vit_nano_cifar10_cpu.yaml --steps 2",
     "curate_truth": "{data}/photos.parquet images=60",
     "eval_small": "{run} --data {data} --table cifar10 --row pixels --held-out 200",
 }
@@ -50,6 +48,8 @@ LONG = (
     "train_step configs/pretrain/vit_tiny_cifar10.yaml train.batch_size=16 --steps 3",
     "train_step configs/pretrain/vit_nano_cifar10_cpu.yaml --steps 6",
     "step_cpu --quick",
+    "cost",
+    "plan",
     "attention --repeats 5",
     "loader --quick",
     "embed",

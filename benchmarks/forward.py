@@ -7,9 +7,9 @@
 Random weights, noise for images, each peer as its users run it: `model.to(dtype)` and its default attention; a peer
 that does not import is left out. Every round runs all in turn; a ratio is the median over rounds of the time of
 the best peer over ours: processor time for one thread, wall time for more. Beside each stands the rate of a packed
-product in that minute: where two logical cores share one core's arithmetic, a busy neighbour halves it, and with it
-what there is to gain. `--memory` prints peak memory instead: what the resident set grows by in a call,
-each way in a process of its own. The last line is a JSON object.
+product of the same type in that minute, and which share of it our model and the best peer reach with all that they do:
+one over the peer's share is the most that anything could gain on this processor. `--memory` prints peak memory instead:
+what the resident set grows by in a call, each way in a process of its own. The last line is a JSON object.
 """
 
 import argparse
@@ -31,6 +31,9 @@ from torch import Tensor
 import opendino
 from opendino.fast.optimize import optimize
 from opendino.layers.packed_linear import PackedLinear
+
+sys.path.insert(0, str(Path(__file__).parent))
+from plan import forward_flops  # pyrefly: ignore[missing-import]  beside this file
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {"S": ("vits14", 384, 6, "vit_small_patch14_dinov2"), "B": ("vitb14", 768, 12, "vit_base_patch14_dinov2")}
@@ -111,13 +114,21 @@ def measure(cell: tuple[str, int, int, str], budget: float) -> dict:
     }
 
 
-def fast_linear_rate() -> float:
-    """GFLOP/s of a packed product now: a busy neighbour on the same core halves it."""
-    layer = PackedLinear(torch.randn(1536, 384), None, torch.float32)
-    x = torch.randn(1024, 384)
+def product_rate(dtype: str) -> float:
+    """GFLOP/s of a packed product now."""
+    layer = PackedLinear(torch.randn(1536, 384), None, DTYPES[dtype], packed=True)
+    x = torch.randn(1024, 384).to(DTYPES[dtype])
     with torch.inference_mode():
         best = min(seconds(layer, x) for _ in range(8))
     return 2 * 1024 * 384 * 1536 / best / 1e9
+
+
+def shares(row: dict[str, Any], cell: tuple[str, int, int, str]) -> dict[str, float]:
+    """Of the rate of a packed product: what our model and the best peer reach, from the work of an image."""
+    rate = product_rate(cell[3])
+    work = forward_flops(SHAPES[cell[0]][0], cell[1]) / 1e9
+    ways = {"share": "optimized", "share_of_peer": row["best_peer"]}
+    return {"gflops": round(rate)} | {name: row["img_per_s"][way] * work / rate for name, way in ways.items()}
 
 
 def peak_mib(way: str, cell: tuple[str, int, int, str]) -> float | None:
@@ -168,11 +179,13 @@ def main() -> None:
             rows.append({"cell": name_of(cell), "peak_mib": {way: peak_mib(way, cell) for way in WAYS}})
             print(rows[-1])
             continue
-        rows.append(measure(cell, 3.0 if arguments.quick else 10.0) | {"gflops": round(fast_linear_rate())})
-        row = rows[-1]
+        row = measure(cell, 3.0 if arguments.quick else 10.0)
+        rows.append(row := row | shares(row, cell))
         rates = "  ".join(f"{way} {rate:7.2f}" for way, rate in row["img_per_s"].items())
         print(
-            f"{row['cell']:16} {rates}  ratio {row['ratio']:.2f}  (packed product {row['gflops']} GFLOP/s)", flush=True
+            f"{row['cell']:16} {rates}  ratio {row['ratio']:.2f}  (packed product {row['gflops']} GFLOP/s; "
+            f"{100 * row['share']:.0f} % of it reached, by {row['best_peer']} {100 * row['share_of_peer']:.0f} %)",
+            flush=True,
         )
     record = {
         "command": " ".join(["python", "benchmarks/forward.py", *sys.argv[1:]]),

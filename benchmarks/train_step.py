@@ -3,9 +3,11 @@
 
     python benchmarks/train_step.py student.preset=vits14 train.batch_size=32 --steps 10
     python benchmarks/train_step.py configs/pretrain/vit_tiny_cifar10.yaml data=cifar10-train.parquet --json
+    python benchmarks/train_step.py --quick
 
 Without data= one batch of noise is used again and again, and nothing is waited for. `--json` writes the figures, with
-the machine's name, the commit and the command, into benchmarks/results/.
+the machine's name, the commit and the command, into benchmarks/results/. `--quick`: the phases of ViT-S/14 on two
+images and 4,096 prototypes, then fast ways over plain ones (`step_cpu.py`), whose ratios are the last line, JSON.
 """
 
 import argparse
@@ -144,15 +146,29 @@ def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
     }
 
 
+def print_ratios() -> None:
+    """Fast ways of a step over plain ones, as the last line."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from step_cpu import measure as compare  # pyrefly: ignore[missing-import]  beside this file, and made of it
+
+    torch.set_num_threads(1)
+    ratios = {f"4096 {dtype}": round(compare(4096, dtype, 2, 2, "")["ratio"], 2) for dtype in ("fp32", "bf16")}
+    print(json.dumps(ratios))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="a recipe and key=value settings, as for opendino pretrain")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="ViT-S/14 on two images, under a minute on a CPU")
     parser.add_argument("--json", nargs="?", const="", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_intermixed_args()
     recipe = next((word for word in arguments.words if "=" not in word), None)
     words = [word for word in arguments.words if "=" in word]
+    if arguments.quick:
+        words = ["student.preset=vits14", "dino.prototypes=4096", "train.batch_size=2", "train.threads=1", *words]
+        arguments.steps, arguments.warmup = 2, 1
     machine = look_at_machine()
     defaults = {"train.batch_size": 32, "loader.workers": machine.cores // 2}
     config = load(PretrainConfig, recipe, words, defaults)
@@ -163,6 +179,8 @@ def main() -> None:
     print(f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB at most on {figures['device']}, {config.train.precision}")
     for phase, part in figures["phases"].items():
         print(f"  {phase.ljust(10)} {part * 1000:9.1f} ms  {100 * part / seconds:5.1f} %")
+    if arguments.quick:
+        print_ratios()
     if arguments.json is not None:
         name = arguments.json or f"train_step_{config.student.preset}_{config.train.precision}"
         record = {
