@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The short scripts of `examples/` run as they stand."""
+"""The short scripts and notebooks of `examples/` run as they stand."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -99,3 +100,35 @@ def test_the_official_entry_points_of_torch_hub(tmp_path):
     torch.testing.assert_close(again(x), backbone.eval()(x))
     head = torch.hub.load(str(EXAMPLES.parent), "dinov2_vits14_lc", source="local", pretrained=False, depth=1, layers=1)
     assert head(x).shape == (1, 1000)
+
+
+def run_notebook(name, **settings):
+    """Run the cells of a notebook, the settings of its first one replaced; no output may be stored in it."""
+    cells = json.loads((EXAMPLES / f"{name}.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    found: dict = {}
+    exec("".join(code[0]["source"]), found)
+    assert set(settings) == found.keys() - {"__builtins__"}
+    found |= settings
+    for cell in code[1:]:
+        exec("".join(cell["source"]), found)
+    return found
+
+
+def test_the_notebook_that_looks_at_features(weights, picture_folder):
+    found = run_notebook("look_at_features", MODEL=weights, PHOTOS=str(picture_folder))
+    assert found["cls"].shape == (4, 64)
+    assert found["patches"].shape == (4, 16, 64)
+    assert len(np.unique(np.asarray(found["picture"]).reshape(-1, 3), axis=0)) > 50
+
+
+def test_the_notebook_that_searches(weights, picture_folder, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(picture_folder / "class0", photos)
+    shutil.copy(photos / "00.png", photos / "zz.png")
+    settings = {"MODEL": weights, "PHOTOS": str(photos), "FEATURES": str(tmp_path / "features")}
+    found = run_notebook("search_photos", **settings)
+    assert found["hits"][0].path.endswith("zz.png")
+    assert found["page"].count("<img") == 6
+    assert any(len(group.images) > 1 for group in found["groups"])
