@@ -343,7 +343,7 @@ def _logreg(space: _Space, pair: LabelledPair) -> tuple[float, list[str]]:
 
 def _restore(run: Run, folder: Path) -> None:
     newest = store.latest(folder)
-    checkpoint = None if newest is None else store.load(newest)
+    checkpoint = None if newest is None else store.opened(newest)
     if checkpoint is None or checkpoint.step != run.total:
         raise TrainingError(f"{folder}: the run is not finished; run the demonstration again, it continues")
     state.restore(run.method, run.optimizer, checkpoint)
