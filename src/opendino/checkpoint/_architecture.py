@@ -20,6 +20,7 @@ from opendino.layers.swiglu import swiglu_hidden_dim
 from opendino.models.presets import PRESETS
 from opendino.models.vision_transformer import VisionTransformer
 
+_BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 HEAD_WIDTH = 64
 """Channels of an attention head in all published models."""
 
@@ -56,7 +57,7 @@ def infer(where: str, state: Mapping[str, Tensor], known: Mapping[str, Any] | No
         "patch_size": patch,
         "in_chans": state["patch_embed.proj.weight"].shape[1],
         "embed_dim": dim,
-        "depth": 1 + max(int(match[1]) for match in map(re.compile(r"blocks\.(\d+)\.").match, state) if match),
+        "depth": 1 + max(int(match[1]) for match in map(_BLOCK.match, state) if match),
         "num_heads": _heads(where, dim) if heads is None else heads,
         **_feed_forward(where, state, dim),
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
@@ -140,8 +141,12 @@ def assemble(where: str, arguments: Mapping[str, Any], state: Mapping[str, Tenso
         ConversionError: names or shapes differ, or something is no weight; the message names them.
         ModelError: a shape that cannot be built.
     """
-    with torch.device("meta"):
-        backbone = VisionTransformer(**arguments)
+    _check_blocks(where, arguments["depth"], state)
+    try:
+        with torch.device("meta"):
+            backbone = VisionTransformer(**arguments)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ConversionError(f"{where}: no backbone can be built with {dict(arguments)} ({error})") from None
     wanted = backbone.state_dict()
     faults = [f"lacks {some(sorted(wanted.keys() - state.keys()))}"] if wanted.keys() - state.keys() else []
     faults += [f"has also {some(sorted(state.keys() - wanted.keys()))}"] if state.keys() - wanted.keys() else []
@@ -158,6 +163,17 @@ def assemble(where: str, arguments: Mapping[str, Any], state: Mapping[str, Tenso
         )
     backbone.load_state_dict(as_float32(where, state), strict=True, assign=True)
     return backbone.eval()
+
+
+def _check_blocks(where: str, depth: int, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights of which whole blocks are missing before so many are built: a name may say any number."""
+    there = {int(match[1]) for match in map(_BLOCK.match, state) if match}
+    if not isinstance(depth, int) or depth > len(there):
+        missing = next((n for n in range(depth) if n not in there), 0) if isinstance(depth, int) else 0
+        raise ConversionError(
+            f"{where}: does not fit a backbone of {depth} blocks: {len(there)} are there, and nothing of "
+            f"blocks.{missing}; download or copy the weights again"
+        )
 
 
 def _side(where: str, patches: int) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of others, read without ever running what is in them; `hub.py` says what becomes of their content."""
 
-import json
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from opendino.errors import CheckpointError
+from opendino import files
+from opendino.errors import CheckpointError, OpendinoError
 
 TORCH_FILES = (".pth", ".pt", ".bin")
 INDEX = ".index.json"
@@ -31,35 +32,39 @@ def read(path: Path) -> Mapping[str, Any]:
     """
     if path.name.endswith(INDEX):
         return _read_parts(path)
-    begin = b""
     try:
         if not path.stat().st_size:
             raise CheckpointError(f"{path}: is empty; download or copy it again")
         if path.suffix == ".safetensors":
             return load_file(path)
-        begin = _first_bytes(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({_reason(error)}); download or copy it again") from None
-    except Exception as error:  # what a broken or hostile pickle raises has no bounds
-        if not begin.startswith(_TORCH_BEGINS):
-            raise CheckpointError(
-                f"{path}: is no file that torch.save wrote: it begins with {begin[:16]!r}; it may be a page "
-                "or a pointer in place of the file (`git lfs pull`), so download or copy it again"
-            ) from None
-        if "weights_only" not in str(error) and "Weights only" not in str(error):
-            raise CheckpointError(
-                f"{path}: is damaged or was cut short (it holds {path.stat().st_size} bytes); download or copy it again"
-            ) from None
-        raise CheckpointError(
-            f"{path}: is not a file of tensors alone: it is damaged, or holds Python objects, which are never "
-            "unpickled here; download or copy it again, or have its owner save the state dict alone"
-        ) from None
+    except Exception as error:  # what a broken or hostile file raises has no bounds
+        raise CheckpointError(f"{path}: {_why_unread(path, error)}") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}; wanted a state dict of names and tensors")
     return content
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    """Why a file of weights cannot be read, and what to do, as the end of a sentence."""
+    begin = _first_bytes(path)
+    if path.suffix == ".safetensors":
+        return f"is damaged ({_reason(error)}); download or copy it again"
+    if not begin.startswith(_TORCH_BEGINS):
+        return (
+            f"is no file that torch.save wrote: it begins with {begin[:16]!r}; it may be a page or a pointer in place "
+            "of the file (`git lfs pull`), so download or copy it again"
+        )
+    if "weights_only" not in str(error) and "Weights only" not in str(error):
+        return f"is damaged or was cut short (it holds {path.stat().st_size} bytes); download or copy it again"
+    return (
+        "is not a file of tensors alone: it is damaged, or holds Python objects, which are never unpickled here; "
+        "download or copy it again, or have its owner save the state dict alone"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file cannot be read, or is something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); download or copy it again") from None
     except ValueError as error:
@@ -77,6 +82,24 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}; wanted a JSON object")
     return content
+
+
+@contextlib.contextmanager
+def plausible(path: Path) -> Iterator[None]:
+    """Around code that takes values out of a file of settings, which may be of any kind there.
+
+    Raises:
+        CheckpointError: one is missing, or is not what it should be.
+    """
+    try:
+        yield
+    except OpendinoError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else _reason(error)
+        raise CheckpointError(
+            f"{path}: does not hold what it should ({what}); mend it, or download or copy it again"
+        ) from None
 
 
 def parts_of(index: Path) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from opendino.checkpoint import _fetch
 from opendino.checkpoint._architecture import assemble, check_claims, check_preset, infer
 from opendino.checkpoint._folders import reading, standing
-from opendino.checkpoint._reading import INDEX, is_weights, read, read_json
+from opendino.checkpoint._reading import INDEX, is_weights, plausible, read, read_json
 from opendino.checkpoint._tensors import as_float32, check_ranks
 from opendino.checkpoint.catalog import Entry, find, nearest
 from opendino.checkpoint.convert import FORMATS, _hf_config, _timm_config, format_of
@@ -193,22 +193,29 @@ def _from_folder(weights: Path, known: Mapping[str, Any]) -> Opened:
     if config.get("model_type") in _hf_config.MODEL_TYPES:
         beside = folder / _hf_config.PREPROCESSOR
         preprocessor = read_json(beside) if beside.is_file() else {}
-        given = _agreed(folder, _hf_config.read(config, where), known, _hf_config.DEFAULTS)
-        opened = _assemble(str(weights), read(weights), given, "hf", _hf_config.rule_of(config, where))
-        check_claims(where, opened.backbone, _hf_config.claims(config))
-        if _hf_config.wants_head(config) and not isinstance(opened.model, LinearClassifier):
+        with plausible(folder / CONFIG):
+            given = _agreed(folder, _hf_config.read(config, where), known, _hf_config.DEFAULTS)
+            rule, claims = _hf_config.rule_of(config, where), _hf_config.claims(config)
+            wants_head = _hf_config.wants_head(config)
+        opened = _assemble(str(weights), read(weights), given, "hf", rule)
+        check_claims(where, opened.backbone, claims)
+        if wants_head and not isinstance(opened.model, LinearClassifier):
             raise ConversionError(
                 f"{where}: its config.json says {config['architectures'][0]}, and the weights hold no classifier; get "
                 "the weights that belong to it, or write the backbone's class (Dinov2Model) into architectures"
             )
-        spec = _hf_config.read_spec(preprocessor, opened.backbone.in_chans)
+        with plausible(beside):
+            spec = _hf_config.read_spec(preprocessor, opened.backbone.in_chans)
         if isinstance(opened.model, LinearClassifier):
-            opened.model.labels = _hf_config.labels_of(config, opened.model.linear_head.out_features, where)
+            with plausible(folder / CONFIG):
+                opened.model.labels = _hf_config.labels_of(config, opened.model.linear_head.out_features, where)
     elif "architecture" in config:
-        given = _agreed(folder, _timm_config.read(config), known, {})
+        with plausible(folder / CONFIG):
+            given, claims = _agreed(folder, _timm_config.read(config), known, {}), _timm_config.claims(config)
         opened = _assemble(str(weights), read(weights), given, "timm")
-        check_claims(where, opened.backbone, _timm_config.claims(config))
-        spec = _timm_config.read_spec(config, opened.backbone.in_chans)
+        check_claims(where, opened.backbone, claims)
+        with plausible(folder / CONFIG):
+            spec = _timm_config.read_spec(config, opened.backbone.in_chans)
     else:
         raise CheckpointError(
             f"{folder / CONFIG}: describes {config.get('model_type', 'something else')}, not a DINOv2 model; give a "

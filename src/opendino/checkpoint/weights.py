@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from opendino import __version__
+from opendino import __version__, files
 from opendino.checkpoint._architecture import arguments_of, assemble
 from opendino.checkpoint._folders import reading, sha256, standing, whole
+from opendino.checkpoint._reading import plausible, read
 from opendino.errors import CheckpointError
 from opendino.models.input_spec import InputSpec
 from opendino.models.vision_transformer import VisionTransformer
@@ -86,17 +87,22 @@ def _read(folder: Path) -> VisionTransformer:
     if not path.is_file():
         raise CheckpointError(f"{folder}: {WEIGHTS} is missing beside {CONFIG}; the folder was not copied as a whole")
     _check_hash(folder)
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); copy or write it again") from None
-    arguments = dict(config["backbone"])
-    if isinstance(arguments["img_size"], list):
-        arguments["img_size"] = tuple(arguments["img_size"])
-    backbone = assemble(str(path), arguments, state)
-    spec = config["input_spec"]
-    backbone.input_spec = InputSpec(tuple(spec["size"]), spec["channels"], tuple(spec["mean"]), tuple(spec["std"]))
+    with plausible(folder / CONFIG):
+        arguments, spec = dict(config["backbone"]), config["input_spec"]
+        if isinstance(arguments["img_size"], list):
+            arguments["img_size"] = tuple(arguments["img_size"])
+        expected = InputSpec(*(_numbers(spec[name]) for name in ("size", "channels", "mean", "std")))
+    backbone = assemble(str(path), arguments, read(path))
+    backbone.input_spec = expected
     return backbone
+
+
+def _numbers(value: Any) -> Any:  # noqa: ANN401  a number or a list of them
+    """A number, or a tuple of numbers, as it stands in a file."""
+    found = tuple(value) if isinstance(value, list) else value
+    if not all(type(number) in (int, float) for number in (found if isinstance(found, tuple) else (found,))):
+        raise TypeError(f"{value!r} where numbers are wanted")
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = files.read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no {CONFIG}; a weights folder holds {WEIGHTS}, {CONFIG} and {HASH}") from None
     except (OSError, ValueError) as error:
@@ -118,9 +124,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: describes {kind}, not an opendino backbone; give a folder that opendino wrote, or a .pth or "
             ".safetensors file with official names"
         )
-    if config["format"] != FORMAT:
+    if config.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: is of layout {config['format']}, this version reads {FORMAT}; use the version that wrote it"
+            f"{path}: is of layout {config.get('format')}, this version reads {FORMAT}; use the version that wrote it"
         )
     return config
 
@@ -130,7 +136,8 @@ def _check_hash(folder: Path) -> None:
     if not path.is_file():
         _log.warning("%s: no %s, so the weights are taken unchecked", folder, HASH)
         return
-    wanted, found = path.read_text(encoding="utf-8").split()[0], sha256(folder / WEIGHTS)
+    wanted = path.read_text(encoding="utf-8", errors="replace").partition(" ")[0].strip()
+    found = sha256(folder / WEIGHTS)
     if wanted != found:
         raise CheckpointError(
             f"{folder / WEIGHTS}: its hash is {found[:12]}..., {HASH} says {wanted[:12]}...; "

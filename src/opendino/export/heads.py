@@ -4,7 +4,7 @@
 Read next: `layers/segmentation_head.py`, `layers/depth_head.py`, `layers/dpt.py`, `models/classifier.py`.
 """
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opendino.checkpoint._reading import read
+from opendino.checkpoint._reading import plausible, read, read_json
 from opendino.checkpoint.hub import Model
 from opendino.errors import CheckpointError, ConfigError, ConversionError
 from opendino.layers.depth_head import LinearDepthHead, layers_of
@@ -80,7 +80,10 @@ def with_head(
     if not path.is_file():
         raise CheckpointError(f"head = {path}: there is no such file; name one that eval segment or depth wrote")
     content = read(path)
-    content = content.get("state_dict", content)
+    inner = content.get("state_dict", content)
+    content = {
+        name: value for name, value in (inner if isinstance(inner, Mapping) else {}).items() if isinstance(name, str)
+    }
     state = {name.removeprefix(_MADE_WITH): value for name, value in content.items() if isinstance(value, Tensor)}
     shapes = {name.removeprefix(_CLASSIFIER): value.shape for name, value in state.items()}
     wide = {"weight": 2, "conv_seg.weight": 4, "conv_depth.weight": 4, "conv_depth.head.4.weight": 4}
@@ -147,14 +150,13 @@ def _depth_settings(path: Path, limits: tuple[float, float] | None) -> tuple[flo
     told: dict[str, Any] = {}
     beside = path.with_suffix(".json")
     if beside.is_file():
-        try:
-            told = json.loads(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise CheckpointError(f"{beside}: cannot be read; remove it and give depth_range=[LOW,HIGH]") from None
-    found = limits or told.get("data", {}).get("range")
-    if found is None or not 0 < found[0] < found[1]:
+        told = read_json(beside)
+    with plausible(beside):
+        low, high = map(float, limits or told.get("data", {}).get("range") or (0, 0))
+        norm = bool(told.get("config", {}).get("depth", {}).get("norm", False))
+    if not 0 < low < high < math.inf:
         raise ConfigError(
             f"head = {path}: the range of its depths is not known; give depth_range=[LOW,HIGH] in the data's unit, "
             "such as [0.001,10] for NYU and [0.001,80] for KITTI"
         )
-    return float(found[0]), float(found[1]), bool(told.get("config", {}).get("depth", {}).get("norm", False))
+    return low, high, norm

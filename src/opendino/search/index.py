@@ -33,7 +33,7 @@ from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.decode import Decoded
 from opendino.embed import Embedder, FeatureSettings, open_embedder, reading
 from opendino.errors import ConfigError, DataError
-from opendino.files import write_whole
+from opendino.files import read_json, write_whole
 from opendino.neighbours import approximate
 from opendino.neighbours.exact import SearchConfig, nearest
 from opendino.neighbours.matrix import Held
@@ -102,10 +102,15 @@ class Index:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.about = folder, _read(folder)
-        self.table = pq.read_table(folder / _IMAGES)
-        self.vectors = Vectors(folder / _VECTORS)
-        self.config = SearchConfig(**self.about["search"])
-        self._row: Int64[np.ndarray, " n"] = self.table["row"].to_numpy()
+        try:
+            self.table = pq.read_table(folder / _IMAGES)
+            self.vectors = Vectors(folder / _VECTORS)
+            self.config = SearchConfig(**self.about["search"])
+            self._row: Int64[np.ndarray, " n"] = self.table["row"].to_numpy()
+        except Exception as error:  # readers of damaged tables and arrays raise nearly anything
+            raise DataError(f"{folder}: its files cannot be read ({error}); build the index again") from None
+        if len(self.table) != len(self.vectors):
+            raise DataError(f"{folder}: {len(self.vectors)} vectors of {len(self.table)} images; build the index again")
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -303,8 +308,10 @@ def _write_vectors(path: Path, embedded: Path, feature: str, found: reading.Summ
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        about = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        about = read_json(folder / _INDEX)
+        if not isinstance(about, dict):
+            raise TypeError
+    except (OSError, ValueError, TypeError):
         raise DataError(f"{folder}: is no index; `opendino search build EMBEDDED out={folder}` makes one") from None
     if about.get("format") != _FORMAT:
         raise ConfigError(f"{folder}: an index of another version ({about.get('format')}); build it again")

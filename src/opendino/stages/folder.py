@@ -29,7 +29,7 @@ from jaxtyping import Shaped
 
 from opendino import __version__
 from opendino.errors import DataError
-from opendino.files import is_leftover, write_whole
+from opendino.files import is_leftover, read_json, write_whole
 
 _PLAN, _DONE, _LOCKS = "plan.json", "done.json", ".locks"
 
@@ -241,10 +241,23 @@ def _number(name: str) -> int:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """A plan, or what a finished stage says; None where it is missing, or was altered into something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return None
+    if not isinstance(content, dict) or (path.name == _DONE and not _is_done(content)):
+        return None
+    return content
+
+
+def _is_done(content: dict[str, Any]) -> bool:
+    outputs = content.get("outputs")
+    return (
+        all(isinstance(content.get(name), dict) for name in ("plan", "counts", "outputs"))
+        and isinstance(outputs, dict)
+        and all(Path(name).name == name and isinstance(said, list) and len(said) == 2 for name, said in outputs.items())
+    )
 
 
 def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from opendino import __version__
 from opendino.config import difference, leaves, read_yaml, to_yaml
 from opendino.config import flatten as flatten_tree
 from opendino.errors import CheckpointError, ConfigError
-from opendino.files import is_leftover, write_whole
+from opendino.files import is_leftover, read_json, write_whole
 
 FREE_TO_CHANGE = (
     *("output_dir", "checkpoint.", "log.", "knn.", "watch.", "train.threads", "train.device"),
@@ -83,10 +83,12 @@ def read(folder: Path) -> Stored | None:
             )
         return None
     try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = read_json(folder / "run.json")
         settings = flatten_tree(read_yaml(folder / "config.yaml"))
-        return Stored(settings, run["chosen"], run["facts"], tuple(run["command"]))
-    except (ValueError, KeyError, ConfigError) as error:
+        if not (isinstance(run["chosen"], dict) and isinstance(run["facts"], dict)):
+            raise TypeError("chosen or facts are none")
+        return Stored(settings, run["chosen"], run["facts"], tuple(map(str, run["command"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:  # a ConfigError is a ValueError
         raise CheckpointError(f"{folder}: its run cannot be read ({error}); name another output_dir") from None
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from opendino.checkpoint._reading import is_weights, parts_of, read, read_json
-from opendino.errors import CheckpointError
+from opendino.checkpoint._reading import is_weights, parts_of, plausible, read, read_json
+from opendino.errors import CheckpointError, ConfigError
 
 
 def test_an_index_gives_the_tensors_of_all_its_parts(tmp_path):
@@ -115,3 +115,20 @@ def test_what_torch_says_of_a_file_cut_short_is_not_passed_on(tmp_path):
 def test_a_file_that_is_not_there_or_a_folder(tmp_path):
     with pytest.raises(CheckpointError, match="No such file"):
         read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 20_000, "9" * 5000, "\x00", "[1]"])
+def test_text_that_is_no_json_object_is_refused_however_it_is_not(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"a\.json: "):
+        read_json(tmp_path / "a.json")
+
+
+def test_values_of_any_kind_are_no_accident_of_ours(tmp_path):
+    with (
+        pytest.raises(CheckpointError, match=r"c\.json: does not hold what it should \('x' is missing\)"),
+        plausible(tmp_path / "c.json"),
+    ):
+        {}["x"]
+    with pytest.raises(ConfigError, match="ours"), plausible(tmp_path / "c.json"):  # a ValueError too
+        raise ConfigError("ours")

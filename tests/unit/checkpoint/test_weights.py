@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from opendino.checkpoint import hub, weights
-from opendino.errors import CheckpointError
+from opendino.errors import CheckpointError, ModelError
 from opendino.models.input_spec import InputSpec
 from opendino.models.vision_transformer import VisionTransformer
 
@@ -134,3 +134,32 @@ def test_a_folder_that_cannot_be_written(tmp_path, backbone):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="the weights could not be written"):
         weights.save_weights(backbone, tmp_path / "file" / "weights")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("format",), None), (("backbone",), 3), (("backbone", "img_size"), None), (("input_spec",), [1]),
+        (("input_spec", "mean"), "abc"), (("backbone", "depth"), 10**9), (("backbone", "num_heads"), "two"),
+        (("backbone", "mlp_ratio"), float("nan")), (("backbone", "other"), 1),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_are_refused(tmp_path, backbone, place, value):
+    """Also a depth for which a billion blocks would be built."""
+    folder = weights.save_weights(backbone, tmp_path / "w")
+    config = json.loads((folder / "config.json").read_text())
+    node = config
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises((CheckpointError, ModelError)):
+        weights.load_weights(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"\n", b"x"])
+def test_a_damaged_hash_is_not_that_of_the_weights(tmp_path, backbone, content):
+    folder = weights.save_weights(backbone, tmp_path / "w")
+    (folder / "model.safetensors.sha256").write_bytes(content)
+    with pytest.raises(CheckpointError, match="its hash is"):
+        weights.load_weights(folder)

@@ -142,6 +142,10 @@ def test_what_fits_nowhere(backbone, tmp_path):
     save_file({"conv_depth.weight": torch.zeros(8, 32, 1, 1), "conv_depth.bias": torch.zeros(8)}, path)
     with pytest.raises(ConfigError, match=r"depth_range=\[LOW,HIGH\]"):
         with_head(backbone, path, None)
+    for told in ('{"data": {"range": [1, "x"]}}', '{"data": []}', '{"data": {"range": 3}}'):
+        path.with_suffix(".json").write_text(told)
+        with pytest.raises(CheckpointError, match=r"h\.json: does not hold what it should"):
+            with_head(backbone, path, None)
     path.with_suffix(".json").write_text("no")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is no JSON"):
         with_head(backbone, path, None)

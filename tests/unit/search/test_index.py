@@ -97,3 +97,11 @@ def test_what_does_not_fit(embedded, tmp_path):
     with pytest.raises(ConfigError, match="another version"):
         open_index(tmp_path)
     assert len(index.hits(torch.ones(1, 64), 1000)[0]) == len(index)
+
+
+@pytest.mark.parametrize("file", ["index.json", "vectors.npy", "images.parquet"])
+def test_a_damaged_index_says_to_build_it_again(embedded, tmp_path, file):
+    index = build(embedded, out=tmp_path / "damaged").folder
+    (index / file).write_bytes((index / file).read_bytes()[:40])
+    with pytest.raises(DataError, match=r"search build|build the index again"):
+        open_index(index)

@@ -102,3 +102,13 @@ def test_a_changed_source_has_another_state(tmp_path):
     assert stage_folder.state_of(str(tmp_path)) != before
     with pytest.raises(DataError, match="no such file or folder"):
         stage_folder.state_of(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "3", '{"plan": 1}', '{"plan": {}, "counts": {}, "outputs": {"../x": [1, 2]}}', "[" * 9999]
+)
+def test_a_word_of_done_that_is_none_is_not_believed(tmp_path, text):
+    (tmp_path / "done.json").write_text(text)
+    with pytest.raises(DataError, match="is not finished"):
+        counts_of(tmp_path)
+    assert not Stage(tmp_path, "a", {}, {}).is_done()
