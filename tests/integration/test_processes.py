@@ -19,10 +19,11 @@ from opendino.cli.main import main
 
 STEPS = 20
 SCRIPT = """
-import faulthandler, json, os, signal, sys
+import faulthandler, json, os, signal, sys, time
 from pathlib import Path
 from opendino.cli.main import main
 from opendino.errors import DataError
+from opendino.parallel.compile import compile_blocks
 from opendino.train import pretrain
 
 faulthandler.dump_traceback_later(200, exit=True)
@@ -32,9 +33,9 @@ rank = os.environ["RANK"]
 def trouble(feed):
     feed.given = getattr(feed, "given", 0) + 1
     batch = take(feed)
+    if (name, rank, feed.given) in {("stopped", "1", 3), ("stopped alone", "0", 5)}:
+        os.kill(os.getpid(), signal.SIGUSR1)
     if rank == "1" and feed.given == 3:  # of one process alone
-        if name == "stopped":
-            os.kill(os.getpid(), signal.SIGUSR1)
         if name == "failed":
             raise DataError("no picture here")
         if name == "gone":
@@ -48,7 +49,21 @@ pretrain._Feed.__next__ = trouble
 codes, written = {}, Path(f"{sys.argv[1]}.codes.{rank}")
 for name, port, words in json.loads(Path(sys.argv[1]).read_text()):
     os.environ["MASTER_PORT"] = str(port)
-    codes[name] = main(words)
+    if not name.endswith("alone"):
+        codes[name] = main(words)
+        continue
+    # Process 0 as if there were no other, which waits.
+    world, done = os.environ["WORLD_SIZE"], Path(f"{sys.argv[1]}.done.{port}")
+    if rank == "0":
+        os.environ["WORLD_SIZE"] = "1"
+        if name == "compiled alone":  # what torch.compile makes of blocks, without minutes of a C++ compiler
+            compile_blocks.__kwdefaults__["backend"] = "aot_eager"
+        Path(f"{done}.new").write_text(str(main(words)))
+        Path(f"{done}.new").rename(done)
+        os.environ["WORLD_SIZE"] = world
+    while not done.exists():
+        time.sleep(0.02)
+    codes[name] = int(done.read_text())
 written.write_text(json.dumps(codes))
 """
 
@@ -103,6 +118,8 @@ def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
             "checkpoint.keep=9"]  # fmt: skip
     centres = ["dino.centering=centering", "ibot.separate_head=true", "train.iterations=4"]
 
+    ten = ["train.iterations=10", "knn.every=0"]
+
     def words(name, *more):
         return ["pretrain", *base, f"output_dir={tmp_path / name}", *more]
 
@@ -113,6 +130,7 @@ def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
 
     assert main(words("one")) == 0
     assert main(words("centres alone", *centres)) == 0
+    assert main(words("ten steps", *ten)) == 0
     assert main(adapted("adapted alone")) == 0
     assert main(adapted("lora alone", "adapt.lora=2")) == 0
     cut(tmp_path / "one", tmp_path / "onward", 5)
@@ -125,6 +143,9 @@ def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
         "adapted": adapted("adapted", "parallel.mode=fsdp"),
         "lora": adapted("lora", "adapt.lora=2"),
         "stopped": words("stopped", "parallel.mode=fsdp", "checkpoint.every=99"),
+        "stopped alone": words("stopped", "checkpoint.every=99"),
+        "stopped and on": words("stopped", "parallel.mode=fsdp", "checkpoint.every=99"),
+        "compiled alone": words("compiled", *ten, "parallel.compile=true"),
         "failed": words("failed"),
         "spoilt": words("spoilt", "train.iterations=5"),
         "bad": words("bad", "parallel.mode=none"),
@@ -132,7 +153,8 @@ def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
         "gone": words("gone"),
     }
     codes, said = run_together(list(jobs.items()), tmp_path)
-    bad = {"stopped": 128 + signal.SIGUSR1, "failed": 2, "bad": 2, "no images": 2, "gone": 2}
+    bad = dict.fromkeys(("stopped", "stopped alone"), 128 + signal.SIGUSR1)
+    bad |= {"failed": 2, "bad": 2, "no images": 2, "gone": 2}
     assert codes == [dict.fromkeys(jobs, 0) | bad] * 2
     assert "Traceback" not in "".join(said)
     assert said[1] == "error: no picture here\n"
@@ -154,7 +176,15 @@ def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
     assert main(words("home", "parallel.mode=fsdp")) == 0
     assert losses(tmp_path / "home") == pytest.approx(one, rel=1e-5)
 
-    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["step_00000003"]
+    # Two processes, one of which was asked to stop; then one, asked too; then two again.
+    saved = {path.name: json.loads((path / "state.json").read_text())["meta"]["world_size"]
+             for path in (tmp_path / "stopped" / "checkpoints").iterdir()}  # fmt: skip
+    assert saved == {"step_00000003": 2, "step_00000008": 1, "step_00000020": 2}
+    assert losses(tmp_path / "stopped") == pytest.approx(one, rel=1e-5)
+
+    compiled = losses(tmp_path / "compiled")
+    assert len(compiled) == 10
+    assert compiled == pytest.approx(losses(tmp_path / "ten steps"), rel=1e-5)
     record = json.loads((tmp_path / "spoilt" / "not_finite_step_2.json").read_text())
     assert len(record["images"]) == 8, "of both processes"
     last = [json.loads(line) for line in (tmp_path / "spoilt" / "metrics.jsonl").read_text().splitlines()]
