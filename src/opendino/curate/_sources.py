@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from opendino.data.datasets import ImageDataset, open_dataset
+from opendino.data.datasets._paths import shown
 from opendino.data.datasets.arrow import is_saved
 from opendino.data.datasets.folder import image_suffixes
 from opendino.errors import DataError
@@ -80,7 +81,7 @@ def _in_tar(source: str, path: Path) -> Iterator[Entry]:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 if member.isfile() and Path(member.name).suffix.lower() in suffixes:
-                    yield source, str(path), f"{member.offset_data}+{member.size} {member.name}", ""
+                    yield source, str(path), f"{member.offset_data}+{member.size} {shown(member.name)}", ""
     except tarfile.TarError as error:
         raise DataError(f"{path}: cannot be read as a plain tar ({error}); unpack it if it is compressed") from error
 

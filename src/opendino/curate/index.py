@@ -7,7 +7,9 @@ Read next: `embed.py`.
 """
 
 import hashlib
+import logging
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -22,11 +24,14 @@ from PIL import Image
 from opendino.curate._features import Rows
 from opendino.curate._sources import Entry, entries_of
 from opendino.data.datasets import DecodeOptions
+from opendino.data.datasets._paths import shown
 from opendino.data.datasets.pointers import PointerDataset
 from opendino.data.decode import decode
 from opendino.errors import ConfigError, DataError
 from opendino.stages.engines import Engine, run_stage
 from opendino.stages.folder import Stage, digest_of, marker, parts_of, state_of, write_array, write_table
+
+_log = logging.getLogger(__name__)
 
 TABLE = pa.schema(
     [
@@ -131,7 +136,8 @@ class _ListAll:
 
     def __call__(self, part: int) -> None:
         del part
-        entries = (entry for source in self.config.sources for entry in entries_of(source, self.config.image_column))
+        found = (entry for source in self.config.sources for entry in entries_of(source, self.config.image_column))
+        entries = _named_in_text(found)
         names = ("set", "source", "key", "label")
         number = 0
         pending: list[tuple[int, list[Entry]]] = []
@@ -149,6 +155,22 @@ class _ListAll:
             name: pa.array(column, pa.string()) for name, column in zip(names, zip(*rows, strict=True), strict=True)
         }
         write_table(marker(self.folder, number), pa.table(columns))
+
+
+def _named_in_text(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Those whose names a manifest can hold, which is text; a disk's names may be any bytes."""
+    left_out: list[str] = []
+    for entry in entries:
+        try:
+            "".join(entry).encode()
+        except UnicodeEncodeError:
+            left_out.append(shown(entry[2]))
+        else:
+            yield entry
+    if left_out:
+        _log.warning(
+            "%d images left out, their names are no UTF-8, such as %s; rename them", len(left_out), left_out[0]
+        )
 
 
 def usable(folder: Path) -> Rows:

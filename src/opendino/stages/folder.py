@@ -209,7 +209,7 @@ def _stamp(path: Path) -> str:
     found = hashlib.sha256()
     for folder, below, files in os.walk(path):
         below.sort()
-        found.update(f"{folder} {len(files)} {Path(folder).stat().st_mtime_ns}\n".encode())
+        found.update(f"{folder} {len(files)} {Path(folder).stat().st_mtime_ns}\n".encode(errors="surrogateescape"))
     return found.hexdigest()[:16]
 
 

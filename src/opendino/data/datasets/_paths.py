@@ -38,3 +38,13 @@ class PathTable:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         return self.text[self.offsets[index] : self.offsets[index + 1]].tobytes().decode("utf-8", "surrogateescape")
+
+
+def shown(name: str) -> str:
+    """A name as text that every table, log and page takes: what cannot be printed, such as a line's end, is escaped.
+
+    Names on a disk are bytes; those that are no UTF-8 hold surrogates here, which no file of text can.
+    """
+    if name.isprintable():
+        return name
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)

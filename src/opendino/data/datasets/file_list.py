@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
-from opendino.data.datasets._paths import PathTable
+from opendino.data.datasets._paths import PathTable, shown
 from opendino.errors import DataError
 
 _TRIED = 20
@@ -38,7 +38,7 @@ class FileListDataset(ImageDataset):
 
     def identify(self, index: int) -> str:
         """Path of one image as it is opened."""
-        return str(self.read(index))
+        return shown(str(self.read(index)))
 
 
 def require_files(paths: list[Path], source: str) -> None:

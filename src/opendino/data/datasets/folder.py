@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
-from opendino.data.datasets._paths import PathTable
+from opendino.data.datasets._paths import PathTable, shown
 from opendino.errors import DataError
 
 _TRAINING = {"train", "training"}
@@ -71,8 +71,9 @@ class FolderDataset(ImageDataset):
         if {name.lower() for name in names} <= _TRAINING | _HELD_OUT:
             _log.info("%s: %s are parts, not classes; open one of them for labels", self.name, ", ".join(sorted(names)))
             return
-        self.classes = sorted(names)
-        rank = {name: place for place, name in enumerate(self.classes)}
+        order = sorted(names)
+        self.classes = [shown(name) for name in order]
+        rank = {name: place for place, name in enumerate(order)}
         self.targets = np.array([rank[name] for name in names], dtype=np.int64)[tops]
 
     def __len__(self) -> int:
@@ -84,7 +85,7 @@ class FolderDataset(ImageDataset):
 
     def identify(self, index: int) -> str:
         """Path of one image, with the folder it was found from."""
-        return f"{self.name}/{self._paths[index]}"
+        return shown(f"{self.name}/{self._paths[index]}")
 
 
 def warn_of_parts(source: str, names: Iterable[str], ending: str = "") -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
 from opendino.data.datasets._columns import FAULTS, LABELS, NAMES, PATHS, find, is_text, read_labels
-from opendino.data.datasets._paths import PathTable
+from opendino.data.datasets._paths import PathTable, shown
 from opendino.data.datasets.file_list import require_files
 from opendino.errors import DataError
 
@@ -56,7 +56,7 @@ class ManifestDataset(ImageDataset):
 
     def identify(self, index: int) -> str:
         """Path of one image as it is opened."""
-        return str(self.read(index))
+        return shown(str(self.read(index)))
 
 
 def _read(source: Path, path_column: str, label_column: str) -> pa.Table:

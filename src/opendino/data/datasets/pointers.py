@@ -23,7 +23,7 @@ from jaxtyping import Int64
 from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
 from opendino.data.datasets._columns import FAULTS, is_text, read_labels
 from opendino.data.datasets._handles import Handles
-from opendino.data.datasets._paths import PathTable
+from opendino.data.datasets._paths import PathTable, shown
 from opendino.data.datasets.arrow import ArrowDataset, is_saved
 from opendino.data.datasets.parquet import ParquetDataset
 from opendino.errors import DataError
@@ -154,7 +154,7 @@ class PointerDataset(ImageDataset):
     def identify(self, index: int) -> str:
         """Source and key of one image."""
         number, key = self._locate(index)
-        return f"{self._sources[number]}/{key}"
+        return shown(f"{self._sources[number]}/{key}")
 
 
 def with_image_column(schema: pa.Schema, column: str) -> pa.Schema:

@@ -14,6 +14,7 @@ import numpy as np
 from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
 from opendino.data.datasets._columns import check_labels
 from opendino.data.datasets._handles import Handles
+from opendino.data.datasets._paths import shown
 from opendino.data.datasets._tar_index import index_of
 from opendino.errors import DataError
 
@@ -82,7 +83,7 @@ class TarDataset(ImageDataset):
     def identify(self, index: int) -> str:
         """Tar and member of one image."""
         number, _, _ = self._place(index)
-        return f"{self._files[number]}/{self._names[number][index - int(self._starts[number])]}"
+        return shown(f"{self._files[number]}/{self._names[number][index - int(self._starts[number])]}")
 
     def _place(self, index: int) -> tuple[int, int, int]:
         if not 0 <= index < len(self):

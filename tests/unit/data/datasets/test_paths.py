@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opendino.data.datasets._paths import PathTable
+from opendino.data.datasets._paths import PathTable, shown
 
 MILLION = 1_000_000
 
@@ -51,3 +51,8 @@ def test_a_million_paths_index_in_seconds_and_are_shared_by_workers():
     worker.join()
     assert letters > 10 * MILLION
     assert copied < held / 10, f"{copied} bytes of {held} were copied"
+
+
+def test_a_name_is_shown_in_one_line_of_text():
+    assert shown("a b/é.png") == "a b/é.png"
+    assert shown("a\n\tb\udcff\u202e") == "a\\n\\tb\\udcff\\u202e"
