@@ -4,7 +4,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
@@ -36,12 +36,16 @@ class ParallelConfig:
     recompute: Recompute = "none"
 
 
-@runtime_checkable
-class Method(Protocol):
-    """What is asked of a method; see `methods/method.py`."""
+if TYPE_CHECKING:
 
-    student: nn.ModuleDict
-    teacher: nn.ModuleDict
+    class Method(Protocol):
+        """What is asked of a method; see `methods/method.py`."""
+
+        student: nn.ModuleDict
+        teacher: nn.ModuleDict
+
+else:
+    Method = nn.Module  # from Python 3.12 on, a protocol does not see the parts of a module at run time
 
 
 class Layout:
