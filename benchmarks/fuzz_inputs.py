@@ -8,6 +8,7 @@ python benchmarks/fuzz_inputs.py --help
 """
 
 import argparse
+import copy
 import io
 import json
 import random
@@ -33,6 +34,7 @@ from opendino.data.datasets import open_dataset
 from opendino.data.decode import decode
 from opendino.data.fast import missing_package
 from opendino.data.photo import open_photo
+from opendino.errors import DataError
 from opendino.export.heads import with_head
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.search.index import Index
@@ -264,7 +266,7 @@ def odd_json(text: str, rng: random.Random) -> bytes:
                 if rng.random() < 0.3:
                     del node[key]
                 else:
-                    node[key] = rng.choice(ODD)
+                    node[key] = copy.deepcopy(rng.choice(ODD))
                 break
             node = node[key]
     return json.dumps(content if rng.random() > 0.02 else rng.choice(ODD)).encode()
@@ -606,6 +608,8 @@ def server_target(folder: Path) -> Case:
         answer = client.request(rng.choice(("POST", "POST", "POST", "GET", "PUT")), path, content=body, headers=coded)
         if answer.status_code >= 500 and answer.status_code != 503:
             raise AssertionError(f"{path}: {answer.status_code} {answer.text[:200]}")
+        if answer.status_code >= 400:
+            raise DataError(f"answered by {answer.status_code}")
 
     return case
 

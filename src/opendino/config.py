@@ -36,6 +36,18 @@ class _Loader(yaml.SafeLoader):
     Switches take on, off, yes and no all the same, see `_validate`; but `off` may also be a choice among words.
     """
 
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401  as its parent's
+        """As its parent's, to a depth: its time grows with the square of that."""
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.YAMLError(f"is nested more than {_DEEPEST} levels deep")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
 
 _Loader.yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _BOOL = "tag:yaml.org,2002:bool"

@@ -141,7 +141,7 @@ def assemble(where: str, arguments: Mapping[str, Any], state: Mapping[str, Tenso
         ConversionError: names or shapes differ, or something is no weight; the message names them.
         ModelError: a shape that cannot be built.
     """
-    _check_blocks(where, arguments["depth"], state)
+    _check_blocks(where, arguments.get("depth"), state)
     try:
         with torch.device("meta"):
             backbone = VisionTransformer(**arguments)
@@ -158,14 +158,14 @@ def assemble(where: str, arguments: Mapping[str, Any], state: Mapping[str, Tenso
     faults += [some(odd)] if odd else []
     if faults:
         raise ConversionError(
-            f"{where}: does not fit a backbone of {arguments['depth']} blocks of width {arguments['embed_dim']} "
-            f"with patch {arguments['patch_size']}: {'; '.join(faults)}"
+            f"{where}: does not fit a backbone of {backbone.depth} blocks of width {backbone.embed_dim} "
+            f"with patch {backbone.patch_size}: {'; '.join(faults)}"
         )
     backbone.load_state_dict(as_float32(where, state), strict=True, assign=True)
     return backbone.eval()
 
 
-def _check_blocks(where: str, depth: int, state: Mapping[str, Tensor]) -> None:
+def _check_blocks(where: str, depth: object, state: Mapping[str, Tensor]) -> None:
     """Refuse weights of which whole blocks are missing before so many are built: a name may say any number."""
     there = {int(match[1]) for match in map(_BLOCK.match, state) if match}
     if not isinstance(depth, int) or depth > len(there):

@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, backbone):
     [
         (("format",), None), (("backbone",), 3), (("backbone", "img_size"), None), (("input_spec",), [1]),
         (("input_spec", "mean"), "abc"), (("backbone", "depth"), 10**9), (("backbone", "num_heads"), "two"),
-        (("backbone", "mlp_ratio"), float("nan")), (("backbone", "other"), 1),
+        (("backbone", "mlp_ratio"), float("nan")), (("backbone", "other"), 1), (("backbone", "depth"), None),
     ],
 )  # fmt: skip
 def test_values_of_another_kind_are_refused(tmp_path, backbone, place, value):
