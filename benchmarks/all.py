@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "results" / "measured"
 PAGE = ROOT / "docs" / "measured.md"
 SECONDS = 120
-"""Of processor time that a short form may take: a minute of a core that is alone, twice that on a busy machine; time of the clock says more of who else is at work."""
+"""Of processor time that a short form may take: a minute of a core that is alone, twice that on a busy machine; time of
+the clock says more of who else is at work."""
 
 PARTS = ("all", "torchvision_recipe", "lightly_step", "fuzz_inputs")
 """Scripts that others run."""

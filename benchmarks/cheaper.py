@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from opendino.data.rows import sample
 from opendino.eval import knn
 from opendino.eval._features import FeatureConfig, Features, extract
 from opendino.fast.optimize import optimize
+from opendino.models.vision_transformer import VisionTransformer
 
 
 def ways(merge: list[float], dtype: str) -> dict[str, dict[str, Any] | None]:
@@ -68,7 +69,9 @@ def main() -> None:
         parser.error("give a backbone, training images and test images; or --quick alone")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    backbone = opendino.create(asked.preset) if asked.quick else opendino.load(asked.places[0])
+    backbone = cast(
+        "VisionTransformer", opendino.create(asked.preset) if asked.quick else opendino.load(asked.places[0])
+    )
     backbone = backbone.eval()
     side = asked.size or (224 if asked.quick else backbone.input_spec.size[0])
     models = {

@@ -179,8 +179,9 @@ def main() -> None:
             rows.append({"cell": name_of(cell), "peak_mib": {way: peak_mib(way, cell) for way in WAYS}})
             print(rows[-1])
             continue
-        row = measure(cell, 3.0 if arguments.quick else 10.0)
-        rows.append(row := row | shares(row, cell))
+        row: dict[str, Any] = measure(cell, 3.0 if arguments.quick else 10.0)
+        row |= shares(row, cell)
+        rows.append(row)
         rates = "  ".join(f"{way} {rate:7.2f}" for way, rate in row["img_per_s"].items())
         print(
             f"{row['cell']:16} {rates}  ratio {row['ratio']:.2f}  (packed product {row['gflops']} GFLOP/s; "
