@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,20 @@ def test_pieces_are_those_of_the_files_and_all_are_closed_in_the_end(files, monk
     assert pickle.loads(pickle.dumps(handles)).read(files[0], 0, 1) == b"0"
     del handles
     assert open_files() == before
+
+
+def test_threads_get_the_bytes_of_their_own_file(files, monkeypatch):
+    """More files than are kept open: a number closed by one thread is soon that of another file."""
+    monkeypatch.setattr(_handles, "_MOST_OPEN", 2)
+    before, interval, handles = open_files(), sys.getswitchinterval(), Handles()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda n: handles.read(files[n % 4], 3, 4), range(8000)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [files[n % 4].name.encode() * 4 for n in range(8000)]
+    assert open_files() <= before + 2
 
 
 @pytest.mark.parametrize(
