@@ -8,6 +8,7 @@ process keeps the last used row groups.
 
 import logging
 import re
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,7 @@ class ParquetDataset(ImageDataset):
         except FAULTS as error:
             raise DataError(f"{self.name}: cannot be read as Parquet ({_first_line(error)}); copy it again") from None
         self._cache: OrderedDict[int, _Cells] = OrderedDict()
+        self._reading = threading.Lock()
         self._limit = CACHE
         mean_group = bytes_held // len(self._groups)
         if bytes_held > IN_MEMORY and mean_group > _LARGE_GROUP:
@@ -100,12 +102,18 @@ class ParquetDataset(ImageDataset):
 
     def __getstate__(self) -> dict[str, object]:
         # Where workers are not forked they read their row groups themselves.
-        return vars(self) | {"_cache": OrderedDict()}
+        return {name: value for name, value in vars(self).items() if name != "_reading"} | {"_cache": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._reading = threading.Lock()
 
     def read(self, index: int) -> bytes:
         """Bytes of one image."""
         group, row = self._locate(index)
-        return self._cells(group)[row]
+        with self._reading:  # threads that want one row group wait for it, and none takes it from another
+            cells = self._cells(group)
+        return cells[row]
 
     def identify(self, index: int) -> str:
         """File, row and id of one image."""

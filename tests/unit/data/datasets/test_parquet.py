@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import logging
+import pickle
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +42,32 @@ def test_rows_are_read_in_any_order(tmp_path, cells, monkeypatch, limit):
     assert len(dataset._cache) == (3 if limit else 1)
     with pytest.raises(IndexError):
         dataset.read(7)
+
+
+class Slow(OrderedDict):
+    """A cache that lets other threads go on as soon as something is in it."""
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        time.sleep(2e-3)
+
+
+def test_threads_read_each_row_group_once_and_lose_none(tmp_path, cells, monkeypatch):
+    monkeypatch.setattr(parquet, "IN_MEMORY", 0)
+    dataset = open_dataset(write(tmp_path / "a.parquet", cells, group=7))
+    reads, read = [], pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda *a, **k: reads.append(time.sleep(2e-2)) or read(*a, **k)
+    )
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(dataset.read, range(7))) == cells
+    assert len(reads) == 1
+    monkeypatch.undo()
+    dataset = open_dataset(write(tmp_path / "b.parquet", cells, group=1))
+    dataset._cache, dataset._limit = Slow(), 0  # one group at a time: threads push out what others have just read
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda n: dataset.read(n % 7), range(35))) == cells * 5
+    assert pickle.loads(pickle.dumps(dataset)).read(3) == cells[3]
 
 
 def test_the_cache_keeps_what_was_used_last(tmp_path, cells, monkeypatch):
