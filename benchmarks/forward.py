@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features per second on a CPU: `opendino.optimize`, our plain model, transformers and timm, in turn in one process.
+"""Features per second: `opendino.optimize`, our plain model, transformers and timm, in turn in one process.
 
     python benchmarks/forward.py --quick
     python benchmarks/forward.py --threads 2 --json forward_2_threads
+    python benchmarks/forward.py --device cuda --json forward_h200
 
 Random weights, noise for images, each peer as its users run it: `model.to(dtype)` and its default attention; a peer
 that does not import is left out. Every round runs all in turn; a ratio is the median over rounds of the time of
 the best peer over ours: processor time for one thread, wall time for more. Beside each stands the rate of a packed
 product of the same type in that minute, and which share of it our model and the best peer reach with all that they do:
 one over the peer's share is the most that anything could gain on this processor. `--memory` prints peak memory instead:
-what the resident set grows by in a call, each way in a process of its own. The last line is a JSON object.
+what the resident set grows by in a call, each way in a process of its own. `--device cuda` takes S to g at 224 and
+518 pixels, and the clock of the wall, waiting for the device. The last line is a JSON object.
 """
 
 import argparse
 import ctypes
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,9 +35,16 @@ from opendino.layers.packed_linear import PackedLinear
 
 sys.path.insert(0, str(Path(__file__).parent))
 from plan import forward_flops  # pyrefly: ignore[missing-import]  beside this file
+from train_step import cpu_name  # pyrefly: ignore[missing-import]  beside this file
 
 RESULTS = Path(__file__).parent / "results"
-SHAPES = {"S": ("vits14", 384, 6, "vit_small_patch14_dinov2"), "B": ("vitb14", 768, 12, "vit_base_patch14_dinov2")}
+SHAPES = {
+    "S": ("vits14", 384, 12, 6, "vit_small_patch14_dinov2"),
+    "B": ("vitb14", 768, 12, 12, "vit_base_patch14_dinov2"),
+    "L": ("vitl14", 1024, 24, 16, "vit_large_patch14_dinov2"),
+    "g": ("vitg14", 1536, 40, 24, "vit_giant_patch14_dinov2"),
+}
+ON_GPU = tuple((size, side, batch, "bf16") for size in SHAPES for side, batch in ((224, 64), (518, 16)))
 CELLS = tuple(
     (size, side, batch, dtype)
     for size, side, batches in (("S", 224, (1, 8, 32)), ("B", 224, (1, 8, 32)), ("S", 518, (1, 4)), ("B", 518, (1,)))
@@ -54,12 +62,13 @@ WAYS = ("optimized", "plain", "transformers", "timm")
 
 def build(way: str, size: str) -> Any | None:
     """A model in evaluation mode; None where its library does not import."""
-    preset, width, heads, timm_name = SHAPES[size]
+    preset, width, depth, heads, timm_name = SHAPES[size]
     try:
         if way == "transformers":
             from transformers import Dinov2Config, Dinov2Model
 
-            return Dinov2Model(Dinov2Config(hidden_size=width, num_attention_heads=heads, image_size=518)).eval()
+            shape = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
+            return Dinov2Model(Dinov2Config(**shape, image_size=518, use_swiglu_ffn=size == "g")).eval()
         if way == "timm":
             import timm  # pyrefly: ignore[missing-import]
 
@@ -69,11 +78,12 @@ def build(way: str, size: str) -> Any | None:
     return opendino.create(preset).eval()
 
 
-def prepare(way: str, size: str, side: int, dtype: Any) -> Callable[[Tensor], object] | None:
+def prepare(way: str, size: str, side: int, dtype: Any, device: str = "cpu") -> Callable[[Tensor], object] | None:
     """How one way makes tokens of images."""
     model = build(way, size)
     if model is None:
         return None
+    model = model.to(device)
     if way == "optimized":
         return optimize(model, dtype, side).forward_features
     model = model.to(DTYPES[dtype])
@@ -82,18 +92,23 @@ def prepare(way: str, size: str, side: int, dtype: Any) -> Callable[[Tensor], ob
 
 
 def seconds(call: Callable[[Tensor], object], images: Tensor) -> float:
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    on_gpu = images.device.type == "cuda"
+    clock = time.process_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
+    if on_gpu:
+        torch.cuda.synchronize()
     begun = clock()
     call(images)
+    if on_gpu:
+        torch.cuda.synchronize()
     return clock() - begun
 
 
 @torch.inference_mode()
-def measure(cell: tuple[str, int, int, str], budget: float) -> dict:
+def measure(cell: tuple[str, int, int, str], budget: float, device: str = "cpu") -> dict:
     """Median seconds of every way, and the ratio of the best peer to ours round by round."""
     size, side, batch, dtype = cell
-    images = torch.randn(batch, 3, side, side)
-    calls = {way: prepare(way, size, side, dtype) for way in WAYS}
+    images = torch.randn(batch, 3, side, side, device=device)
+    calls = {way: prepare(way, size, side, dtype, device) for way in WAYS}
     calls = {way: call for way, call in calls.items() if call is not None}
     rounds: list[dict[str, float]] = []
     for call in calls.values():
@@ -114,18 +129,20 @@ def measure(cell: tuple[str, int, int, str], budget: float) -> dict:
     }
 
 
-def product_rate(dtype: str) -> float:
-    """GFLOP/s of a packed product now."""
-    layer = PackedLinear(torch.randn(1536, 384), None, DTYPES[dtype], packed=True)
-    x = torch.randn(1024, 384).to(DTYPES[dtype])
+def product_rate(dtype: str, device: str) -> float:
+    """GFLOP/s of a product now: a packed one on a CPU, a large one on a GPU."""
+    rows, deep, wide = (1024, 384, 1536) if device == "cpu" else (8192, 8192, 8192)
+    weight = torch.randn(wide, deep, device=device)
+    layer = PackedLinear(weight, None, DTYPES[dtype], packed=device == "cpu")
+    x = torch.randn(rows, deep, device=device).to(DTYPES[dtype])
     with torch.inference_mode():
         best = min(seconds(layer, x) for _ in range(8))
-    return 2 * 1024 * 384 * 1536 / best / 1e9
+    return 2 * rows * deep * wide / best / 1e9
 
 
-def shares(row: dict[str, Any], cell: tuple[str, int, int, str]) -> dict[str, float]:
-    """Of the rate of a packed product: what our model and the best peer reach, from the work of an image."""
-    rate = product_rate(cell[3])
+def shares(row: dict[str, Any], cell: tuple[str, int, int, str], device: str) -> dict[str, float]:
+    """Of the rate of such a product: what our model and the best peer reach, from the work of an image."""
+    rate = product_rate(cell[3], device)
     work = forward_flops(SHAPES[cell[0]][0], cell[1]) / 1e9
     ways = {"share": "optimized", "share_of_peer": row["best_peer"]}
     return {"gflops": round(rate)} | {name: row["img_per_s"][way] * work / rate for name, way in ways.items()}
@@ -162,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="eight cells, under a minute")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="cells whose name has this in it")
     parser.add_argument("--memory", action="store_true", help="peak memory in place of time")
     parser.add_argument("--json", default="", help="write benchmarks/results/NAME.json")
@@ -172,15 +190,16 @@ def main() -> None:
     if arguments.peak_of:
         print_peak(*json.loads(arguments.peak_of))
         return
-    cells = [cell for cell in (QUICK if arguments.quick else CELLS) if arguments.only in name_of(cell)]
+    every = ON_GPU if arguments.device != "cpu" else QUICK if arguments.quick else CELLS
+    cells = [cell for cell in every if arguments.only in name_of(cell)]
     rows: list[dict[str, Any]] = []
     for cell in cells:
         if arguments.memory:
             rows.append({"cell": name_of(cell), "peak_mib": {way: peak_mib(way, cell) for way in WAYS}})
             print(rows[-1])
             continue
-        row: dict[str, Any] = measure(cell, 3.0 if arguments.quick else 10.0)
-        row |= shares(row, cell)
+        row: dict[str, Any] = measure(cell, 3.0 if arguments.quick else 10.0, arguments.device)
+        row |= shares(row, cell, arguments.device)
         rows.append(row)
         rates = "  ".join(f"{way} {rate:7.2f}" for way, rate in row["img_per_s"].items())
         print(
@@ -192,7 +211,7 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/forward.py", *sys.argv[1:]]),
         "threads": arguments.threads,
         "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
+        "processor": cpu_name() if arguments.device == "cpu" else torch.cuda.get_device_name(),
         "load": os.getloadavg()[0],
         "rows": rows,
     }

@@ -11,7 +11,9 @@ how much of the traffic hides behind computing. The table is docs/scaling.md's.
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from opendino.models.presets import PRESETS
 
@@ -50,8 +52,12 @@ MASKED = 0.5 * 0.3
 
 
 def forward_flops(preset: str, side: int) -> float:
-    """Of an image: products and attention of all blocks, and the patches."""
-    shape = PRESETS[preset]
+    """Of an image through a known backbone."""
+    return backbone_flops(PRESETS[preset], side)
+
+
+def backbone_flops(shape: Mapping[str, Any], side: int) -> float:
+    """Of an image: products and attention of all blocks, and the patches; `shape` has arguments of a backbone."""
     width, depth, patch = shape["embed_dim"], shape["depth"], shape["patch_size"]
     patches = (side // patch) ** 2
     tokens = patches + 1
@@ -71,12 +77,27 @@ def head_parameters(width: int, prototypes: int) -> float:
 
 
 def flops(one: Training) -> float:
-    """Of an image and step."""
-    whole, small = forward_flops(one.preset, 224), forward_flops(one.preset, 98)
-    width = PRESETS[one.preset]["embed_dim"]
-    masked = 2 * 256 * MASKED
-    rows = (2 + masked) + 3 * (10 + masked)
-    return 2 * whole + 3 * (1 - one.drop) * (2 * whole + 8 * small) + 2 * rows * head_parameters(width, one.prototypes)
+    """Of an image and step, with the published crops."""
+    return step_flops(PRESETS[one.preset], one.prototypes, one.drop)
+
+
+def step_flops(
+    shape: Mapping[str, Any], prototypes: int, drop: float, sides: tuple[int, int] = (224, 98), local: int = 8
+) -> float:
+    """Of an image and step: teacher forward, student forward and backward, heads of 2,048 and 256.
+
+    Args:
+        shape: arguments of the backbone.
+        prototypes: of each head.
+        drop: rate of stochastic depth, whose share of the student's blocks is left out.
+        sides: of a global and of a local crop, pixels.
+        local: number of local crops.
+    """
+    whole, small = (backbone_flops(shape, side) for side in sides)
+    masked = 2 * (sides[0] // shape["patch_size"]) ** 2 * MASKED
+    rows = (2 + masked) + 3 * (2 + local + masked)
+    head = head_parameters(shape["embed_dim"], prototypes)
+    return 2 * whole + 3 * (1 - drop) * (2 * whole + local * small) + 2 * rows * head
 
 
 def traffic(one: Training, gpus: int) -> float:

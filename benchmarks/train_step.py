@@ -41,6 +41,7 @@ from opendino.train.state import seed_step
 
 PHASES = ("data", "teacher", "student", "losses", "backward", "clip", "optimizer", "ema")
 RESULTS = Path(__file__).parent / "results"
+PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
 
 
 class Clock:
@@ -107,6 +108,20 @@ def cpu_name() -> str:
     return f"{models[0] if models else platform.machine()} (CPU)"
 
 
+def work_of(config: PretrainConfig) -> float:
+    """Floating-point operations of an image and step."""
+    from plan import step_flops  # pyrefly: ignore[missing-import]  beside this file
+
+    shape, crops = config.student.arguments(), config.crops
+    sides = (crops.global_size, crops.local_size)
+    return step_flops(shape, config.dino.prototypes, shape.get("drop_path_rate", 0.0), sides, crops.local_number)
+
+
+def bf16_peak(device: str) -> float | None:
+    """TFLOP/s in bfloat16 that the maker states for a device, without sparsity; None for one that is not listed."""
+    return next((peak for name, peak in PEAKS.items() if name in device), None)
+
+
 def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -131,6 +146,7 @@ def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
     phases = {phase: statistics.median(seconds) for phase, seconds in clock.seconds.items()}
     whole = [sum(parts) for parts in zip(*clock.seconds.values(), strict=True)]
     on_gpu = run.device.type == "cuda"
+    work = work_of(config)
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "img_per_s": config.train.batch_size / statistics.median(whole),
@@ -139,6 +155,8 @@ def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
         "cpu_seconds": busy,
         "phases": phases,
         "peak_memory_bytes": peak,
+        "gflop_per_image": work / 1e9,
+        "tflops": work * config.train.batch_size / statistics.median(whole) / 1e12,
         "parameters": sum(p.numel() for p in run.method.student.parameters()),
         "device": torch.cuda.get_device_name() if on_gpu else cpu_name(),
         "threads": torch.get_num_threads(),
@@ -177,6 +195,9 @@ def main() -> None:
     print(f"{rate:.1f} img/s, {seconds * 1000:.0f} ms a step of {config.train.batch_size} images")
     print(f"{config.train.batch_size / figures['cpu_seconds']:.1f} img per second of CPU time")
     print(f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB at most on {figures['device']}, {config.train.precision}")
+    peak = bf16_peak(figures["device"])
+    share = f", {100 * figures['tflops'] / peak:.0f} % of the {peak:.0f} that its maker states (MFU)" if peak else ""
+    print(f"{figures['tflops']:.3g} TFLOP/s at {figures['gflop_per_image']:.0f} GFLOP an image{share}")
     for phase, part in figures["phases"].items():
         print(f"  {phase.ljust(10)} {part * 1000:9.1f} ms  {100 * part / seconds:5.1f} %")
     if arguments.quick:
