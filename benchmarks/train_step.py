@@ -24,6 +24,7 @@ from typing import cast
 
 import torch
 
+from opendino import distributed
 from opendino.config import load
 from opendino.data.collate import PretrainBatch
 from opendino.data.masking import batch_masks
@@ -36,7 +37,7 @@ from opendino.train import run_folder
 from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.facts import look_at_machine
 from opendino.train.loop import Run
-from opendino.train.pretrain import build_feed, build_run, open_images
+from opendino.train.pretrain import _lay_out, build_feed, build_run, open_images
 from opendino.train.state import seed_step
 
 PHASES = ("data", "teacher", "student", "losses", "backward", "clip", "optimizer", "ema")
@@ -64,6 +65,7 @@ def step(run: Run, batches: Iterator[PretrainBatch], clock: Clock) -> None:
     """`loop.train_step`, phase by phase."""
     batch = clock("data", lambda: next(batches))
     seed_step(run.seed, run.step)
+    run.method.begin_step(run.step)
     now = run.schedules.at(run.step)
     set_schedule(run.optimizer, now["lr"], now["weight_decay"], now["last_layer_lr"])
     run.optimizer.zero_grad(set_to_none=True)
@@ -73,6 +75,7 @@ def step(run: Run, batches: Iterator[PretrainBatch], clock: Clock) -> None:
         views = clock("student", lambda: method.student_views(batch))
         output = clock("losses", lambda: method.loss(views, targets, batch))
     clock("backward", output.loss.backward)
+    run.layout.reduce(method.student)  # nothing to wait for with one process
     clock("clip", lambda: clip_gradients(method.subnetworks(), run.clip_grad))
     clock("optimizer", run.optimizer.step)
     clock("ema", lambda: method.update_teacher(now["momentum"]))
@@ -134,6 +137,7 @@ def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
         config = fill_in(config, 10**9)
         run = build_run(config)
         batches = noise(config, run.device)
+    _lay_out(config, run)
     for _ in range(warmup):
         step(run, batches, Clock(run.device))
     clock = Clock(run.device)
@@ -190,7 +194,8 @@ def main() -> None:
     machine = look_at_machine()
     defaults = {"train.batch_size": 32, "loader.workers": machine.cores // 2}
     config = load(PretrainConfig, recipe, words, defaults)
-    figures = measure(replace(config, output_dir=""), arguments.steps, arguments.warmup)
+    with distributed.joined(alone=config.parallel.mode == "fsdp"):
+        figures = measure(replace(config, output_dir=""), arguments.steps, arguments.warmup)
     rate, seconds = figures["img_per_s"], figures["seconds"]
     print(f"{rate:.1f} img/s, {seconds * 1000:.0f} ms a step of {config.train.batch_size} images")
     print(f"{config.train.batch_size / figures['cpu_seconds']:.1f} img per second of CPU time")
