@@ -99,6 +99,9 @@ def load(
     for key in [key for key, (value, _) in accepted.items() if _has_switch(value) and _is_number(known[key])]:
         value, source = accepted.pop(key)  # Python takes True for 1, a reader does not
         problems.append(f"{source}: {key} = {value!r}: is on or off, and a number was wanted")
+    for key in [key for key, (value, _) in accepted.items() if _has_nan(value) and _is_number(known[key])]:
+        value, source = accepted.pop(key)  # no comparison holds for it, so no check of a group would find it
+        problems.append(f"{source}: {key} = {value!r}: is no number, and one was wanted")
     config, wrong_types = _validate(cls, accepted)
     problems += wrong_types
     if problems:
@@ -254,6 +257,12 @@ def _group_type(hint: Any) -> type | None:  # noqa: ANN401 (a type hint has no t
 
 def _has_switch(value: Any) -> bool:  # noqa: ANN401 (any setting)
     return isinstance(value, bool) or (isinstance(value, tuple | list) and any(map(_has_switch, value)))
+
+
+def _has_nan(value: Any) -> bool:  # noqa: ANN401 (any setting)
+    if isinstance(value, tuple | list):
+        return any(map(_has_nan, value))
+    return isinstance(value, float | str) and str(value).strip().lower().lstrip("+-") == "nan"
 
 
 def _is_number(hint: Any) -> bool:  # noqa: ANN401 (a type hint has no type of its own)

@@ -125,6 +125,14 @@ def test_on_and_off_are_no_numbers(word):
         config.load(Root, overrides=[word])
 
 
+@pytest.mark.parametrize("word", ["seed=.nan", "limit=nan", "optim.base_lr=NaN", "optim.betas=[0.9, .nan]"])
+def test_what_is_no_number_is_refused_before_any_check_misses_it(word):
+    key = word.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^command line: {key} = .*: is no number, and one was wanted$"):
+        config.load(Root, overrides=[word])
+    assert config.load(Root, overrides=["data=nan", "optim.base_lr=.inf"]) == Root("nan", optim=Optim(math.inf))
+
+
 @pytest.mark.parametrize("value", [-1, 11, math.nan, math.inf, (3, math.nan), [0, 3]])
 def test_numbers_out_of_their_limits(value):
     with pytest.raises(ConfigError, match=r"^a\.b = .* is out of its range; use 1 to 10$"):
