@@ -10,12 +10,13 @@ Read next: `linear.py` (order and crops), `models/classifier.py`, `layers/lora.p
 
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from opendino import config as settings
 from opendino.checkpoint.conversion import ConvertConfig, convert
 from opendino.checkpoint.convert._hf_config import CONFIG, PREPROCESSOR, write_spec
 from opendino.distributed import is_main, rank, world_size
-from opendino.errors import ConfigError, DataError
+from opendino.errors import ConfigError, DataError, TrainingError
 from opendino.eval import _metrics
 from opendino.eval._data import LabelledConfig, LabelledPair, open_pair
 from opendino.eval._features import FeatureConfig, framing, place, transform_of
@@ -59,7 +60,7 @@ class TuneConfig:
         batch_size: images a step.
         lr: peak learning rate of AdamW.
         head_lr: of the classifier, as a multiple of `lr`.
-        weight_decay: of AdamW; none on biases and norms.
+        weight_decay: of AdamW; none on biases and norms, the classifier's bias among them.
         warmup: steps, or share of the run.
         layerwise_decay: factor on the rate from one block to the block before it.
         label_smoothing: share of the target that is spread over all classes.
@@ -90,6 +91,8 @@ class TuneConfig:
                 "finetune: blocks, rank, epochs, batch_size, lr, head_lr and clip_grad have to be positive, "
                 "label_smoothing from 0 to below 1; correct them"
             )
+        limits = {"lr": (0, math.inf), "weight_decay": (0, math.inf), "layerwise_decay": (0, 1)}
+        settings.check_numbers("finetune", vars(self), limits)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def run(
     Raises:
         ConfigError: a model of another library, a group of processes, or a setting that does not fit.
         DataError: images that cannot be used.
+        TrainingError: the loss is not finite.
         CheckpointError: `out/model` is there already.
     """
     start = time.perf_counter()
@@ -184,10 +188,7 @@ def train(classifier: LinearClassifier, pair: LabelledPair, config: FinetuneConf
     tune, device = config.finetune, classifier.linear_head.weight.device
     steps = max(tune.epochs * len(pair.train) // tune.batch_size, 1)
     lr = cosine(tune.lr, 0.0, steps, steps_of(tune.warmup, steps, "finetune.warmup"))
-    groups = param_groups(classifier.backbone, layerwise_decay=tune.layerwise_decay, patch_embed_lr_mult=1.0)
-    head = {"params": list(classifier.linear_head.parameters()), "lr_multiplier": tune.head_lr, "wd_multiplier": 1.0}
-    plain = [{**group, "params": [p for _, p in group["params"]]} for group in groups]
-    optimizer = torch.optim.AdamW([*plain, head], lr=tune.lr)
+    optimizer = torch.optim.AdamW(groups_of(classifier, tune), lr=tune.lr)
     crops = Crops(pair, transform_of(classifier.backbone, config.features), tune.seed)
     classifier.train()
     bf16 = config.features.precision == "bf16"
@@ -208,9 +209,19 @@ def train(classifier: LinearClassifier, pair: LabelledPair, config: FinetuneConf
         torch.nn.utils.clip_grad_norm_([p for p in classifier.parameters() if p.requires_grad], tune.clip_grad)
         optimizer.step()
         if step % 50 == 0 or step == steps - 1:
+            if not torch.isfinite(loss):
+                raise TrainingError(f"finetune: the loss of step {step} is {loss.item()}; use a smaller finetune.lr")
             _log.info("finetune: step %d of %d, loss %.3f", step, steps, loss.item())
     merge_lora(classifier.backbone)
     classifier.eval()
+
+
+def groups_of(classifier: LinearClassifier, tune: TuneConfig) -> list[dict[str, Any]]:
+    """What is trained, for an optimizer, each group with its factors on the learning rate and the weight decay."""
+    groups = param_groups(classifier.backbone, layerwise_decay=tune.layerwise_decay, patch_embed_lr_mult=1.0)
+    head = param_groups(classifier.linear_head)
+    groups += [{**group, "lr_multiplier": tune.head_lr} for group in head]
+    return [{**group, "params": [parameter for _, parameter in group["params"]]} for group in groups]
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from opendino.errors import ConfigError
+from opendino.errors import ConfigError, TrainingError
 from opendino.eval import finetune
 from opendino.eval._data import LabelledConfig, open_pair
 from opendino.eval._features import FeatureConfig
@@ -66,6 +66,31 @@ def test_what_each_mode_trains(home, backbone):
         finetune.prepare(backbone, config(home, "last", blocks=3), pair)
 
 
+def test_neither_norms_nor_biases_decay_and_the_head_learns_faster(home, backbone):
+    settings = config(home, head_lr=10.0, layerwise_decay=0.5)
+    pair = open_pair(settings.data)
+    model = finetune.prepare(backbone, settings, pair)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    factors = {
+        names[parameter]: (group["lr_multiplier"], group["wd_multiplier"])
+        for group in finetune.groups_of(model, settings.finetune)
+        for parameter in group["params"]
+    }
+    assert factors.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert factors["linear_head.weight"] == (10.0, 1.0)
+    assert factors["linear_head.bias"] == (10.0, 0.0)
+    assert factors["backbone.norm.weight"] == (1.0, 0.0)
+    assert factors["backbone.blocks.1.mlp.fc1.weight"] == (0.5, 1.0)
+    assert factors["backbone.blocks.0.mlp.fc1.bias"] == (0.25, 0.0)
+    assert factors["backbone.patch_embed.proj.weight"] == (0.125, 1.0)
+
+
+def test_a_run_that_went_astray_is_not_measured(home, backbone):
+    with pytest.raises(TrainingError, match=r"the loss of step 7 is nan; use a smaller finetune\.lr"):
+        finetune.run(backbone, config(home, lr=1e30, warmup=0), out=home / "out")
+    assert not (home / "out" / "model").exists()
+
+
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_the_model_that_is_written_opens_in_both_libraries(home, backbone, mode):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -92,3 +117,6 @@ def test_settings_that_make_no_sense():
         TuneConfig(epochs=0)
     with pytest.raises(ConfigError, match="label_smoothing from 0"):
         TuneConfig(label_smoothing=1.0)
+    for wrong in ({"weight_decay": -0.1}, {"layerwise_decay": 1.5}, {"lr": float("inf")}):
+        with pytest.raises(ConfigError, match=rf"finetune\.{next(iter(wrong))} = .* is out of its range"):
+            TuneConfig(**wrong)
