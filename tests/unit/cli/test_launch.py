@@ -28,7 +28,8 @@ def test_words_of_the_launch_are_taken_off():
         (["launch=cloud"], "launch"),
         (["launch=local", "nodes=2"], "launch=local has this machine alone"),
         (["launch=slurm", "nodes=0"], r"launch\.nodes = 0"),
-        (["launch=slurm", "hours=.nan"], r"launch\.hours = nan"),
+        (["launch=slurm", "hours=.inf"], r"launch\.hours = inf"),
+        (["launch=slurm", "hours=.nan"], r"hours = nan: is no number"),
     ],
 )
 def test_what_cannot_be_launched(words, message):

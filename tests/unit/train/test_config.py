@@ -184,7 +184,8 @@ def test_impossible_numbers_are_refused_by_name(key, hint):
     ("word", "message"),
     [
         ("train.threads=100000", r"train\.threads = 100000 is out of its range; use 0 to 1024"),
-        ("train.epochs=.nan", r"train\.epochs = nan is out of its range"),
+        ("train.epochs=.inf", r"train\.epochs = inf is out of its range"),
+        ("train.epochs=.nan", r"train\.epochs = nan: is no number"),
         ("images.value_range=[1, 1]", r"images\.value_range = \[1\.0, 1\.0\] is no range"),
         ("images.value_range=[4, 3]", r"images\.value_range = \[4\.0, 3\.0\] is no range"),
         ("loader.min_bad_count=-1", r"loader\.min_bad_count = -1 is out of its range"),
