@@ -11,6 +11,7 @@ Read next: `_ranking.py`, `_features.py`.
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +29,7 @@ from opendino.data.datasets._base import DEFAULT, DecodeOptions
 from opendino.data.decode import Decoded
 from opendino.distributed import is_main
 from opendino.errors import ConfigError, DataError
+from opendino.eval._data import same_place
 from opendino.eval._features import FeatureConfig, FeatureKind, extract, place
 from opendino.eval._ranking import (
     SETUPS,
@@ -146,9 +148,9 @@ class Listed(ImageDataset):
         if self._boxes is None:
             return image
         left, top, right, bottom = (round(edge) for edge in self._boxes[index])
-        return (
-            image[top:bottom, left:right] if isinstance(image, np.ndarray) else image.crop((left, top, right, bottom))
-        )
+        if isinstance(image, np.ndarray):
+            return image[max(top, 0) : bottom, max(left, 0) : right]  # below 0 it would count from the other end
+        return image.crop((left, top, right, bottom))
 
 
 def run(
@@ -167,7 +169,7 @@ def run(
         source: where the model came from, for the record.
 
     Raises:
-        ConfigError: neither ground truth nor labelled parts are named.
+        ConfigError: neither ground truth nor labelled parts are named, or both parts are the same.
         DataError: images or ground truth that cannot be used.
     """
     start = time.perf_counter()
@@ -177,6 +179,11 @@ def run(
     if data.ground_truth:
         queries, database, truths = read_truth(Path(data.ground_truth), Path(data.images), options)
     elif data.queries and data.database:
+        if same_place(data.queries, data.database):
+            raise ConfigError(
+                f"data.queries = {data.queries} and data.database are the same: each image would find itself; give "
+                "queries that are not in the database"
+            )
         queries, database = (open_dataset(part, **asdict(options)) for part in (data.queries, data.database))
         truths = None
     else:
@@ -185,19 +192,19 @@ def run(
     without = replace(config.features, cache="")
     asked = extract(backbone, queries, without if truths else config.features, what="queries")
     known = extract(backbone, database, config.features, what="database")
-    if asked.skipped or (truths and known.skipped):
-        raise DataError(
-            f"{(asked.skipped + known.skipped)[0]}: cannot be read, and rows of the ground truth would shift"
-        )
+    skipped = [*asked.skipped, *known.skipped]
+    if truths is not None and skipped:
+        raise DataError(f"{skipped[0]}: cannot be read, and rows of the ground truth would shift")
     ranked, similarity = rank_all(*(part.select(config.retrieval.feature, normalize=True) for part in (asked, known)))
     if truths is not None:
         figures = revisited(ranked, truths, config.retrieval.k)
     else:
         figures = by_label(ranked, similarity, _labels(queries, asked.rows, database, known.rows), config.retrieval.k)
     record = {**settings.to_dict(data), "source": data.ground_truth or data.database, "query_images": len(asked),
-              "database_images": len(known), "skipped": list(known.skipped)}  # fmt: skip
+              "database_images": len(known), "skipped": skipped}  # fmt: skip
     model, seconds = describe(backbone, source or {}), time.perf_counter() - start
-    results = Results("retrieval", figures, record, model, settings.to_dict(config), seconds)
+    notes = (f"{len(skipped)} images could not be read and were left out",) if skipped else ()
+    results = Results("retrieval", figures, record, model, settings.to_dict(config), seconds, notes)
     if out is not None and is_main():
         results.write(out)
     return results
@@ -281,12 +288,22 @@ def read_truth(path: Path, images: Path, options: DecodeOptions) -> tuple[Listed
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         names, asked, truth = content["imlist"], content["qimlist"], content["gnd"]
         truths = [Truth(*(tuple(map(int, one.get(name, ()))) for name in Truth._fields)) for one in truth]
-        boxes = [[float(edge) for edge in one["bbx"]] for one in truth] if all("bbx" in one for one in truth) else None
+        boxes = [[float(edge) for edge in one["bbx"]] for one in truth] if any("bbx" in one for one in truth) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is no ground truth with imlist, qimlist and gnd ({error!r})") from None
-    if len(truths) != len(asked) or any(r >= len(names) for one in truths for rows in one for r in rows):
+    if len(truths) != len(asked) or any(not 0 <= r < len(names) for one in truths for rows in one for r in rows):
         raise DataError(f"{path}: its gnd does not fit its qimlist and imlist")
+    for name, box in zip(asked, boxes or (), strict=False):
+        if not _is_box(box):
+            raise DataError(f"{path}: bbx of {name} is {box}; left, top, right and bottom in pixels were wanted")
     return Listed(images, asked, boxes, options), Listed(images, names, None, options), truths
+
+
+def _is_box(box: Sequence[float]) -> bool:
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        return False
+    left, top, right, bottom = map(round, box)
+    return left < right and top < bottom
 
 
 def _labels(queries: ImageDataset, asked: Tensor, database: ImageDataset, known: Tensor) -> tuple[list[str], list[str]]:

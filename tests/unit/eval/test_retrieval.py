@@ -55,6 +55,14 @@ def test_labels_say_what_is_right(tmp_path, backbone):
     found = results.figures
     assert found["mAP"] == found["recall@1"] == found["accuracy"] == found["GAP-"] == 100
     assert 50 < found["GAP"] <= 100  # red is nobody's, and less sure than the others or not
+    with pytest.raises(ConfigError, match="are the same: each image would find itself"):
+        retrieval.run(backbone, config({**places, "queries": str(tmp_path / "queries" / ".." / "database")}))
+    for part in ("database", "queries"):
+        (tmp_path / part / "blue" / "1.png").write_bytes(b"no image")
+    again = retrieval.run(backbone, config(places))
+    assert again.figures["mAP"] == 100
+    assert (again.data["query_images"], again.data["database_images"], len(again.data["skipped"])) == (8, 5, 2)
+    assert again.notes == ("2 images could not be read and were left out",)
     labels = (["a", "b"], ["c"])
     with pytest.raises(DataError, match="no query has a label that occurs"):
         retrieval.by_label(np.zeros((2, 1), int), np.zeros(2), labels, (1,))
@@ -88,6 +96,23 @@ def test_ground_truth_with_boxes(tmp_path, backbone):
         Listed(images, ["db9"])
     file.write_text(json.dumps({**truth, "gnd": truth["gnd"][:1]}))
     with pytest.raises(DataError, match="does not fit its qimlist"):
+        retrieval.read_truth(file, images, DEFAULT)
+    for number, (fault, says) in enumerate(
+        (
+            ({"easy": [-1]}, "does not fit its qimlist"),
+            ({"easy": [4]}, "does not fit its qimlist"),
+            ({"bbx": [16, 0, 32]}, r"bbx of q is \[16\.0, 0\.0, 32\.0\]; left, top, right and bottom"),
+            ({"bbx": [32, 0, 16, 16]}, "bbx of q is"),
+            ({"bbx": [0, 0, float("nan"), 16]}, "bbx of q is"),
+            ({"bbx": [0, 0, 0.2, 16]}, "bbx of q is"),
+        )
+    ):
+        file = tmp_path / f"fault{number}.json"
+        file.write_text(json.dumps({**truth, "gnd": [truth["gnd"][0], truth["gnd"][1] | fault]}))
+        with pytest.raises(DataError, match=says):
+            retrieval.read_truth(file, images, DEFAULT)
+    file.write_text(json.dumps({**truth, "gnd": [truth["gnd"][0], {"easy": [3]}]}))  # one box is missing
+    with pytest.raises(DataError, match=r"is no ground truth .*bbx"):
         retrieval.read_truth(file, images, DEFAULT)
     with pytest.raises(DataError, match="is a pickle"):
         retrieval.read_truth(tmp_path / "gnd_roxford5k.pkl", images, DEFAULT)
