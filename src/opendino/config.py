@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,7 +180,8 @@ def _parse(text: str) -> Any:  # noqa: ANN401  whatever the text stands for
         raise yaml.YAMLError(str(error)) from None
     values, level = 0, [content]
     for _ in range(_DEEPEST):
-        level = [member for node in level for member in _members(node)]
+        members = (member for node in level for member in _members(node))
+        level = list(islice(members, _MOST_VALUES - values + 1))  # one level may open to more than memory holds
         values += len(level)
         if not level:
             return content

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+import tracemalloc
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+import yaml
 
 from opendino import config
 from opendino.errors import ConfigError
@@ -193,3 +195,14 @@ def test_a_few_lines_of_aliases_do_not_fill_the_memory(tmp_path):
     (tmp_path / "recipe.yaml").write_text("\n".join(rows))
     with pytest.raises(ConfigError, match="fewer aliases"):
         config.read_yaml(tmp_path / "recipe.yaml")
+
+
+def test_a_wide_list_of_wide_aliases_does_not_fill_the_memory():
+    text = f"a: &a [{', '.join('0' * 2500)}]\nb: [{', '.join(['*a'] * 2500)}]"  # of six million values
+    tracemalloc.start()
+    try:
+        with pytest.raises(yaml.YAMLError, match="fewer aliases"):
+            config._parse(text)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
