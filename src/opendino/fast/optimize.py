@@ -117,8 +117,13 @@ def fast_if_it_pays(backbone: Any, precision: Precision) -> Any:  # noqa: ANN401
     """A backbone's fast copy on a CPU; the backbone itself on other devices, and where it is none of ours.
 
     For those who take a backbone through many images, and let go of the copy afterwards. The same in every process.
+
+    Raises:
+        ModelError: 8-bit integers are asked for and there would be no copy, so that nothing would be in them.
     """
     ours = type(backbone) is VisionTransformer and backbone.cls_token.device.type == "cpu"
+    if precision == "int8" and not ours:
+        raise ModelError("int8 is for the fast copy of a backbone of opendino.load on a CPU; give fp32 or bf16")
     return optimize(backbone, precision, trial=False) if ours else backbone
 
 

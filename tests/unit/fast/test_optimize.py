@@ -81,6 +81,10 @@ def test_eight_bits_are_refused_where_there_are_none(monkeypatch):
     monkeypatch.setattr(onednn, "int8_available", lambda: False)
     with pytest.raises(ModelError, match="8-bit products"):
         optimize(backbone(), "int8")
+    for other in (optimize(backbone(), "fp32"), torch.nn.Identity()):  # of which there is no fast copy
+        with pytest.raises(ModelError, match="int8 is for the fast copy"):
+            fast_if_it_pays(other, "int8")
+        assert fast_if_it_pays(other, "bf16") is other
 
 
 @torch.no_grad()
