@@ -16,7 +16,7 @@ from torch import Tensor
 
 from opendino.errors import ConfigError, Elsewhere, TrainingError
 
-_WAIT = timedelta(days=1)  # a launcher notices the end of a process; a process that is slow is waited for
+_WAIT = timedelta(days=30)  # a launcher notices the end of a process; a process that is slow is waited for
 _LONGEST_MESSAGE = 4096  # bytes
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo, of a process that has ended
 
@@ -87,7 +87,7 @@ def joined(alone: bool = False) -> Iterator[None]:
             raise
         raise TrainingError(
             f"process {rank()} lost another one of its run ({str(error).splitlines()[0]}); what that one said, if "
-            "anything, tells why; give the same command again to continue from the last checkpoint"
+            "anything, tells why; give the same command again, and what was finished is kept"
         ) from error
     finally:
         dist.destroy_process_group()

@@ -40,13 +40,12 @@ def main(argv: list[str]) -> int:
     from opendino.distributed import is_main
     from opendino.embed import EmbedConfig, embed
     from opendino.embed.reading import skipped
-    from opendino.stages.engines import meet, part_ways
+    from opendino.stages.engines import met
 
     recipe = find_recipe(names[1]) if len(names) == 2 else None
     config = load(EmbedConfig, recipe, settings, decoding_of(own["model"]))
     logs.setup()
-    met = meet(config.engine)
-    try:
+    with met(config.engine):
         done = embed(own["model"], names[0], own["out"], config)
         if is_main():
             for one in skipped(done.folder)[:10]:
@@ -54,7 +53,4 @@ def main(argv: list[str]) -> int:
             more = f", {done.skipped} skipped (part-*.skipped.json)" if done.skipped else ""
             print(f"{done.images} images{more}" + ("" if done.made else "; nothing was left to do"))
             print(f"written: {done.folder}")
-    finally:
-        if met:
-            part_ways()
     return 0

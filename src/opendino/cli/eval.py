@@ -84,11 +84,10 @@ def main(argv: list[str]) -> int:
     from opendino import logs
     from opendino.config import fields_of
     from opendino.config import load as load_config
-    from opendino.distributed import is_main
+    from opendino.distributed import together
     from opendino.eval.adapters import open_backbone
 
     logs.setup()
-    _join_group()
     place, config_class, _ = PROTOCOLS[protocol]
     module = import_module(place)
     settings = [word for word in words if not word.startswith("out=")]
@@ -96,13 +95,11 @@ def main(argv: list[str]) -> int:
         out = str(Path(model) / "eval")
     config_type = getattr(module, config_class)
     defaults = defaults_of(protocol, model, out, fields_of(config_type))
-    config = load_config(config_type, find_recipe(recipe) if recipe else None, settings, defaults)
+    with together():
+        config = load_config(config_type, find_recipe(recipe) if recipe else None, settings, defaults)
+        backbone = open_backbone(model)
     source = {"source": model, "command": shlex.join(["opendino", "eval", *argv])}
-    results = module.run(open_backbone(model), config, out=Path(out) if out else None, source=source)
-    main_process = is_main()
-    _leave_group()
-    if not main_process:
-        return 0
+    results = module.run(backbone, config, out=Path(out) if out else None, source=source)
     print(f"{protocol} of {model}, {results.seconds:.1f} s")
     print(results.table())
     print(f"written: {Path(out) / results.file_name()}" if out else "not written; give out=DIR to keep these figures")
@@ -120,26 +117,3 @@ def defaults_of(protocol: str, model: str, out: str, known: Sequence[str]) -> di
         decoding["heads"] = model
     defaults = decoding | ({"features.cache": str(Path(out) / "features")} if out else {})
     return {name: value for name, value in defaults.items() if name in known}
-
-
-def _join_group() -> None:
-    """The group of processes that torchrun started, where it did."""
-    import os
-
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return
-    import torch
-
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    torch.distributed.init_process_group("nccl" if gpu else "gloo")
-
-
-def _leave_group() -> None:
-    from opendino.distributed import is_initialized
-
-    if is_initialized():
-        import torch
-
-        torch.distributed.destroy_process_group()

@@ -79,7 +79,9 @@ def _dispatch(argv: list[str]) -> int:
     if any(word in ("-h", "--help") for word in rest):
         print(f"{module.SUMMARY}\n\n{module.USAGE.strip()}")
         return 0
-    return _train(verb, module.main, rest) if verb in TRAINING else module.main(rest)
+    if verb in TRAINING:
+        return _train(verb, module.main, rest)
+    return _as_one(module.main, rest) if verb == "eval" else module.main(rest)
 
 
 def _train(verb: str, run: Callable[[list[str]], int], rest: list[str]) -> int:

@@ -4,13 +4,13 @@
 Read next: `index.py`, and `data/datasets/pointers.py`, which opens what is named here.
 """
 
-import tarfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.datasets._paths import shown
+from opendino.data.datasets._tar_index import NO_LABEL, walk
 from opendino.data.datasets.arrow import is_saved
 from opendino.data.datasets.folder import image_suffixes
 from opendino.errors import DataError
@@ -76,14 +76,10 @@ def _has_images(path: Path) -> bool:
 
 
 def _in_tar(source: str, path: Path) -> Iterator[Entry]:
-    suffixes = image_suffixes()
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if member.isfile() and Path(member.name).suffix.lower() in suffixes:
-                    yield source, str(path), f"{member.offset_data}+{member.size} {shown(member.name)}", ""
-    except tarfile.TarError as error:
-        raise DataError(f"{path}: cannot be read as a plain tar ({error}); unpack it if it is compressed") from error
+    found = walk(path)  # not the index that training keeps beside a tar: that would change the folder that is listed
+    for row, (offset, length, label) in enumerate(zip(found.offsets, found.lengths, found.labels, strict=True)):
+        key = f"{offset}+{length} {shown(found.names[row])}"
+        yield source, str(path), key, "" if label == NO_LABEL else str(label)
 
 
 def _from_hub(name: str) -> Path:

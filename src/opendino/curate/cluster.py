@@ -84,9 +84,9 @@ def run(out: Path, selection: Path, features: Path, config: ClusterConfig, name:
     distributed.barrier()
     if done:
         return folder
-    if distributed.is_main():
-        stage.begin()
-    distributed.barrier()
+    with distributed.together():
+        if distributed.is_main():
+            stage.begin()
     data.hold(config.kmeans.hold_mb)
     rows: Matrix = data
     counts: dict[str, Any] = {"images": len(data), "levels": []}
@@ -99,9 +99,9 @@ def run(out: Path, selection: Path, features: Path, config: ClusterConfig, name:
              "mean_squared_distance": round(objective, 6)}
         )  # fmt: skip
         rows = InMemory(centroids)
-    if distributed.is_main():
-        stage.finish(counts)
-    distributed.barrier()
+    with distributed.together():
+        if distributed.is_main():
+            stage.finish(counts)
     return folder
 
 

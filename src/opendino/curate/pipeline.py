@@ -26,8 +26,8 @@ from opendino.curate.prune import PruneConfig
 from opendino.curate.retrieve import RetrieveConfig
 from opendino.errors import ConfigError
 from opendino.neighbours.exact import SearchConfig
-from opendino.stages.engines import Engine, meet, part_ways
-from opendino.stages.folder import counts_of
+from opendino.stages.engines import Engine, met
+from opendino.stages.folder import alone, counts_of
 
 STAGES = ("index", "dedup", "decontaminate", "embed", "retrieve", "cluster", "prune", "balance", "manifest", "report")
 
@@ -80,19 +80,15 @@ def run(config: CurateConfig, until: str = "report", told: Callable[[str, dict[s
         Folder of the last stage.
 
     Raises:
-        ConfigError: a setting that a stage needs is missing.
+        ConfigError: a setting that a stage needs is missing, or another command works in the folder.
         DataError: as the stages.
     """
     if config.out == Path():
         raise ConfigError("out: names no folder; give one for the results, out=DIR")
     if STAGES.index(until) >= STAGES.index("embed") and not config.embed.model:
         raise ConfigError(NO_MODEL)
-    joined = meet(config.engine)
-    try:
+    with met(config.engine), alone(config.out):
         return _Run(config, told or _silent, until).go()
-    finally:
-        if joined:
-            part_ways()
 
 
 def with_thresholds(config: CurateConfig) -> CurateConfig:

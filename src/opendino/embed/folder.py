@@ -39,7 +39,7 @@ from opendino.errors import ConfigError, DataError
 from opendino.eval._results import model_hash
 from opendino.files import write_whole
 from opendino.stages.engines import Engine, run_stage
-from opendino.stages.folder import Stage, marker, parts_of, state_of, write_array, write_table
+from opendino.stages.folder import Stage, alone, marker, parts_of, state_of, write_array, write_table
 
 _log = logging.getLogger(__name__)
 
@@ -124,8 +124,8 @@ def embed(model: str, data: str, out: str | Path, config: EmbedConfig = EmbedCon
 
     Raises:
         DataError: no image can be read, or the folder holds something else.
-        ConfigError: a setting that does not fit the model, a decoder that is not installed, or the folder holds the
-            work of other settings.
+        ConfigError: a setting that does not fit the model, a decoder that is not installed, the folder holds the
+            work of other settings, or another command works in it.
         CheckpointError: the model cannot be opened.
     """
     out = Path(out)
@@ -139,10 +139,10 @@ def embed(model: str, data: str, out: str | Path, config: EmbedConfig = EmbedCon
     shapes = {name: list(shape) for name, shape in embedder.shapes.items()}
     named = {"model_name": str(model), "data_name": str(data), "images": len(dataset), "shapes": shapes}
     stage = Stage(out, "embed", inputs, settings | named)
-    _refuse_other_work(stage, overwrite=config.overwrite)
     task = _Shard(out, str(model), str(data), config)
     parts = -(-len(dataset) // config.rows)
-    with watching(out, parts):
+    with alone(out), watching(out, parts):
+        _refuse_other_work(stage, overwrite=config.overwrite)
         made = run_stage(stage, config.engine, parts, task, lambda: _sum_up(out))
     counts = json.loads((out / "done.json").read_text(encoding="utf-8"))["counts"]
     return Embedded(out, counts["images"], counts["skipped"], made)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from opendino.data.decode import read_npy
 from opendino.errors import DataError
 
 _NUMBERED = re.compile(r"_val_(\d{8})\.")
@@ -96,8 +97,8 @@ def read_class_mapping(path: Path | str, classes: int) -> Int[Tensor, " t"]:
         DataError: the file is no such list, or names a class that does not exist.
     """
     try:
-        mapping = np.load(Path(path))
-    except (OSError, ValueError) as error:
+        mapping = read_npy(Path(path).read_bytes())
+    except (OSError, ValueError, DataError) as error:
         raise DataError(f"{path}: cannot be read as a .npy list of classes ({error})") from None
     if mapping.ndim != 1 or mapping.dtype.kind not in "iu" or len(mapping) == 0:
         raise DataError(f"{path}: holds {mapping.dtype} of shape {mapping.shape}; one integer a class was wanted")

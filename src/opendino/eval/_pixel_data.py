@@ -22,7 +22,7 @@ from PIL import Image
 
 from opendino.data.datasets import DecodeOptions
 from opendino.data.datasets._base import DEFAULT
-from opendino.data.decode import Decoded, decode
+from opendino.data.decode import Decoded, decode, read_npy
 from opendino.errors import DataError
 
 _MAPS = ("masks", "mask", "annotations", "labels", "label", "depth", "depths", "targets", "target", "annotation")
@@ -81,12 +81,12 @@ class Pairs:
         one = self.pairs[index]
         try:
             if isinstance(one.target, Path) and one.target.suffix == ".npy":
-                values = np.load(one.target)
+                values = read_npy(one.target.read_bytes())
             else:
                 opened = Image.open(one.target if isinstance(one.target, Path) else BytesIO(one.target))
                 with opened as picture:
                     values = np.asarray(picture)  # a palette's numbers, not its colours
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, DataError) as error:
             raise DataError(f"{one.name}: its map cannot be read ({error})") from None
         if values.ndim != 2:
             raise DataError(f"{one.name}: its map has shape {values.shape}; one number a pixel was wanted")

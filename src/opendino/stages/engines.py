@@ -5,14 +5,15 @@ A task is a frozen dataclass that makes one part, given its number, into files u
 else; so every engine gives the same bytes, and a part that is there is never made again.
 """
 
-import datetime
 import logging
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -21,7 +22,6 @@ from opendino.errors import ConfigError, DataError
 from opendino.stages.folder import Stage, claimed, marker
 
 _log = logging.getLogger(__name__)
-_WAIT = datetime.timedelta(days=30)  # for the slowest rank; torch's half an hour is shorter than a part may take
 
 
 @runtime_checkable
@@ -80,14 +80,20 @@ def run_stage(stage: Stage, engine: Engine, parts: int, task: Task, sum_up: Call
     if done:
         _log.info("%s: nothing to do", stage.name)
         return False
-    if distributed.is_main():
-        stage.begin()
-    distributed.barrier()
-    if engine.name == "torchrun" or distributed.is_main():  # what is local is one process's work
-        run_parts(engine, parts, task)
-    if distributed.is_main():
-        stage.finish(sum_up())
-    distributed.barrier()
+    with distributed.together():
+        if distributed.is_main():
+            stage.begin()
+    if engine.name == "torchrun":
+        run_parts(engine, parts, task)  # a rank that fails ends at once, and with it, by the launcher, the others
+        distributed.barrier()
+    else:
+        with distributed.together():
+            if distributed.is_main():  # what is local is one process's work
+                run_parts(engine, parts, task)
+    with distributed.together():
+        if distributed.is_main():
+            _none_lost(parts, task)
+            stage.finish(sum_up())
     return True
 
 
@@ -115,7 +121,7 @@ class _NoParts:
 
 
 def run_parts(engine: Engine, parts: int, task: Task) -> None:
-    """Make all missing parts.
+    """Make all missing parts; under torchrun this rank's share, and what others have not claimed.
 
     Raises:
         DataError: a part could not be made, or a process died.
@@ -129,12 +135,14 @@ def run_parts(engine: Engine, parts: int, task: Task) -> None:
         start = len(missing) * distributed.rank() // distributed.world_size()
         for part in missing[start:] + missing[:start]:
             _make(task, part)
-        distributed.barrier()
     elif engine.workers == 1 or len(missing) < 2:  # for one part processes or actors take longer to start
         for part in missing:
             _make(task, part)
     else:
         _processes(min(engine.workers, len(missing)), missing, task)
+
+
+def _none_lost(parts: int, task: Task) -> None:
     lost = [part for part in range(parts) if not marker(task.folder, part).exists()]
     if lost:
         raise DataError(
@@ -154,7 +162,7 @@ def _make(task: Task, part: int) -> None:
 def _processes(workers: int, missing: list[int], task: Task) -> None:
     # Fresh processes: a fork of one that has run torch's threads may hang.
     context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_share_cores, initargs=(workers,)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_set_up, initargs=(workers,)) as pool:
         futures = [pool.submit(_make, task, part) for part in missing]
         try:
             for future in futures:
@@ -169,10 +177,19 @@ def _processes(workers: int, missing: list[int], task: Task) -> None:
                 future.cancel()
 
 
-def _share_cores(workers: int) -> None:
+def _set_up(workers: int) -> None:
+    """In a worker: its share of the cores, and no life beyond that of the process whose work it does."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max((os.cpu_count() or 1) // workers, 1))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()  # also of one that was killed
+        os._exit(1)  # what it was writing has no name yet, and goes at the next start
 
 
 class _Actor:
@@ -225,31 +242,20 @@ def _cluster(engine: Engine) -> dict[str, Any]:
     return {"address": "local", "num_cpus": cores, "include_dashboard": False, "object_store_memory": 128 << 20}
 
 
-def meet(engine: Engine) -> bool:
-    """Join the other ranks of torchrun; whether a group was made, which `part_ways` ends.
+@contextmanager
+def met(engine: Engine) -> Iterator[None]:
+    """Be one of the ranks of torchrun where the engine says so; leave them at the end.
 
     Raises:
         ConfigError: engine.name = torchrun without torchrun.
     """
-    if engine.name != "torchrun" or distributed.is_initialized():
-        return False
-    if "RANK" not in os.environ:
+    if engine.name != "torchrun":
+        yield
+        return
+    if "RANK" not in os.environ and not distributed.is_initialized():
         raise ConfigError(
             "engine.name = torchrun: no launcher is there; start it by `torchrun --nproc-per-node N -m opendino "
             "curate ...`"
         )
-    import torch
-    import torch.distributed as dist
-
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=_WAIT)
-    return True
-
-
-def part_ways() -> None:
-    """End the group that `meet` made."""
-    import torch.distributed as dist
-
-    dist.destroy_process_group()
+    with distributed.joined():
+        yield

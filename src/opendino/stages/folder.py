@@ -10,13 +10,13 @@
 No file holds a time or a machine's name, so equal inputs give equal bytes. Read next: `engines.py`.
 """
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,10 +28,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
 from opendino import __version__
+from opendino.distributed import is_main, together
 from opendino.errors import DataError
-from opendino.files import is_leftover, read_json, write_whole
+from opendino.files import is_leftover, read_json, write_whole, writing
+from opendino.locks import holding, locked
 
-_PLAN, _DONE, _LOCKS = "plan.json", "done.json", ".locks"
+_PLAN, _DONE, _LOCK, _LOCKS = "plan.json", "done.json", ".writer.lock", ".locks"
 
 
 @dataclass(frozen=True)
@@ -151,20 +153,54 @@ def write_array(path: Path, array: Shaped[np.ndarray, "..."]) -> Path:
 
 
 @contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only command that works in a folder of results; every rank calls it, and the main process holds the lock.
+
+    Args:
+        folder: of a stage, or of several; it is made.
+
+    Raises:
+        ConfigError: another command works there.
+        DataError: it cannot be made.
+    """
+    with ExitStack() as lock:
+        with together():
+            if is_main():
+                _hold(folder, lock)
+        yield
+
+
+def _hold(folder: Path, lock: ExitStack) -> None:
+    said = (
+        f"{folder}: another process is writing here; wait for it or stop it, or name another folder (processes that "
+        "are to share the work are started by torchrun, with engine.name=torchrun)"
+    )
+    if not folder.exists():
+        lock.callback(_remove_empty, folder)
+    with writing(folder, DataError):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.enter_context(locked(folder / _LOCK, said))
+        except OSError as error:
+            # What cannot be written can still be found finished; if it is not, the first file to be written tells.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+
+
+def _remove_empty(folder: Path) -> None:
+    """After a command that has failed before its first file."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+@contextmanager
 def claimed(folder: Path, part: int) -> Iterator[bool]:
     """Whether this process is the one to make a part; the claim ends with the process, however it ends."""
     locks = folder / _LOCKS
-    locks.mkdir(parents=True, exist_ok=True)
-    handle = os.open(locks / f"{part:05d}", os.O_RDWR | os.O_CREAT)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
-    finally:
-        os.close(handle)
+    with writing(locks, DataError):
+        locks.mkdir(parents=True, exist_ok=True)
+    with holding(locks / f"{part:05d}") as mine:
+        yield mine
 
 
 def clear(folder: Path) -> None:
@@ -175,7 +211,8 @@ def clear(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    if any(folder.iterdir()) and not (folder / _PLAN).is_file():
+    strangers = [path for path in folder.iterdir() if path.name != _LOCK and not is_leftover(path.name, _PLAN)]
+    if strangers and not (folder / _PLAN).is_file():
         raise DataError(f"{folder}: holds files that no stage of curation wrote; name another folder with out=")
     (folder / _DONE).unlink(missing_ok=True)
     for path in [*_outputs(folder), *folder.glob(".*.partial")]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose folder this is: `config.yaml` and `run.json` of a run, and whether another command may continue it."""
 
-import errno
 import json
 import os
 import platform
@@ -13,10 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from opendino import __version__
+from opendino import __version__, locks
 from opendino.config import difference, leaves, read_yaml, to_yaml
 from opendino.config import flatten as flatten_tree
 from opendino.errors import CheckpointError, ConfigError
@@ -34,14 +32,10 @@ FREE_TO_CHANGE = (
 _PATHS = ("data",)
 _SHOWN = 6
 
-_LOCK_TRIES, _LOCK_PAUSE = 10, 0.1  # seconds
-
 LOCK = "run.lock"
-"""File inside a run that its one writing process holds locked; what stands in it means nothing."""
+"""File inside a run that its one writing process holds locked, and removes at its end."""
 
 _OURS = ("config.yaml", "run.json", LOCK)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-_held: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -170,66 +164,19 @@ def writable(folder: Path) -> bool:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder as its only writer; the kernel lets go when the process ends, however it ends.
 
-    Where there is no such lock (Windows, some network disks), nothing is held.
-
     Args:
         folder: of the run; it exists.
 
     Raises:
         ConfigError: another process holds it, or the folder cannot be written.
     """
-    fcntl = _fcntl()
-    if fcntl is None:
-        yield
-        return
-    try:
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise ConfigError(f"output_dir = {folder} cannot be written ({error.strerror}); name another") from None
-    _held.add(handle)
-    try:
-        if not _taken(fcntl, handle):
-            raise ConfigError(
-                f"output_dir = {folder}: another process is writing this run; wait for it or stop it, or name another "
-                "output_dir"
-            )
-        yield
-    finally:
-        _held.discard(handle)
-        os.close(handle)
-
-
-def _taken(fcntl: ModuleType, handle: int) -> bool:
-    """Take a lock, waiting a moment: the workers of a process that was killed just now may still be letting go."""
-    for attempt in range(_LOCK_TRIES):
+    said = f"output_dir = {folder}: another process is writing this run; wait for it or stop it, or name another"
+    with ExitStack() as lock:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.enter_context(locks.locked(folder / LOCK, said))
         except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return True
-            if attempt + 1 < _LOCK_TRIES:
-                time.sleep(_LOCK_PAUSE)
-        else:
-            return True
-    return False
-
-
-def _fcntl() -> ModuleType | None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    return fcntl
-
-
-def _let_go() -> None:
-    """In a forked child, such as a loader's worker: it must not keep the lock of a parent that was killed."""
-    while _held:
-        os.close(_held.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+            raise ConfigError(f"output_dir = {folder} cannot be written ({error.strerror}); name another") from None
+        yield
 
 
 class Claim:

@@ -96,8 +96,28 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
         shades("hf:owner/name")
 
 
+def test_what_a_tar_only_says_it_holds_is_passed_over(tmp_path):
+    """Sparse members, whose bytes in the tar are not their own, and sizes beyond the end; labels are taken along."""
+    picture = io.BytesIO()
+    Image.new("L", (8, 8), 9).save(picture, "png")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, content in (("a.png", picture.getvalue()), ("a.cls", b"3"), ("b.png", picture.getvalue())):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        sparse = tarfile.TarInfo("sparse.png")
+        sparse.type = tarfile.GNUTYPE_SPARSE
+        archive.addfile(sparse)
+        long = tarfile.TarInfo("long.png")
+        long.size = 10**9
+        archive.fileobj.write(long.tobuf())
+    found = [(key.split()[1], label) for _, _, key, label in entries_of(str(tmp_path / "x.tar"))]
+    assert found == [("a.png", "3"), ("b.png", "")]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tar"], "the folder that is listed stays as it is"
+
+
 def test_a_compressed_tar_is_told(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
-    with pytest.raises(DataError, match="unpack it if it is compressed"):
+    with pytest.raises(DataError, match="a compressed one has to be unpacked"):
         list(entries_of(str(tmp_path / "x.tar")))

@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -6,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from opendino.distributed import is_initialized
 from opendino.errors import ConfigError, DataError
 from opendino.stages import engines
-from opendino.stages.engines import Engine, meet, run_parts, run_stage, run_whole
-from opendino.stages.folder import Stage, marker, write_table
+from opendino.stages.engines import Engine, met, run_parts, run_stage, run_whole
+from opendino.stages.folder import Stage, claimed, marker, write_table
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,67 @@ def test_after_an_error_finished_parts_stay(tmp_path):
     assert calls(stage.folder) == [0, 1, 2, 2, 3]
 
 
+ORPHANS = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import sleepers
+from opendino.stages.engines import Engine, run_parts
+if __name__ == "__main__":
+    run_parts(Engine(workers=2), 2, sleepers.Sleeps(Path(sys.argv[1]) / "s"))
+"""
+SLEEPERS = """
+import os, time
+from dataclasses import dataclass
+from pathlib import Path
+
+@dataclass(frozen=True)
+class Sleeps:
+    folder: Path
+
+    def __call__(self, part):
+        (self.folder.parent / f"begun-{part}").write_text(str(os.getpid()))
+        time.sleep(120)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_was_killed(tmp_path):
+    """Else they hold on to their parts, and the next start finds these missing."""
+    (tmp_path / "sleepers.py").write_text(SLEEPERS)
+    (tmp_path / "script.py").write_text(ORPHANS)
+    main = subprocess.Popen([sys.executable, tmp_path / "script.py", tmp_path])
+    pids, until = [], time.monotonic() + 200
+    while len(pids) < 2:
+        assert time.monotonic() < until and main.poll() is None
+        time.sleep(0.05)
+        pids = [
+            text for part in (0, 1) if (place := tmp_path / f"begun-{part}").exists() and (text := place.read_text())
+        ]
+    main.kill()
+    main.wait()
+    until = time.monotonic() + 60
+    for part in (0, 1):
+        free = False
+        while not free:  # long before the two minutes of a part are over
+            assert time.monotonic() < until
+            with claimed(tmp_path / "s", part) as free:
+                pass
+            time.sleep(0.05)
+
+
 def test_a_part_that_nobody_sees_is_told(tmp_path):
-    (tmp_path / "s").mkdir()
+    stage = Stage(tmp_path / "s", "squares", {}, {})
     with pytest.raises(DataError, match=r"parts \[1\] are missing"):
-        run_parts(Engine(), 2, Squares(tmp_path / "s", forgets=1))
+        run_stage(stage, Engine(), 2, Squares(stage.folder, forgets=1), dict)
 
 
 def test_torchrun_wants_a_launcher(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ConfigError, match="torchrun --nproc-per-node"):
-        meet(Engine("torchrun"))
-    assert not meet(Engine())
+    with pytest.raises(ConfigError, match="torchrun --nproc-per-node"), met(Engine("torchrun")):
+        pass
+    with met(Engine()):
+        assert not is_initialized()
 
 
 def test_ray_is_an_extra(tmp_path):

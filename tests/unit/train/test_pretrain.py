@@ -31,7 +31,7 @@ def test_a_run_leaves_what_it_says(config):
     folder = Path(config.output_dir)
     assert (outcome.output_dir, outcome.steps, outcome.images_seen, outcome.figures) == (folder, 6, 48, {})
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "run.json", "run.lock", "metrics.jsonl", "first_batch.png", "checkpoints", "weights",
+        "config.yaml", "run.json", "metrics.jsonl", "first_batch.png", "checkpoints", "weights",
     }  # fmt: skip
     again = load(PretrainConfig, folder / "config.yaml")
     assert to_yaml(again) == (folder / "config.yaml").read_text()

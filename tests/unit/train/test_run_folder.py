@@ -113,12 +113,6 @@ def test_a_second_start_leaves_the_first_ones_files_alone(tmp_path):
     assert (folder / "run.json").exists()
 
 
-def test_without_locks_a_run_still_goes(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "_fcntl", lambda: None)
-    with run_folder.locked(tmp_path), run_folder.locked(tmp_path):
-        assert list(tmp_path.iterdir()) == []
-
-
 def test_unreadable_run(tmp_path):
     stored_by(tmp_path, Config())
     (tmp_path / "run.json").write_text("{")

@@ -65,7 +65,7 @@ def index_of(path: Path) -> TarIndex:
         found = _read(place, stamp)
         if found is not None and _agrees(path, found):
             return found
-    index = _walk(path)
+    index = walk(path)
     for place in places:
         with contextlib.suppress(DataError):
             write_whole(place, lambda partial: _write(partial, index, stamp), error=DataError)
@@ -136,7 +136,12 @@ def _write(place: Path, index: TarIndex, stamp: np.ndarray) -> None:
         np.savez(file, **arrays, text=index.names.text, ends=index.names.offsets)
 
 
-def _walk(path: Path) -> TarIndex:
+def walk(path: Path) -> TarIndex:
+    """The index of a tar, made from its headers and not kept.
+
+    Raises:
+        DataError: it is no plain tar, or cannot be read.
+    """
     suffixes = image_suffixes()
     images: list[tuple[int, int, str]] = []
     names: list[bytes] = []

@@ -36,8 +36,8 @@ def test_an_index_is_kept_and_made_anew_when_the_tar_changes(make_tar, monkeypat
     index_of(path)
     assert (path.parent / ".a.tar.index.npz").is_file()
     walks = []
-    walk = module._walk
-    monkeypatch.setattr(module, "_walk", lambda path: walks.append(path) or walk(path))
+    walk = module.walk
+    monkeypatch.setattr(module, "walk", lambda path: walks.append(path) or walk(path))
     assert index_of(path).lengths.tolist() == [5]
     assert not walks
     make_tar("a.tar", {"1.png": b"other length", "2.png": b"more"})
@@ -74,7 +74,7 @@ def test_where_the_folder_cannot_be_written_it_is_kept_elsewhere(make_tar, monke
     monkeypatch.setattr(module, "write_whole", refuse)
     index_of(path)
     assert len(list((tmp_path / "cache" / "tars").iterdir())) == 1
-    monkeypatch.setattr(module, "_walk", None)
+    monkeypatch.setattr(module, "walk", None)
     assert index_of(path).lengths.tolist() == [5]
     monkeypatch.undo()
     monkeypatch.setattr(module, "write_whole", lambda *_, **__: (_ for _ in ()).throw(DataError("full")))
