@@ -306,6 +306,7 @@ def main() -> None:
     if words.json:
         told = {name: one._asdict() for name, one in found.items()}
         words.json.write_text(json.dumps({"seed": words.seed, "drills": told}, indent=1) + "\n")
+    print(json.dumps({name: len(one.failures) for name, one in found.items()}))
     sys.exit(any(one.failures for one in found.values()))
 
 

@@ -114,7 +114,7 @@ def measure(cell: tuple[str, int, int, str], budget: float, device: str = "cpu")
     for call in calls.values():
         seconds(call, images)
     begun = time.perf_counter()
-    while len(rounds) < 3 or (time.perf_counter() - begun < budget and len(rounds) < 40):
+    while len(rounds) < 2 or (time.perf_counter() - begun < budget and len(rounds) < 40):
         rounds.append({way: seconds(call, images) for way, call in calls.items()})
     medians = {way: statistics.median(one[way] for one in rounds) for way in calls}
     peers = [way for way in ("transformers", "timm") if way in calls]
@@ -198,7 +198,7 @@ def main() -> None:
             rows.append({"cell": name_of(cell), "peak_mib": {way: peak_mib(way, cell) for way in WAYS}})
             print(rows[-1])
             continue
-        row: dict[str, Any] = measure(cell, 3.0 if arguments.quick else 10.0, arguments.device)
+        row: dict[str, Any] = measure(cell, 1.5 if arguments.quick else 10.0, arguments.device)
         row |= shares(row, cell, arguments.device)
         rows.append(row)
         rates = "  ".join(f"{way} {rate:7.2f}" for way, rate in row["img_per_s"].items())

@@ -133,6 +133,7 @@ def main() -> None:
         shutil.rmtree(place, ignore_errors=True)
     if words.json:
         words.json.write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

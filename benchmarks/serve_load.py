@@ -131,6 +131,7 @@ def main() -> None:
     )
     if words.json:
         words.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
