@@ -133,7 +133,7 @@ class Upkeep:
         self._look_if_due(run, record["teacher_temp"])
         if last and self._looking.seconds:
             self.metrics.write(step, self._looking.record())
-            self._looking.tell(self.probe.config.every)
+            self._looking.tell(self.probe.config.every, run.total)
         if step % self._checkpoints.every == 0 or last:
             self.save(run)
 
@@ -276,18 +276,20 @@ class Share:
         whole = time.perf_counter() - self._made
         return {"looking_seconds": self.seconds, "looking_share": self.seconds / max(whole, 1e-9)}
 
-    def tell(self, every: int) -> None:
+    def tell(self, every: int, total: int) -> None:
         """Say it, and what helps where it is much.
 
         Args:
             every: steps between two looks of the probe.
+            total: steps of the run, whose ends are looked at in any case.
         """
         share = self.record()["looking_share"]
         _log.info("looking at the teacher took %.1f s, %.1f %% of the time", self.seconds, 100 * share)
-        if share > _MUCH and every:
+        rarer = math.ceil(every * share / _MUCH)
+        if share > _MUCH and every and rarer <= total:
             _log.warning(
                 "that is more than %.0f %%; knn.every=%d would have kept it there, or fewer images, knn.max_train",
-                *(100 * _MUCH, math.ceil(every * share / _MUCH)),
+                *(100 * _MUCH, rarer),
             )
 
 

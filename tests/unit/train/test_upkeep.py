@@ -15,7 +15,7 @@ from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.metrics import LogConfig, MetricLog
 from opendino.train.pretrain import build_run, open_images
 from opendino.train.probe import Probe, ProbeConfig
-from opendino.train.upkeep import Upkeep
+from opendino.train.upkeep import Share, Upkeep
 
 RECORD = {"loss": 1.0, "teacher_temp": 0.05}
 
@@ -135,3 +135,18 @@ def test_a_collapse_is_named_as_the_settings_say(make, caplog, monkeypatch):
     monkeypatch.setattr(upkeep, "_watch", Watch(WatchConfig(action="stop", start=0, patience=1)))
     with pytest.raises(TrainingError, match="collapse at step 4"):
         upkeep._look_if_due(run, 0.05)
+
+
+@pytest.mark.parametrize(("every", "total", "advised"), [(4, 4, None), (4, 39, None), (4, 40, "knn.every=40 ")])
+def test_no_advice_beyond_the_runs_own_length(monkeypatch, caplog, every, total, advised):
+    """Half of the time, by a clock of our own: ten times rarer looks would take a twentieth."""
+    caplog.set_level("INFO", logger="opendino")
+    clock = [0.0]
+    monkeypatch.setattr("opendino.train.upkeep.time.perf_counter", lambda: clock[0])
+    share = Share()
+    with share:
+        clock[0] += 1.0
+    clock[0] += 1.0
+    share.tell(every, total)
+    assert "looking at the teacher took 1.0 s, 50.0 % of the time" in caplog.text
+    assert (advised in caplog.text) if advised else ("knn.every" not in caplog.text)
