@@ -393,7 +393,9 @@ def pretrain_loader(
     decoder = choose_decoder(config.decoder)
     on_device = config.photometric == "device" or (config.photometric == "auto" and device.type == "cuda")
     where = "the device" if on_device else "the workers"
-    _log.info("decoder %s (%s); colours by %s", *decoder, where)
+    # A run has chosen before, and said why; then the setting no longer tells a choice from a wish.
+    why = f" ({decoder.reason})" if config.decoder == "auto" else ""
+    _log.info("decoder %s%s; colours by %s", decoder.decoder, why, where)
     require_readable(dataset)
     channels = dataset.options.channels
     fast = decoder.decoder == "fast"

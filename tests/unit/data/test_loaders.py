@@ -317,4 +317,4 @@ def test_the_log_says_once_who_decodes(image_folder, caplog):
         logging.getLogger("opendino").propagate = True
         take(feed(image_folder), 2)
     said = [record.getMessage() for record in caplog.records if "decoder" in record.getMessage()]
-    assert said == ["decoder pillow (asked for); colours by the workers"]
+    assert said == ["decoder pillow; colours by the workers"]
