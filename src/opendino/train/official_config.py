@@ -80,7 +80,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 WITHOUT_MEANING: Mapping[str, str] = MappingProxyType(
     {
-        "MODEL.WEIGHTS": "weights to begin with are given to `opendino adapt init=`",
+        "MODEL.WEIGHTS": "weights to begin with are given as `opendino adapt init=WEIGHTS data=DIR`",
         "compute_precision": "precision is train.precision, sharding parallel.mode",
         "train.dataset_path": "images are given as data=",
         "train.output_dir": "given as output_dir=",
@@ -88,13 +88,15 @@ WITHOUT_MEANING: Mapping[str, str] = MappingProxyType(
         "train.cache_dataset": "the official code does not read it",
         "train.seed": "the official code does not read it; give seed=",
         "train.num_workers": "loader.workers is chosen for the machine",
-        "student.pretrained_weights": "weights to begin with are given to `opendino adapt init=`",
+        "student.pretrained_weights": "weights to begin with are given as `opendino adapt init=WEIGHTS data=DIR`",
         "student.block_chunks": "parameters are named without chunks, and such weights are read",
         "optim.lr": "the official code computes it from base_lr",
         "evaluation": "figures while training are knn.every",
     }
 )
 """Official keys, or whole groups, that say nothing about a run here, and why."""
+
+_NOTHING_IF_EMPTY = ("MODEL.WEIGHTS", "student.pretrained_weights")
 
 _ARCHITECTURES = {
     "vit_small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
@@ -155,6 +157,7 @@ def import_official(path: Path, gpus: int) -> Imported:
     given = flatten(read_yaml(path))
     passed_over = {key: why for key in given if (why := _why_not(key))}
     unknown = [key for key in given if key not in DEFAULTS and key not in passed_over]
+    passed_over = {key: why for key, why in passed_over.items() if given[key] or key not in _NOTHING_IF_EMPTY}
     if unknown:
         raise ConfigError(
             f"{path}: {', '.join(unknown)}: no keys of an official DINOv2 training configuration; is it one of another "

@@ -33,6 +33,7 @@ def test_a_run_at_a_larger_size_and_again(tiny_run, tmp_path, capsys):
     [
         ([], "init is missing: give init=RUN"),
         (["{run}", "resolution=30"], "resolution = 30 is not a multiple of the patch size 4; use 28 or 32"),
+        (["init={run}", "resolution=30"], "resolution = 30 is not a multiple of the patch size 4; use 28 or 32"),
         (["{run}", "student.preset=vitb14"], "leave student.* out: the shape is that of the weights"),
         (["{run}", "dino.prototypes=48"], "build new ones by adapt.start=weights"),
         (["{run}", "student.in_chans=1", "adapt.channels=keep"], "adapt.channels = keep cannot fit weights for 3"),

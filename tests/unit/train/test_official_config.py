@@ -83,7 +83,8 @@ def test_every_translated_key_matters(tmp_path):
 
 def test_what_means_nothing_here_is_said_with_a_reason(tmp_path):
     content = {
-        "MODEL": {"WEIGHTS": ""},
+        "MODEL": {"WEIGHTS": "vits14.pth"},
+        "student": {"pretrained_weights": ""},
         "compute_precision": {"grad_scaler": True, "student": {"backbone": {"sharding_strategy": "NO_SHARD"}}},
         "evaluation": {"eval_period_iterations": 12500},
         "train": {"saveckp_freq": 20},
