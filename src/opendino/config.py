@@ -309,10 +309,10 @@ def _validate(cls: type, settings: Mapping[str, tuple[Any, str]]) -> tuple[objec
     try:
         return TypeAdapter(cls).validate_python(tree), []
     except ValidationError as error:
-        return None, list(dict.fromkeys(_explain(problem, settings) for problem in error.errors()))
+        return None, list(dict.fromkeys(_explain(problem, settings, cls) for problem in error.errors()))
 
 
-def _explain(problem: Mapping[str, Any], settings: Mapping[str, tuple[Any, str]]) -> str:
+def _explain(problem: Mapping[str, Any], settings: Mapping[str, tuple[Any, str]], cls: type) -> str:
     parts = [str(part) for part in problem["loc"]]
     key = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in settings), "")
     cause = problem.get("ctx", {}).get("error")
@@ -323,4 +323,9 @@ def _explain(problem: Mapping[str, Any], settings: Mapping[str, tuple[Any, str]]
         return text if text.startswith(where) else f"{where}: {text}"
     value, source = settings[key]
     wanted = str(cause) if cause is not None else problem["msg"][0].lower() + problem["msg"][1:]
+    if problem["type"] == "tuple_type":
+        default = _plain(flatten(to_dict(cls())).get(key))
+        wanted = "is no list; write it in brackets" + (
+            f", such as {key}={str(default).replace(' ', '')}" if default else ""
+        )
     return f"{source}: {key} = {value!r}: {wanted}"

@@ -75,6 +75,16 @@ def test_all_mistakes_are_reported_at_once_with_their_source(tmp_path):
     assert len(lines) == 7
 
 
+@pytest.mark.parametrize("value", ["hot", "0.9"])
+def test_a_list_is_shown_where_one_was_wanted(value):
+    with pytest.raises(ConfigError) as caught:
+        config.load(Root, overrides=[f"optim.betas={value}"])
+    wanted = str(list(Root().optim.betas)).replace(" ", "")
+    shown = str(caught.value)
+    assert shown.endswith(f": is no list; write it in brackets, such as optim.betas={wanted}")
+    assert config.load(Root, overrides=[shown.rpartition(" ")[2]]) == Root()
+
+
 def test_a_check_of_a_group_speaks_for_itself():
     with pytest.raises(ConfigError, match=r"^optim.base_lr = -1.0 is negative; give a rate of 0 or more$"):
         config.load(Root, overrides=["optim.base_lr=-1"])
