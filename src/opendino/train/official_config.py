@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from opendino.config import flatten, load, read_yaml
+from opendino.config import fields_of, flatten, load, read_yaml
 from opendino.errors import ConfigError
 from opendino.models.presets import PRESETS
 from opendino.models.vision_transformer import VisionTransformer
@@ -176,6 +176,20 @@ def import_official(path: Path, gpus: int) -> Imported:
         found.setdefault(group, {})[name] = value
     _check(found, path)
     return Imported(found, passed_over)
+
+
+def is_official(path: Path) -> bool:
+    """Whether a file is a configuration of the official code, by two keys or more that are its own and not ours.
+
+    Args:
+        path: YAML file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    ours = set(fields_of(PretrainConfig))
+    keys = [key for key in flatten(read_yaml(path)) if key not in ours]
+    return sum(key in DEFAULTS or bool(_why_not(key)) for key in keys) > 1
 
 
 def _why_not(key: str) -> str:

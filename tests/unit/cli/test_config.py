@@ -89,3 +89,21 @@ def test_an_official_configuration_becomes_a_recipe(tmp_path, capsys):
     assert capsys.readouterr().out == out.read_text()
     assert main(["config", "import", str(official)]) == 2
     assert "give an official training YAML, and gpus=N" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "official"),
+    [
+        ("MODEL: {WEIGHTS: ''}\ncompute_precision: {grad_scaler: true}\ncrops: {global_crops_size: 224}\n", True),
+        ("student: {arch: vit_small}\ntrain: {batch_size_per_gpu: 16}\noptim: {base_lr: 0.004}\n", True),
+        ("optim: {epochs: 5, base_lrr: 1}\n", False),  # a recipe of ours with a slip
+    ],
+)
+@pytest.mark.parametrize("verb", ["check", "show"])
+def test_an_official_configuration_is_known(tmp_path, capsys, text, official, verb):
+    path = tmp_path / "official.yaml"
+    path.write_text(text)
+    assert main(["config", verb, str(path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert (f"opendino config import {path} gpus=N" in said) == official
+    assert ("no such setting" in said) != official
