@@ -213,7 +213,7 @@ def test_a_second_start_is_refused_and_the_first_goes_on(tiny_words, tmp_path, r
 def test_a_finished_run_stays_as_it_is(tiny_words, reference, capsys):
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()}
     assert main(words_for(tiny_words, reference)) == 0
-    assert "done: 12 steps" in capsys.readouterr().out
+    assert "finished already: 12 steps" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()} == before
 
 
@@ -243,7 +243,7 @@ def test_a_run_on_a_read_only_disk(tiny_words, tmp_path, reference, monkeypatch,
     monkeypatch.setattr(run_folder, "writable", lambda folder: False)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert main(words_for(tiny_words, folder)) == 0
-    assert "done: 12 steps" in capsys.readouterr().out
+    assert "finished already: 12 steps" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     shutil.rmtree(folder / "checkpoints" / "step_00000012")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

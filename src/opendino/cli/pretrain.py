@@ -70,7 +70,11 @@ def _announce(planned: "Plan") -> None:
 def _report(outcome: "Outcome", data: str) -> None:
     from opendino.train.progress import duration
 
-    print(f"done: {outcome.steps} steps, {outcome.images_seen} images seen, {duration(outcome.seconds)} this time")
+    of_all = f"{outcome.steps} steps, {outcome.images_seen} images seen"
+    if outcome.trained:
+        print(f"done: {of_all}, {duration(outcome.seconds)} this time")
+    else:
+        print(f"finished already: {of_all}; nothing is left to train, and these are its last figures")
     for name, value in outcome.figures.items():
         print(f"  {name.ljust(28)}  {'not finite' if value is None else f'{value:.4g}'}")
     print(f"weights: {outcome.output_dir / 'weights'}")

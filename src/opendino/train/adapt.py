@@ -17,8 +17,9 @@ import torch
 
 from opendino.checkpoint import store
 from opendino.checkpoint.hub import RUN_WEIGHTS, load_backbone
+from opendino.config import leaves
 from opendino.data.datasets import ImageDataset
-from opendino.distributed import is_main, joined
+from opendino.distributed import is_main, joined, largest
 from opendino.errors import ConfigError, ModelError, OpendinoError
 from opendino.eval import drift
 from opendino.eval._features import FeatureConfig
@@ -191,6 +192,11 @@ def _opened(config: AdaptConfig) -> Start:
 def _report(config: AdaptConfig, outcome: Outcome, dataset: ImageDataset) -> Adapted:
     """Write and return how far the features moved; a start that is gone costs the report, never the run."""
     place = outcome.output_dir / REPORT
+    origin, settings = dataclasses.asdict(config.origin), leaves(config.drift)
+    asked = {"step": outcome.steps, "origin": origin, "settings": settings, "held_out": _source(config)}
+    known = None if outcome.trained else _written(place, asked)
+    if not largest(int(known is None))[0] and known is not None:
+        return Adapted(outcome, {name: known[name] for name in known["names"]}, tuple(known["warnings"]))
     after = load_backbone(outcome.output_dir / RUN_WEIGHTS)
     try:
         before = fitted(_opened(config).backbone, after, config.adapt.channels)
@@ -200,15 +206,31 @@ def _report(config: AdaptConfig, outcome: Outcome, dataset: ImageDataset) -> Ada
     except OpendinoError as error:
         return Adapted(outcome, {}, (f"no drift report: {error}",))
     warnings = tuple(drift.warnings(figures, config.drift.limit))
-    record = {"step": outcome.steps, "origin": dataclasses.asdict(config.origin), "images": what, **figures}
+    record = {**asked, "images": what, **figures, "names": list(figures), "warnings": warnings}
     if is_main():
-        write_whole(place, json.dumps(record | {"warnings": warnings}, indent=1) + "\n")
+        write_whole(place, json.dumps(record, indent=1) + "\n")
     return Adapted(outcome, figures, warnings)
+
+
+def _written(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The report of a run that was finished already, if it answers what is asked."""
+    try:
+        record = json.loads(place.read_text(encoding="utf-8"))
+        whole = {"names", "warnings", *record["names"]} <= record.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    wanted = json.loads(json.dumps(asked))  # as it looks when it comes back
+    return record if whole and all(record.get(key) == value for key, value in wanted.items()) else None
+
+
+def _source(config: AdaptConfig) -> str:
+    """Images of the report that were named; empty for those that were trained on."""
+    return config.adapt.held_out or config.knn.val
 
 
 def _held_out(config: AdaptConfig, dataset: ImageDataset) -> tuple[ImageDataset, str]:
     """Images of the report, and what they are."""
-    source = config.adapt.held_out or config.knn.val
+    source = _source(config)
     if not source:
         return dataset, f"{config.data}, trained on without labels; adapt.held_out=IMAGES names others"
     return open_images(dataclasses.replace(config, data=source)), source

@@ -61,6 +61,7 @@ class Outcome:
         figures: of the last look at the teacher; None for one that was not finite.
         seconds_before: of earlier processes, until the checkpoint that this one continued from; what they did after
             it was done again.
+        trained: whether this process took a step; False where the run was finished already.
     """
 
     output_dir: Path
@@ -69,6 +70,7 @@ class Outcome:
     seconds: float
     figures: dict[str, float | None]
     seconds_before: float = 0.0
+    trained: bool = True
 
 
 def pretrain(
@@ -126,7 +128,7 @@ def _pretrain(
         if run.step and writable:
             mend_weights(run, folder, run.step * config.train.batch_size, dataset.name)
         if run.step == run.total:
-            return _outcome(config, run, folder, begun, before)
+            return dataclasses.replace(_outcome(config, run, folder, begun, before), trained=False)
         with together():
             if not writable:
                 raise ConfigError(

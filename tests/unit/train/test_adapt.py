@@ -197,3 +197,16 @@ def test_a_start_that_is_gone_costs_the_report_alone(weights, picture_folder, tm
     assert adapted.drift == {}
     assert adapted.warnings[0].startswith("no drift report:")
     assert adapted.outcome.steps == 1
+
+
+def test_a_finished_run_is_compared_once(weights, picture_folder, tmp_path, monkeypatch):
+    words = ("train.iterations=1", "adapt.head_steps=0")
+    first = run(planned(weights, picture_folder, tmp_path / "run", *words))
+    assert first.outcome.trained
+    real, compared = module.drift.between, []
+    monkeypatch.setattr(module.drift, "between", lambda *a: compared.append(1) or real(*a))
+    again = run(planned(weights, picture_folder, tmp_path / "run", *words))
+    assert (again.outcome.trained, again.drift, again.warnings, compared) == (False, first.drift, first.warnings, [])
+    (tmp_path / "run" / "drift.json").write_text("{}")
+    mended = run(planned(weights, picture_folder, tmp_path / "run", *words))
+    assert (mended.drift, compared) == (first.drift, [1])
