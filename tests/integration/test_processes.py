@@ -6,6 +6,7 @@ Everything that needs two processes is done in one pair of them, for each has to
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -73,15 +74,21 @@ def losses(folder):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def free_ports(number):
+    """Ports that nobody listens on, below those the system hands out: minutes pass until the last of them is used."""
+    found = []
+    for port in random.sample(range(15_000, 32_000), 1_000):
+        with socket.socket() as one:
+            if len(found) < number and one.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(port)
+    return found
 
 
 def run_together(jobs, tmp_path, world=2):
     """Do commands one after the other on two processes, as torchrun starts them; their exit codes and what they say."""
-    (tmp_path / "jobs").write_text(json.dumps([(name, free_port(), words) for name, words in jobs]))
+    (tmp_path / "jobs").write_text(
+        json.dumps([(name, port, words) for (name, words), port in zip(jobs, free_ports(len(jobs)), strict=True)])
+    )
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     running = [
         subprocess.Popen(
