@@ -13,7 +13,14 @@ install_import_hook("opendino", "beartype.beartype")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from PIL import Image  # noqa: E402
+
+# The same examples each time, so that a change is judged by what it changes; `pytest --hypothesis-profile=wide` draws
+# others (CONTRIBUTING.md).
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("wide", print_blob=True)
+settings.load_profile("fixed")
 
 TINY = """
 student.preset=vit_nano4 student.depth=2 student.embed_dim=32 student.num_heads=2
