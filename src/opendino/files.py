@@ -4,11 +4,14 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opendino.errors import CheckpointError, OpendinoError, advice
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PARTIAL = ".partial"
 
@@ -52,6 +55,27 @@ def write_whole(
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     return path
+
+
+def save_tensors(tensors: "Mapping[str, Tensor]", path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, with the mode that any new file gets: the library's own can be read by us alone.
+
+    Args:
+        tensors: contiguous, on the CPU, none sharing memory with another.
+        path: of the file.
+        metadata: plain words in the file's head.
+
+    Raises:
+        OSError: it cannot be written.
+        safetensors.SafetensorError: likewise, or a tensor is none that it takes.
+    """
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    with contextlib.suppress(OSError):  # some disks know no modes
+        path.chmod(mode)
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401  whatever the file holds

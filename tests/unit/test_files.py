@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
 import os
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from opendino import files
 from opendino.data import garments
@@ -86,3 +89,21 @@ def test_every_writer_says_what_the_disk_said_and_cleans_up(tmp_path, monkeypatc
         WRITERS[writer](tmp_path)
     assert isinstance(caught.value, CheckpointError | ConfigError | DataError)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_tensors_may_be_read_by_those_who_may_read_other_files(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        files.save_tensors({"w": torch.arange(3.0)}, tmp_path / "w.safetensors", {"format": "pt"})
+        write_whole(tmp_path / "v.safetensors", lambda place: files.save_tensors({"v": torch.ones(1)}, place))
+    finally:
+        os.umask(before)
+    assert [(tmp_path / f"{name}.safetensors").stat().st_mode & 0o777 for name in "wv"] == [mode, mode]
+    assert load_file(tmp_path / "w.safetensors")["w"].tolist() == [0, 1, 2]
+
+
+def test_every_file_of_tensors_is_written_in_one_place():
+    package = Path(files.__file__).parent
+    found = [path.name for path in sorted(package.rglob("*.py")) if "save_file(" in path.read_text(encoding="utf-8")]
+    assert found == ["files.py"]

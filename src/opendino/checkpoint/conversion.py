@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from opendino.axes import Images
@@ -26,7 +25,7 @@ from opendino.checkpoint.convert._table import Converted, some
 from opendino.checkpoint.hub import Model, Opened, open_model
 from opendino.checkpoint.weights import WEIGHTS, save_weights
 from opendino.errors import CheckpointError, ConfigError, ConversionError
-from opendino.files import to_disk
+from opendino.files import save_tensors, to_disk
 from opendino.models.classifier import LinearClassifier
 from opendino.models.positions import set_positions
 from opendino.models.vision_transformer import VisionTransformer
@@ -318,7 +317,7 @@ def _save(state: Mapping[str, Tensor], path: Path) -> None:
     # Copies: safetensors refuses views, and torch.save would write all of what a view looks into.
     tensors = {name: tensor.clone().contiguous() for name, tensor in state.items()}
     if path.suffix == ".safetensors":
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_tensors(tensors, path, metadata={"format": "pt"})
     else:
         torch.save(tensors, path)
 

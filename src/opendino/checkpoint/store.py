@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from opendino.checkpoint._folders import make_partial, partial_of, settle, sha256, whole
 from opendino.checkpoint._saved import Saved, find
 from opendino.errors import CheckpointError, ConfigError
-from opendino.files import read_json, to_disk, write_whole
+from opendino.files import read_json, save_tensors, to_disk, write_whole
 
 FORMAT = 2
 """Raised when a reader of the older layout could misread the newer one: from 2 on a part may be cut into files."""
@@ -341,7 +340,7 @@ def check_fit(where: str, found: Mapping[str, Tensor | Saved], wanted: Mapping[s
 
 
 def _write_part(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from opendino import __version__, files
 from opendino.checkpoint._architecture import arguments_of, assemble
@@ -58,7 +57,7 @@ def save_weights(backbone: VisionTransformer, folder: Path | str, extra: Mapping
     }
     try:
         with whole(folder) as partial:
-            save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+            files.save_tensors(tensors, partial / WEIGHTS, metadata={"format": "pt"})
             (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             # The layout of sha256sum, so that `sha256sum -c` checks it too.
             (partial / HASH).write_text(f"{sha256(partial / WEIGHTS)}  {WEIGHTS}\n", encoding="utf-8")

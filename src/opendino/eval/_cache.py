@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from opendino.data.datasets import ImageDataset
@@ -23,7 +22,7 @@ from opendino.distributed import all_reduce_sum, world_size
 from opendino.errors import OpendinoError
 from opendino.eval._results import model_hash
 from opendino.eval.adapters import Backbone
-from opendino.files import write_whole
+from opendino.files import save_tensors, write_whole
 
 _VERSION = "features 1"
 _log = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ def write(folder: str, name: str, tensors: dict[str, Tensor], skipped: tuple[str
     try:
         write_whole(
             Path(folder) / f"{name}.safetensors",
-            lambda path: save_file(whole, path, metadata={"skipped": json.dumps(skipped)}),
+            lambda path: save_tensors(whole, path, metadata={"skipped": json.dumps(skipped)}),
         )
     except (OpendinoError, SafetensorError) as error:
         _log.warning("features are not kept in %s (%s)", folder, error)

@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from opendino import config as settings
@@ -32,7 +31,7 @@ from opendino.eval._features import FeatureConfig, place, transform_of
 from opendino.eval._pixel_data import Pairs, open_pairs
 from opendino.eval._results import Results, describe
 from opendino.eval.adapters import Backbone
-from opendino.files import write_whole
+from opendino.files import save_tensors, write_whole
 from opendino.layers.depth_head import LinearDepthHead, layers_of
 from opendino.layers.dpt import DPTHead
 from opendino.optim.schedules import cosine, steps_of
@@ -315,7 +314,7 @@ def run(
     if out is not None and is_main():
         path = results.write(out)
         state = {name: tensor.cpu().contiguous() for name, tensor in estimator.head.state_dict().items()}
-        write_whole(path.with_suffix(".safetensors"), lambda file: save_file(state, file), error=ConfigError)
+        write_whole(path.with_suffix(".safetensors"), lambda file: save_tensors(state, file), error=ConfigError)
     return results
 
 

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from opendino import config as settings
@@ -35,7 +34,7 @@ from opendino.eval._results import Results, describe
 from opendino.eval._test_sets import TestSetsConfig, measure
 from opendino.eval.adapters import Backbone
 from opendino.eval.linear import Crops
-from opendino.files import write_whole
+from opendino.files import save_tensors, write_whole
 from opendino.layers.lora import add_lora, merge_lora
 from opendino.models.classifier import LinearClassifier
 from opendino.models.input_spec import InputSpec
@@ -258,7 +257,7 @@ def write_model(classifier: LinearClassifier, folder: Path) -> None:
     size = (backbone.grid[0] * backbone.patch_size, backbone.grid[1] * backbone.patch_size)
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "classifier.safetensors"
-        save_file(state, file)
+        save_tensors(state, file)
         convert(file, folder, ConvertConfig(to="hf", num_heads=backbone.num_heads, img_size=size))
     labels = classifier.labels or ()
     content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

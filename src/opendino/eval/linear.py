@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from opendino import config as settings
@@ -39,7 +38,7 @@ from opendino.eval._linear_heads import Heads, Kind
 from opendino.eval._results import Results, describe
 from opendino.eval._test_sets import TestSetsConfig, measure, real_figure
 from opendino.eval.adapters import Backbone
-from opendino.files import write_whole
+from opendino.files import save_tensors, write_whole
 from opendino.optim.schedules import cosine
 
 _log = logging.getLogger(__name__)
@@ -288,5 +287,5 @@ def _restore(heads: Heads, path: Path | None) -> int:
 def _keep(heads: Heads, path: Path, step: int) -> None:
     if is_main():
         state = {name: tensor.cpu().contiguous() for name, tensor in heads.state.items()}
-        write_whole(path, lambda place: save_file(state, place, metadata={"step": str(step)}), error=ConfigError)
+        write_whole(path, lambda place: save_tensors(state, place, metadata={"step": str(step)}), error=ConfigError)
     barrier()

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from opendino import config as settings
 from opendino.data.datasets import DecodeOptions
@@ -28,7 +27,7 @@ from opendino.eval._results import Results, describe
 from opendino.eval._segmentation import class_iou, confusion, figures
 from opendino.eval._segmenter import HeadConfig, Linear, Neighbours, Segmenter
 from opendino.eval.adapters import Backbone
-from opendino.files import write_whole
+from opendino.files import save_tensors, write_whole
 
 _CLASSES = {"ade20k": 150, "voc": 21, "cityscapes": 19}
 
@@ -88,7 +87,7 @@ def run(
         path = results.write(out)
         if isinstance(segmenter, Linear):
             state = {name: tensor.cpu().contiguous() for name, tensor in segmenter.head.state_dict().items()}
-            write_whole(path.with_suffix(".safetensors"), lambda file: save_file(state, file), error=ConfigError)
+            write_whole(path.with_suffix(".safetensors"), lambda file: save_tensors(state, file), error=ConfigError)
     return results
 
 
