@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Largest differences of exported models: trace, program and ONNX, at three sizes, by the model's own numbers.
 
-python benchmarks/exports.py [--quick] [--to trace program onnx] [--model MODEL] [--depth 12] [--json FILE]
+python benchmarks/exports.py [--quick] [--to trace program onnx] [--model MODEL] [--depth 12] [--kinds plain]
+                             [--json FILE]
 
 Random weights of published width (ViT-S/14, a table of 518 pixels): plain, with registers, with SwiGLU; or those of
 MODEL. Each is exported with free number, height and width, opened again by its own runtime, and compared on noise at
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--to", nargs="*", default=["trace", "program", "onnx"], choices=list(FORMATS))
     parser.add_argument("--model", help="anything that opendino.load takes, in place of random weights")
     parser.add_argument("--depth", type=int)
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
     width, depth = (128, words.depth or 2) if words.quick else (384, words.depth or 12)
@@ -85,7 +87,7 @@ def main() -> None:
     print(f"|---|{'---:|' * len(SIZES)}")
     with tempfile.TemporaryDirectory() as place:
         for to in words.to:
-            for kind in [Path(words.model).name] if words.model else KINDS:
+            for kind in [Path(words.model).name] if words.model else words.kinds:
                 try:
                     source = words.model or weights(Path(place), kind, width, depth)
                     row = differences(source, to, Path(place))

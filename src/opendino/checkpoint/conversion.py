@@ -31,6 +31,7 @@ from opendino.models.positions import set_positions
 from opendino.models.vision_transformer import VisionTransformer
 
 _FILES = (".pth", ".pt", ".bin", ".safetensors")
+_USUAL = {"value_range": None, "orient": True}  # how images are decoded where nothing else is said
 _OTHER_FILES = (".ckpt", ".npz", ".onnx", ".gguf", ".h5", ".json")
 
 
@@ -238,8 +239,9 @@ def _notes(opened: Opened, converted: Converted, to: str, target: Path) -> Itera
         yield f"a bare file does not say {' and '.join(silent)}: give it to opendino.load or convert, or write a folder"
     if to == "hf" and _hf_config.whole_ratio(arguments_of(backbone)) % 1:
         yield "mlp_ratio is a fraction, which transformers 5 refuses; opendino.hf and transformers 4 open the folder"
-    if opened.decoding and (to != "official" or target.suffix in _FILES):
-        said = ", ".join(f"{name}={value}" for name, value in opened.decoding.items())
+    own = {name: value for name, value in opened.decoding.items() if value != _USUAL.get(name)}
+    if own and (to != "official" or target.suffix in _FILES):
+        said = ", ".join(f"{name}={value}" for name, value in own.items())
         yield f"the run decoded its images with {said}, which this format does not hold: give it to eval and view"
 
 

@@ -33,13 +33,13 @@ def main(argv: list[str]) -> int:
         raise ConfigError("opendino export: wanted MODEL --to {hf,trace,program,onnx} OUT; see --help")
     from opendino import logs
     from opendino.config import load
-    from opendino.export.shipping import ExportConfig, export, largest
+    from opendino.export.shipping import ExportConfig, export, largest, told
 
     logs.setup()
     config = load(ExportConfig, None, words)
     done = export(names[0], names[1], config)
-    for one in done.differences:
-        print(f"images {list(one.images)}: largest difference {one.largest:.1e} ({one.of})")
+    for line in (*told(done.differences), *done.notes):
+        print(line)
     print(f"largest of all {largest(done.differences):.1e}, tolerance {config.allowed:g}")
     opset = f", opset {config.opset}" if config.to == "onnx" else ""
     print(f"written: {done.path} ({config.to}{opset}; {', '.join(done.outputs)})")

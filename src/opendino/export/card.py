@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from opendino import __version__
 from opendino.checkpoint.hub import Model
 from opendino.export.graph import backbone_of
-from opendino.export.shipping import Difference
+from opendino.export.shipping import Difference, told
 from opendino.models.classifier import LinearClassifier
 
 _PAGE = """\
@@ -58,10 +58,7 @@ def card(model: Model, source: str, differences: Sequence[Difference]) -> str:
     """
     backbone, classifies = backbone_of(model), isinstance(model, LinearClassifier)
     spec = model.input_spec
-    checks = "\n".join(
-        f"- {one.of} of an image of {one.images[2]} x {one.images[3]} pixels: largest difference {one.largest:.1e}"
-        for one in differences
-    )
+    checks = "\n".join(f"- {line}" for line in told(differences))
     return _PAGE.format(
         task="image-classification" if classifies else "image-feature-extraction",
         title=source.rstrip("/").rpartition("/")[2],

@@ -95,14 +95,28 @@ class Difference(NamedTuple):
     """What one comparison came to.
 
     Attributes:
-        images: shape of what was compared.
+        images: [B, C, H, W], shape of what was compared.
         of: the output that differs most.
         largest: absolute difference.
+        kind: of images: "noise", "photographs", or "waves".
     """
 
     images: tuple[int, ...]
     of: str
     largest: float
+    kind: str = "noise"
+
+
+class Trial(NamedTuple):
+    """Images to compare on.
+
+    Attributes:
+        kind: "noise", or "photographs" where `images=` named some.
+        images: normalised.
+    """
+
+    kind: str
+    images: Images
 
 
 class Exported(NamedTuple):
@@ -112,11 +126,13 @@ class Exported(NamedTuple):
         path: file or folder.
         outputs: names, in order.
         differences: of every comparison.
+        notes: what its users have to know besides.
     """
 
     path: Path
     outputs: tuple[str, ...]
     differences: list[Difference]
+    notes: tuple[str, ...] = ()
 
 
 def export(source: str, out: str | Path, config: ExportConfig = ExportConfig()) -> Exported:
@@ -154,7 +170,9 @@ def export(source: str, out: str | Path, config: ExportConfig = ExportConfig()) 
         place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         runner = module.write(graph, example, place / out.name, config)
-        differences = [compare(graph, runner, images) for images in trials(model, size, config, fewest)]
+        differences = [
+            compare(graph, runner, one.images)._replace(kind=one.kind) for one in trials(model, size, config, fewest)
+        ]
         worst = max(differences, key=lambda one: one.largest)
         if worst.largest > config.allowed:
             raise ConversionError(
@@ -186,7 +204,7 @@ def compare(graph: Graph, runner: Runner, images: Images) -> Difference:
     return worst
 
 
-def trials(model: Model, size: tuple[int, int], config: ExportConfig, fewest: int = 1) -> list[Images]:
+def trials(model: Model, size: tuple[int, int], config: ExportConfig, fewest: int = 1) -> list[Trial]:
     """Noise and real images to compare on, of every number and size that the export promises.
 
     Args:
@@ -203,11 +221,13 @@ def trials(model: Model, size: tuple[int, int], config: ExportConfig, fewest: in
         small = [max(_half(side, patch), fewest * patch) for side in size]
         sizes += [(size[0] + 2 * patch, size[1] + 5 * patch), (small[0], small[1] + patch)]
     counts = (config.batch,) if config.dynamic == "none" else (1, config.batch + 1)
-    out = [torch.randn(count, spec.channels, *one, generator=random) for one in sizes for count in counts]
+    noise = [torch.randn(count, spec.channels, *one, generator=random) for one in sizes for count in counts]
+    out = [Trial("noise", images) for images in noise]
     for image in _real(config.images, spec.channels):
         transform = EvalTransform(size, None, spec.mean, spec.std, spec.channels)
         one = transform.to_tensor(resize(image, *size))[None]
-        out.append(one.expand(config.batch, -1, -1, -1).contiguous() if config.dynamic == "none" else one)
+        one = one.expand(config.batch, -1, -1, -1).contiguous() if config.dynamic == "none" else one
+        out.append(Trial("photographs", one))
     return out
 
 
@@ -247,6 +267,18 @@ def _baked(model: Model, size: tuple[int, int]) -> Model:
 def largest(differences: Sequence[Difference]) -> float:
     """Of all comparisons."""
     return max(one.largest for one in differences)
+
+
+def told(differences: Sequence[Difference]) -> list[str]:
+    """A line for each kind and size of images and each thing that was compared, with the largest difference."""
+    worst: dict[tuple[str, tuple[int, ...], str], float] = {}
+    for one in differences:
+        key = one.kind, one.images[1:], one.of
+        worst[key] = max(worst.get(key, 0.0), one.largest)
+    return [
+        f"{kind} of {' x '.join(map(str, shape))}: largest difference {found:.1e} ({of})"
+        for (kind, shape, of), found in worst.items()
+    ]
 
 
 def named(outputs: Sequence[str], tensors: Sequence[Float[Tensor, "..."]]) -> dict[str, Tensor]:

@@ -254,6 +254,8 @@ def test_how_a_run_decoded_its_images_is_kept_or_said(tmp_path):
     assert read_config(tmp_path / "copy")["provenance"]["decoding"] == {"value_range": [0, 4095]}
     report = convert(tmp_path / "copy", tmp_path / "hf", ConvertConfig("hf"))
     assert report.notes[-1].startswith("the run decoded its images with value_range=[0, 4095], which")
+    save_weights(draw(), tmp_path / "usual", {"decoding": {"value_range": None, "orient": True}})
+    assert convert(tmp_path / "usual", tmp_path / "usual_hf", ConvertConfig("hf")).notes == ()
 
 
 def test_the_fixed_image_is_the_same_for_everybody():

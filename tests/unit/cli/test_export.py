@@ -17,7 +17,7 @@ def test_a_trace_and_what_was_compared(tmp_path, capsys):
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
     told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("images [1, 3, 16, 8]: largest difference")
+    assert told[0].startswith("noise of 3 x 16 x 8: largest difference")
     assert told[-1] == f"written: {tmp_path / 'x.pt'} (trace; cls, patches)"
 
 

@@ -7,7 +7,7 @@ from opendino.checkpoint.hub import load
 from opendino.errors import CheckpointError, ConfigError, ConversionError
 from opendino.export import program, shipping
 from opendino.export.graph import Graph
-from opendino.export.shipping import ExportConfig, compare, export, trials
+from opendino.export.shipping import Difference, ExportConfig, compare, export, told, trials
 from opendino.models.vision_transformer import VisionTransformer
 
 
@@ -21,21 +21,31 @@ def test_a_wrong_or_missing_output_is_seen():
     exact = lambda x: dict(zip(graph.outputs, graph(x), strict=True))  # noqa: E731
     assert compare(graph, exact, images).largest == 0
     off = lambda x: exact(x) | {"patches": exact(x)["patches"] + 0.25}  # noqa: E731
-    assert compare(graph, off, images)[1:] == ("patches", pytest.approx(0.25, abs=1e-5))
+    assert compare(graph, off, images)[1:3] == ("patches", pytest.approx(0.25, abs=1e-5))
     assert compare(graph, lambda x: {"cls": exact(x)["cls"]}, images).largest == float("inf")
     nan = lambda x: exact(x) | {"cls": exact(x)["cls"] * float("nan")}  # noqa: E731
-    assert compare(graph, nan, images)[1:] == ("cls", float("inf"))
+    assert compare(graph, nan, images)[1:3] == ("cls", float("inf"))
 
 
 def test_what_is_promised_is_tried(tmp_path):
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
     model = backbone()
-    shapes = lambda **s: {tuple(one.shape) for one in trials(model, (16, 16), ExportConfig(**s))}  # noqa: E731
+    shapes = lambda **s: {tuple(one.images.shape) for one in trials(model, (16, 16), ExportConfig(**s))}  # noqa: E731
     everything = shapes(dynamic="all", images=str(tmp_path))
     assert {one[0] for one in everything} == {1, 3}
     assert {one[2:] for one in everything} == {(16, 16), (24, 36), (8, 12)}
     assert {one[2:] for one in shapes(dynamic="batch")} == {(16, 16)}
     assert shapes(dynamic="none", batch=4, images=str(tmp_path / "a.png")) == {(4, 3, 16, 16)}
+
+
+def test_what_was_compared_is_said_once_for_each_size():
+    found = [Difference((count, 3, 24, 36), "cls", 1e-6 * count) for count in (1, 3)]
+    found += [Difference((1, 3, 24, 36), "cls", 4e-6, "photographs"), Difference((1, 3, 16, 16), "patches", 0.0)]
+    assert told(found) == [
+        "noise of 3 x 24 x 36: largest difference 3.0e-06 (cls)",
+        "photographs of 3 x 24 x 36: largest difference 4.0e-06 (cls)",
+        "noise of 3 x 16 x 16: largest difference 0.0e+00 (patches)",
+    ]
 
 
 def test_a_difference_leaves_no_file(weights, tmp_path, monkeypatch, no_shape_checks):
