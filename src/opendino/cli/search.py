@@ -129,9 +129,14 @@ def _open_query(name: str, index: "Index", settings: SearchSettings) -> "tuple[D
         return index.dataset.image(int(number)), index.vectors.block(position, position + 1)[0], position
     from opendino.data.decode import decode
 
+    path = Path(name)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise ConfigError(f"{name}: {what}; a query is an image file, or row:N for row N of the data set")
     embedder, opened = index.embedder(settings.model, settings.device), index.opened
-    picture = decode(Path(name), embedder.backbone.in_chans, orient=opened["orient"], value_range=opened["value_range"])
-    return picture, index.vectors_of([picture], embedder)[0], -1
+    channels = embedder.backbone.in_chans
+    picture = decode(path, channels, orient=opened["orient"], value_range=opened["value_range"])
+    return picture, index.vectors_of([index.open_image(path, channels)], embedder)[0], -1
 
 
 def _duplicates(names: list[str], words: list[str]) -> int:

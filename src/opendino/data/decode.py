@@ -76,6 +76,10 @@ def decode(
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise DataError(f"{name}: has more than {most:,} pixels, which Pillow refuses; make it smaller") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: there is no such file") from error
+    except (PermissionError, IsADirectoryError) as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror})") from error
     except Exception as error:  # decoders of broken files raise nearly anything: OSError, SyntaxError, struct.error ...
         raise DataError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
 

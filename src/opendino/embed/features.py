@@ -158,7 +158,7 @@ class Embedder:
             found = [torch.nn.functional.normalize(one, dim=-1) for one in found]
         return {name: one.cpu() for name, one in zip(self.names, found, strict=True)}
 
-    def of(self, pictures: Sequence[Decoded]) -> list[dict[str, Tensor]]:
+    def of(self, pictures: Sequence[Decoded | Photo]) -> list[dict[str, Tensor]]:
         """Features of a few pictures, whatever their sizes; one dictionary a picture."""
         prepared = [self.prepare(picture) for picture in pictures]
         out: list[dict[str, Tensor]] = [{} for _ in prepared]

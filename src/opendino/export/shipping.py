@@ -21,7 +21,6 @@ from opendino.axes import Images
 from opendino.checkpoint.hub import Model, load
 from opendino.data.crops import resize
 from opendino.data.datasets import open_dataset
-from opendino.data.decode import decode
 from opendino.data.transforms import EvalTransform
 from opendino.errors import CheckpointError, ConfigError, ConversionError
 from opendino.export import FORMATS
@@ -234,9 +233,6 @@ def trials(model: Model, size: tuple[int, int], config: ExportConfig, fewest: in
 def _real(source: str, channels: int) -> Sequence:
     if not source:
         return []
-    path = Path(source)
-    if path.is_file() and path.suffix.lower() not in (".txt", ".csv", ".tsv", ".parquet", ".pq"):
-        return [decode(path, channels)]
     dataset = open_dataset(source, channels=channels)
     return [dataset.image(row) for row in range(min(len(dataset), 4))]
 

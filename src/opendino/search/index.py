@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,14 +30,16 @@ from torch import Tensor
 
 from opendino import config
 from opendino.data.datasets import ImageDataset, open_dataset
-from opendino.data.decode import Decoded
+from opendino.data.decode import Decoded, decode
+from opendino.data.fast import choose_decoder
+from opendino.data.photo import Photo, open_photo
 from opendino.embed import Embedder, FeatureSettings, open_embedder, reading
 from opendino.errors import ConfigError, DataError
-from opendino.files import read_json, write_whole
+from opendino.files import read_json, write_whole, writing
 from opendino.neighbours import approximate
 from opendino.neighbours.exact import SearchConfig, nearest
 from opendino.neighbours.matrix import Held
-from opendino.stages.folder import digest_of, write_table
+from opendino.stages.folder import alone, digest_of, write_table
 
 _INDEX, _VECTORS, _IMAGES, _GRAPH = "index.json", "vectors.npy", "images.parquet", "graph.faiss"
 _FORMAT = "opendino index 1"
@@ -197,7 +199,35 @@ class Index:
         settings = config.load(FeatureSettings, None, (), self.about["embedded"] | {"device": device})
         return open_embedder(model or self.model, settings)
 
-    def vectors_of(self, images: Sequence[Decoded], embedder: Embedder) -> Float32[Tensor, "q D"]:
+    @cached_property
+    def decoder(self) -> Literal["pillow", "fast"]:
+        """Who decoded the images; Pillow where the fast decoder did and is not installed here, with a warning."""
+        chosen = choose_decoder("auto" if self.about.get("decoder") == "fast" else "pillow").decoder
+        if chosen != self.about.get("decoder", chosen):
+            _log.warning("%s: its images were decoded by the fast decoder, which is not installed here; scores may "
+                         "differ by 0.001; pip install 'opendino[fast]'", self.folder)  # fmt: skip
+        return chosen
+
+    def open_image(self, source: bytes | Path, channels: int, name: str | None = None) -> Decoded | Photo:
+        """A new image, decoded as those of the index were, for `embedder` and `vectors_of`.
+
+        Args:
+            source: the encoded bytes, or a path to them.
+            channels: of the model.
+            name: what errors call it; the path by default.
+
+        Raises:
+            DataError: it cannot be decoded, or not to such channels.
+        """
+        opened = self.opened
+        photo = None
+        if self.decoder == "fast":
+            photo = open_photo(source, channels, orient=opened["orient"], name=name or str(source))
+        if photo is not None:
+            return photo
+        return decode(source, channels, orient=opened["orient"], value_range=opened["value_range"], name=name)
+
+    def vectors_of(self, images: Sequence[Decoded | Photo], embedder: Embedder) -> Float32[Tensor, "q D"]:
         """The vectors of new images."""
         return torch.stack([found[self.about["feature"]] for found in embedder.of(images)])
 
@@ -226,7 +256,7 @@ def build(embedded: str | Path, out: str | Path = "", feature: str = "", search:
 
     Raises:
         DataError: the folder is not finished, or has no such feature.
-        ConfigError: faiss is asked for and not installed.
+        ConfigError: faiss is asked for and not installed, or another command works in the folder.
     """
     embedded, found = Path(embedded), reading.summary(embedded)
     vectors = [name for name, shape in found.shapes.items() if len(shape) == 1]
@@ -237,16 +267,26 @@ def build(embedded: str | Path, out: str | Path = "", feature: str = "", search:
     about = _about(embedded, feature, found, search)
     if (out / _INDEX).exists() and _read(out) == about:
         return Index(out)
-    if out.exists() and any(out.iterdir()) and not (out / _INDEX).exists() and not (out / _VECTORS).exists():
+    if out.is_file():
+        raise DataError(f"{out}: is a file; name a folder with out=")
+    foreign = out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir())  # locks are hidden
+    if foreign and not (out / _INDEX).exists() and not (out / _VECTORS).exists():
         raise DataError(f"{out}: holds files that are no index; name another folder with out=")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / _INDEX).unlink(missing_ok=True)
-    keep = _write_vectors(out / _VECTORS, embedded, feature, found)
+    with alone(embedded if embedded in out.parents else out):
+        if not (out / _INDEX).exists() or _read(out) != about:  # else another process has built it while we waited
+            _build(embedded, out, about, found, search)
+    return Index(out)
+
+
+def _build(embedded: Path, out: Path, about: dict[str, Any], found: reading.Summary, search: SearchConfig) -> None:
+    with writing(out, DataError):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _INDEX).unlink(missing_ok=True)
+    keep = _write_vectors(out / _VECTORS, embedded, about["feature"], found)
     write_table(out / _IMAGES, reading.table(embedded).filter(pa.array(keep)))
     if search.engine != "exact":
         approximate.write(out / _GRAPH, Vectors(out / _VECTORS), search, _K)
     write_whole(out / _INDEX, json.dumps(about, indent=1) + "\n", durable=True, error=DataError)
-    return Index(out)
 
 
 def open_index(path: str | Path, feature: str = "") -> Index:
@@ -277,6 +317,7 @@ def _about(embedded: Path, feature: str, found: reading.Summary, search: SearchC
         "data": settings["data_name"],
         "embedded": embedded_by,
         "opened": opened,
+        "decoder": settings["decoder"],
         "search": asdict(replace(search, device="auto")),
     }
     return json.loads(json.dumps(about))

@@ -32,7 +32,7 @@ from opendino.files import write_whole
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.view import report
 
-_DATA_SETS = (".txt", ".csv", ".tsv", ".parquet", ".pq")
+_DATA_SETS = (".txt", ".csv", ".tsv", ".parquet", ".pq", ".tar", ".yaml", ".yml")
 _GAP, _MARGIN = 6, 18  # pixels between the two pictures of a pair, and around pairs
 _COARSE = 24  # patches along the longer side: squares of fewer are blocks rather than a picture
 _FEWEST = 8  # patches: fewer than this are no foreground to speak of

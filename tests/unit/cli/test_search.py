@@ -33,6 +33,10 @@ def test_build_ask_and_find_duplicates(tmp_path, picture_folder, capsys):
     assert spare.read_text() == f"{tmp_path / 'images' / 'zz.png'}\n"
     with pytest.raises(ConfigError, match="row:N was wanted"):
         search.main(["query", folder, "row:x"])
+    with pytest.raises(ConfigError, match=r"gone\.jpg: there is no such file; a query is an image file, or row:N"):
+        search.main(["query", folder, str(tmp_path / "gone.jpg")])
+    with pytest.raises(ConfigError, match="images: is a folder; a query is an image file"):
+        search.main(["query", folder, str(tmp_path / "images")])
 
 
 @pytest.mark.parametrize(

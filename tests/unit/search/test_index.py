@@ -5,11 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from opendino.embed import matrix
+from opendino.checkpoint.weights import save_weights
+from opendino.data import fast
+from opendino.data.photo import Photo
+from opendino.embed import EmbedConfig, embed, matrix
 from opendino.errors import ConfigError, DataError
+from opendino.models.vision_transformer import VisionTransformer
 from opendino.neighbours.exact import SearchConfig
 from opendino.search import build, open_index
+from opendino.stages.folder import alone
 
 
 def brute_force(vectors, queries, k):
@@ -45,6 +51,46 @@ def test_an_image_finds_itself_and_its_copy(embedded):
     place = index.position_of(0)
     left = index.hits(index.vectors.block(place, place + 1), 1, leave_out=[place])[0]
     assert left[0].path.endswith("class3/copy00.png")
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "fast"])
+def test_a_photograph_is_decoded_as_the_others_were(tmp_path, decoder):
+    if decoder == "fast":
+        pytest.importorskip("simplejpeg")
+        pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        coarse.resize((200, 150)).save(tmp_path / f"{number}.jpg", quality=80)
+    torch.manual_seed(0)
+    backbone = VisionTransformer(img_size=16, patch_size=4, embed_dim=64, depth=2, num_heads=1)
+    save_weights(backbone, tmp_path / "w")
+    config = EmbedConfig(size=16, device="cpu", decoder=decoder)
+    index = open_index(embed(str(tmp_path / "w"), str(tmp_path), tmp_path / "features", config).folder)
+    assert index.decoder == decoder
+    taken = index.open_image(tmp_path / "1.jpg", 3)
+    assert isinstance(taken, Photo) == (decoder == "fast")
+    best = index.hits(index.vectors_of([taken], index.embedder(device="cpu")), 1)[0][0]
+    assert best.row == 1
+    assert best.score == pytest.approx(1, abs=1e-6)
+
+
+def test_where_the_fast_decoder_is_missing_pillow_decodes_with_a_warning(embedded, tmp_path, monkeypatch, caplog):
+    index = build(embedded, tmp_path / "index")
+    index.about["decoder"] = "fast"
+    monkeypatch.setattr(fast, "missing_package", lambda: "simplejpeg")
+    assert index.decoder == "pillow"
+    assert "decoded by the fast decoder, which is not installed here" in caplog.text
+
+
+def test_two_builders_of_one_index_do_not_meet(embedded, tmp_path):
+    out = tmp_path / "index"
+    with alone(out), pytest.raises(ConfigError, match="another process is writing here"):
+        build(embedded, out)
+    with alone(embedded), pytest.raises(ConfigError, match="another process is writing here"):
+        build(embedded, feature="patch_mean")
+    build(embedded, out)
+    assert {path.name for path in out.iterdir()} == {"index.json", "images.parquet", "vectors.npy"}
 
 
 def test_rows_count_images_that_could_not_be_read(embedded):

@@ -4,6 +4,7 @@
 | source                                                             | member                          |
 |--------------------------------------------------------------------|---------------------------------|
 | a folder of images, nested, class sub-folders optional              | `folder.FolderDataset`          |
+| a single image file                                                | `one_image.OneImageDataset`     |
 | a `.txt` file, one path a line                                      | `file_list.FileListDataset`     |
 | a `.csv`, `.tsv` or `.parquet` file with a column of paths          | `manifest.ManifestDataset`      |
 | a `.parquet` file with a column of image bytes, a folder of such,   | `parquet.ParquetDataset`        |
@@ -27,6 +28,7 @@ __all__ = ["DecodeOptions", "ImageDataset", "open_dataset"]
 
 _MEMBERS = {
     "folder": ("opendino.data.datasets.folder", "FolderDataset"),
+    "image": ("opendino.data.datasets.one_image", "OneImageDataset"),
     "list": ("opendino.data.datasets.file_list", "FileListDataset"),
     "manifest": ("opendino.data.datasets.manifest", "ManifestDataset"),
     "parquet": ("opendino.data.datasets.parquet", "ParquetDataset"),
@@ -106,9 +108,13 @@ def _kind(source: str | Path, path_column: str) -> str:
         return _kind_of_table(path, path_column)
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
+    from opendino.data.datasets.folder import image_suffixes
+
+    if suffix in image_suffixes():
+        return "image"
     raise DataError(
-        f"{path}: cannot be opened as a data set; a folder, a list (.txt), a manifest (.csv, .tsv, .parquet), a "
-        "Parquet file of images, a tar or a mixture (.yaml) was wanted"
+        f"{path}: cannot be opened as a data set; a folder, an image, a list (.txt), a manifest (.csv, .tsv, "
+        ".parquet), a Parquet file of images, a tar or a mixture (.yaml) was wanted"
     )
 
 
