@@ -105,9 +105,10 @@ def test_what_cannot_be_is_said(tmp_path, heap, capsys):
     refused(capsys, words(heap, out, f"queries=[{tmp_path / 'empty'}]"), "empty", "the folder is empty")
     (tmp_path / "empty" / "0.png").write_bytes(b"no picture")
     refused(capsys, words(heap, out, f"queries=[{tmp_path / 'empty'}]"), "none of 1 images can be used", "unreadable")
-    refused(capsys, words(heap, out, "balance.size=500"), "there are 20 images", "give 20 or less")
-    refused(capsys, words(heap, out, "cluster.levels=[90]"), "90 clusters of 20 images")
-    refused(capsys, words(heap, out, "mix.parts=[retrieve]"), "retrieve is no selection of this run")
+    refused(capsys, words(heap, out, "balance.size=500"), "there are 23 images", "give 23 or less")
+    refused(capsys, words(heap, out, "balance.size=22"), "there are 20 images", "give 20 or less")  # without copies
+    refused(capsys, words(heap, out, "cluster.levels=[90]"), "90 clusters of 23 images")
+    refused(capsys, words(heap, out, "mix.parts=[retrieve]"), "retrieve selects nothing without queries=")
 
 
 def test_spoilt_features_are_named(tmp_path, heap, capsys):

@@ -74,6 +74,13 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
+class CopyConfig(EmbedConfig):
+    """How the copy detector makes features of images; where none is named it is the one without weights."""
+
+    model: str = "thumbnail"
+
+
+@dataclass(frozen=True)
 class Embedder:
     """Pictures to features in two steps.
 

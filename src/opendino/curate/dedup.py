@@ -4,7 +4,8 @@
 Read next: `_graph.py` (how edges are found), `neighbours/components.py`, then `decontaminate.py`.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from jaxtyping import Float64, Int64
 
 from opendino.curate import _graph
@@ -20,13 +22,22 @@ from opendino.curate.index import read_index
 from opendino.errors import ConfigError
 from opendino.neighbours.components import components_of
 from opendino.neighbours.exact import SearchConfig, of_result
+from opendino.neighbours.matrix import Matrix
 from opendino.stages.engines import Engine, run_stage, run_whole
-from opendino.stages.folder import Stage, digest_of, write_array, write_table
+from opendino.stages.folder import Stage, counts_of, digest_of, write_array, write_table
 
 PUBLISHED = 0.6
 """Threshold of the paper, for SSCD."""
 
+DOUBTFUL = 0.02
+"""Share of the images taken for copies above which somebody should look whether they are."""
+
 Keep = Literal["largest", "first", "central"]
+
+_RULE = 2  # another where another image of equal ones stays, so that old choices are made again
+_ROWS_AT_ONCE = 16384
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,9 @@ class DedupConfig:
         threshold: cosine above which two images are copies; None takes what belongs to the copy detector, see
             `pipeline.py`.
         k: neighbours of each image that are looked at; larger groups still connect through chains.
-        keep: "largest" in pixels, "first" in the index, or "central": the largest sum of cosines to its copies. Ties
-            go to the first in the index.
+        keep: "largest" in pixels, "first" in the index, or "central": the largest sum of cosines to all others of its
+            component. Of equal ones stays what holds more picture: more pixels, colour before grey, more bytes; at
+            last the first in the index.
 
     Source: DINOv2 paper, appendix A.3: cosine 0.6 of copy-detection features, 64 neighbours, one kept a component.
     Differs: the paper does not say which one it keeps.
@@ -80,21 +92,39 @@ def run(
     task = _graph.EdgesPart(edges, (features,), None, config.k, threshold, search)
     run_stage(stage, engine, _graph.parts_for(len(matrix)), task, lambda: _graph.counts(edges))
     folder = out / "dedup"
-    stage = Stage(folder, "dedup", {"edges": digest_of(edges), "index": digest_of(index)}, {"keep": config.keep})
-    done = run_whole(stage, lambda: _choose(folder, edges, index, matrix.rows, config))
+    inputs = {"edges": digest_of(edges), "index": digest_of(index)}
+    stage = Stage(folder, "dedup", inputs, {"keep": config.keep, "rule": _RULE, "threshold": threshold})
+    done = run_whole(stage, lambda: _choose(folder, edges, index, matrix, config))
+    if doubt := doubtful(counts_of(folder), threshold):
+        _log.warning("%s", doubt)
     return folder, done
 
 
-def _choose(folder: Path, edges: Path, index: Path, rows: Rows, config: DedupConfig) -> dict[str, Any]:
+def doubtful(counts: Mapping[str, Any], threshold: float) -> str:
+    """What is to be said where so many images went as copies that some may be none; nothing otherwise.
+
+    Args:
+        counts: of the stage.
+        threshold: it was run with.
+    """
+    share = counts["dropped"] / max(counts["images"], 1)
+    if share <= DOUBTFUL:
+        return ""
+    return (
+        f"{counts['dropped']} of {counts['images']} images ({100 * share:.1f} %) went as near copies, the largest "
+        f"group has {counts['largest_component']}. Right where the source has so many; a detector that is weak on such "
+        f"pictures joins strangers too. Look at the groups in report.html: if they are strangers, raise "
+        f"dedup.threshold ({threshold:g} now) or take another copy.model"
+    )
+
+
+def _choose(folder: Path, edges: Path, index: Path, matrix: OnDisk, config: DedupConfig) -> dict[str, Any]:
+    rows = matrix.rows
     labels = components_of(len(rows), ((a, b) for a, b, _ in _graph.edges(edges)))
-    if config.keep == "largest":
-        table = read_index(index, rows, ["width", "height"])
-        score = table["width"].to_numpy().astype(np.float64) * table["height"].to_numpy()
-    elif config.keep == "central":
-        score = centrality(len(rows), _graph.edges(edges))
-    else:
-        score = np.zeros(len(rows))
-    kept = choose(labels, score)
+    scores = [] if config.keep == "first" else _content(index, rows)
+    if config.keep == "central":
+        scores.insert(0, centrality(labels, matrix))
+    kept = choose(labels, *scores)
     sizes = np.bincount(labels, minlength=len(rows))
     grouped = sizes[labels] > 1
     columns = {"row": rows[grouped], "component": rows[labels[grouped]], "kept": kept[grouped]}
@@ -106,20 +136,28 @@ def _choose(folder: Path, edges: Path, index: Path, rows: Rows, config: DedupCon
         "images": len(rows),
         "kept": int(kept.sum()),
         "dropped": int((~kept).sum()),
+        "dropped_share": round(float((~kept).mean()), 4),
         "components_with_copies": int((sizes > 1).sum()),
         "largest_component": int(sizes.max()),
         "rows_with_all_k": full,
     }
 
 
-def choose(labels: Int64[np.ndarray, " n"], score: Float64[np.ndarray, " n"]) -> np.ndarray:
+def _content(index: Path, rows: Rows) -> list[Float64[np.ndarray, " n"]]:
+    """How much picture each row holds, what counts most first."""
+    table = read_index(index, rows, ["width", "height", "channels", "bytes"])
+    width, height, channels, size = (table[name].to_numpy().astype(np.float64) for name in table.column_names[1:])
+    return [width * height, channels, size]
+
+
+def choose(labels: Int64[np.ndarray, " n"], *scores: Float64[np.ndarray, " n"]) -> np.ndarray:
     """True for the one of each component with the highest score, the first of equals.
 
     Args:
         labels: component of each row.
-        score: of each row.
+        scores: of each row; each of them decides where those before it are equal.
     """
-    order = np.lexsort([np.arange(len(labels)), -score, labels])
+    order = np.lexsort([np.arange(len(labels)), *(-score for score in reversed(scores)), labels])
     first = np.ones(len(labels), dtype=bool)
     first[1:] = labels[order][1:] != labels[order][:-1]
     kept = np.zeros(len(labels), dtype=bool)
@@ -128,21 +166,36 @@ def choose(labels: Int64[np.ndarray, " n"], score: Float64[np.ndarray, " n"]) ->
 
 
 def centrality(
-    n: int, edges: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], rows: int = _graph.ROWS_A_PART
+    labels: Int64[np.ndarray, " n"], features: Matrix, at_once: int = _ROWS_AT_ONCE
 ) -> Float64[np.ndarray, " n"]:
-    """Sum of the cosines of each node's edges, one part of the graph after the other.
+    """Sum of the cosines of each row to all others of its component, whether or not they have an edge.
 
-    Both ends of an edge may have found it, in two parts: a node counts what its own part has.
+    It is the product with the sum of the others, so a component of a million rows takes a million products.
 
     Args:
-        n: nodes.
-        edges: of each part: both ends and cosine.
-        rows: nodes of a part.
+        labels: component of each row.
+        features: the rows, of length 1.
+        at_once: rows read at once, in whole components where they are no larger; bounds the memory.
     """
-    total = np.zeros(n)
-    for part, (a, b, cosine) in enumerate(edges):
-        for end in (a, b):
-            own = end // rows == part
-            total += np.bincount(end[own], cosine[own], minlength=n)
+    order = np.argsort(labels, kind="stable")
+    order = order[np.bincount(labels, minlength=len(labels))[labels[order]] > 1]
+    _, starts = np.unique(labels[order], return_index=True)
+    total, ends = np.zeros(len(labels)), [*starts[1:].tolist(), len(order)] if len(order) else []
+    begin = 0
+    for place, end in enumerate(ends):
+        # As many whole components as fit, or a single larger one.
+        if place + 1 < len(ends) and ends[place + 1] - begin <= at_once:
+            continue
+        group = order[begin:end]
+        _, component = np.unique(labels[group], return_inverse=True)
+        parts = [slice(start, start + at_once) for start in range(0, len(group), at_once)]
+        sums = torch.zeros(int(component.max()) + 1, features.dim, dtype=torch.float64)
+        for part in parts:
+            sums.index_add_(0, torch.from_numpy(component[part]), features.take(group[part]).double())
+        for part in parts:
+            own = features.take(group[part]).double()
+            others = sums[torch.from_numpy(component[part])] - own
+            total[group[part]] = (own * others).sum(dim=1).numpy()
+        begin = end
     # Rounded, so that the order of the sum does not decide between equals.
     return np.round(total, 6)

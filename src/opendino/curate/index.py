@@ -26,7 +26,7 @@ from opendino.curate._sources import Entry, entries_of
 from opendino.data.datasets import DecodeOptions
 from opendino.data.datasets._paths import shown
 from opendino.data.datasets.pointers import PointerDataset
-from opendino.data.decode import decode
+from opendino.data.decode import Decoded, decode
 from opendino.errors import ConfigError, DataError
 from opendino.stages.engines import Engine, run_stage
 from opendino.stages.folder import Stage, digest_of, marker, parts_of, state_of, write_array, write_table
@@ -42,12 +42,21 @@ TABLE = pa.schema(
         ("label", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("channels", pa.int32()),
         ("bytes", pa.int64()),
         ("format", pa.string()),
         ("sha256", pa.string()),
         ("reason", pa.string()),
     ]
 )
+"""Columns of an index. `channels` is 1 for a grey picture, 3 for one of colours, however it is stored."""
+
+TABLE_VERSION = 2
+"""Another where the columns mean something else, so that old indices are made again."""
+
+_COLOURLESS = 4  # levels of 255 between the channels of a small picture: less is rounding
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+_SMALL = (32, 32)
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ def run(out: Path, name: str, config: IndexConfig, engine: Engine) -> Path:
     files = {source: state_of(source) for source in config.sources}
     stage = Stage(listing, f"{name}_list", files, {"rows": config.rows, "image_column": config.image_column})
     run_stage(stage, Engine(), 1, _ListAll(listing, config), lambda: {"images": _rows_in(listing)})
-    parameters = {key: value for key, value in vars(config).items() if key != "sources"}
+    parameters = {key: value for key, value in vars(config).items() if key != "sources"} | {"table": TABLE_VERSION}
     stage = Stage(folder, name, {"list": digest_of(listing)}, parameters)
     run_stage(
         stage, engine, len(parts_of(listing)), IndexPart(folder, listing, config), lambda: _sum_up(folder, config)
@@ -209,15 +218,18 @@ def read_index(folder: Path, rows: Rows, columns: list[str]) -> pa.Table:
 
 def _look(images: PointerDataset, row: int, config: IndexConfig) -> dict[str, Any]:
     """What is said of one image."""
-    said: dict[str, Any] = {"width": 0, "height": 0, "bytes": 0, "format": "", "sha256": "", "reason": ""}
+    said: dict[str, Any] = {"width": 0, "height": 0, "channels": 0, "bytes": 0, "format": "", "sha256": ""}
+    said["reason"] = ""
     try:
         source = images.read(row)
         data = source if isinstance(source, bytes) else source.read_bytes()
         said |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         with Image.open(BytesIO(data)) as image:
             said |= {"width": image.width, "height": image.height, "format": image.format or ""}
+            said["channels"] = 1 if image.mode in _GREY_MODES else 3
         if config.verify == "decode":
-            decode(data, 3, name="image")
+            picture = decode(data, 3, name="image")
+            said["channels"] = 3 if said["channels"] == 3 and _has_colour(picture) else 1
     except OSError as error:
         said["reason"] = f"unreadable: {error.strerror or 'no image format that Pillow can read'}"
         return said
@@ -230,6 +242,16 @@ def _look(images: PointerDataset, row: int, config: IndexConfig) -> dict[str, An
     elif config.max_aspect and long > config.max_aspect * short:
         said["reason"] = f"long: aspect {long / short:.2f} > {config.max_aspect:g}"
     return said
+
+
+def _has_colour(picture: Decoded) -> bool:
+    """Whether the channels of a picture differ anywhere by more than rounding; three alike are a grey picture's."""
+    if isinstance(picture, Image.Image):
+        small = picture.resize(_SMALL, Image.Resampling.BOX, reducing_gap=2.0)
+        pixels = np.asarray(small, dtype=np.float32)
+    else:
+        pixels = picture * 255
+    return bool(np.ptp(pixels, axis=2).max() >= _COLOURLESS)
 
 
 def _sum_up(folder: Path, config: IndexConfig) -> dict[str, Any]:

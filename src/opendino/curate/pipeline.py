@@ -7,15 +7,25 @@ Each stage is a file of its own, named as the stage. A stage whose outputs are w
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from opendino import distributed
-from opendino.curate import balance, cluster, decontaminate, dedup, embed, index, mix, prune, report, retrieve
-from opendino.curate._embedders import NO_MODEL, EmbedConfig
+from opendino.curate import (
+    _beforehand,
+    balance,
+    cluster,
+    decontaminate,
+    dedup,
+    embed,
+    index,
+    mix,
+    prune,
+    report,
+    retrieve,
+)
+from opendino.curate._embedders import CopyConfig, EmbedConfig
 from opendino.curate.balance import BalanceConfig
 from opendino.curate.cluster import ClusterConfig
 from opendino.curate.decontaminate import DecontaminateConfig
@@ -55,7 +65,7 @@ class CurateConfig:
     index: IndexConfig = field(default_factory=IndexConfig)
     references: tuple[str, ...] = ()
     queries: tuple[str, ...] = ()
-    copy: EmbedConfig = field(default_factory=lambda: EmbedConfig(model="thumbnail"))
+    copy: CopyConfig = field(default_factory=CopyConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     engine: Engine = field(default_factory=Engine)
@@ -82,13 +92,15 @@ def run(config: CurateConfig, until: str = "report", told: Callable[[str, dict[s
     Raises:
         ConfigError: a setting that a stage needs is missing, or another command works in the folder.
         DataError: as the stages.
+        ModelError, CheckpointError: a model cannot be opened; what can be known is said before any work.
     """
     if config.out == Path():
         raise ConfigError("out: names no folder; give one for the results, out=DIR")
-    if STAGES.index(until) >= STAGES.index("embed") and not config.embed.model:
-        raise ConfigError(NO_MODEL)
-    with met(config.engine), alone(config.out):
-        return _Run(config, told or _silent, until).go()
+    last = STAGES.index(until)
+    with met(config.engine):
+        _beforehand.check(config, copies=last >= STAGES.index("dedup"), embeds=last >= STAGES.index("embed"))
+        with alone(config.out):
+            return _Run(config, told or _silent, until).go()
 
 
 def with_thresholds(config: CurateConfig) -> CurateConfig:
@@ -100,6 +112,11 @@ def with_thresholds(config: CurateConfig) -> CurateConfig:
     if leaks.threshold is None:
         leaks = replace(leaks, threshold=THUMBNAIL if own else decontaminate.PUBLISHED)
     return replace(config, dedup=dedup_, decontaminate=leaks)
+
+
+def _left(counts: dict[str, Any]) -> int:
+    """Images that the next stage will see."""
+    return counts["kept"] if "kept" in counts else counts["usable"]
 
 
 def _silent(name: str, counts: dict[str, Any]) -> None:
@@ -115,6 +132,7 @@ class _Run:
         wanted = {*config.mix.parts, last}
         # A tree over a whole pool is dear, and retrieval alone has no use for it.
         self.wants_tree = not config.mix.parts or bool(wanted & {"cluster", "prune", "balance"})
+        self.grows_tree = self.wants_tree and STAGES.index(last) >= STAGES.index("cluster")
 
     def go(self) -> Path:
         folder = Path()
@@ -124,6 +142,8 @@ class _Run:
                 folder = made
                 if stage != "report":
                     self.told(stage, counts_of(folder))
+                if stage in ("index", "dedup", "decontaminate") and self.grows_tree:
+                    _beforehand.check_sizes(self.config, _left(counts_of(folder)))
             if stage == self.last:
                 break
         return folder
@@ -174,7 +194,7 @@ class _Run:
 
     def _embed(self) -> Path:
         config = self.config
-        if config.embed == config.copy:
+        if asdict(config.embed) == asdict(config.copy):
             self.features = self.copies
         else:
             self.features = embed.run(
@@ -196,7 +216,6 @@ class _Run:
     def _cluster(self) -> Path | None:
         if not self.wants_tree:
             return None
-        balance.check_size(len(np.load(self.selection / "kept.npy")), self.config.balance)  # before the dear part
         self.clusters = cluster.run(self.config.out, self.selection, self.features, self.config.cluster)
         return self.clusters
 

@@ -15,12 +15,13 @@ from PIL import Image
 
 from opendino.curate._features import Rows
 from opendino.curate.balance import entropy
+from opendino.curate.dedup import doubtful
 from opendino.curate.index import read_index
 from opendino.curate.mix import MANIFEST
 from opendino.data.datasets.pointers import PointerDataset
 from opendino.data.decode import Decoded
 from opendino.errors import DataError
-from opendino.stages.folder import counts_of, parts_of
+from opendino.stages.folder import counts_of, parts_of, plan_of
 from opendino.view.report import Html, image_grid, page, paragraph, section, table, write
 
 _SIDE = 96  # pixels of a picture on the page
@@ -75,7 +76,7 @@ def run(out: Path, image_column: str = "") -> Path:
     made = {name: counts_of(out / name) for name in _ORDER if (out / name / "done.json").is_file()}
     parts = [_overview(made), _set_aside(out, made)]
     if "dedup" in made:
-        parts.append(_copies(out / "dedup", pictures))
+        parts.append(_copies(out / "dedup", made["dedup"], pictures))
     if "decontaminate" in made:
         parts.append(_leaks(out / "decontaminate", made["decontaminate"], pictures))
     if "balance" in made:
@@ -120,7 +121,7 @@ def _set_aside(out: Path, made: dict[str, dict[str, Any]]) -> Html:
     return section("Thrown away", *shown)
 
 
-def _copies(folder: Path, pictures: _Pictures) -> Html:
+def _copies(folder: Path, counts: dict[str, Any], pictures: _Pictures) -> Html:
     found = pq.read_table(folder / "copies.parquet").to_pydict()
     rows, component, kept = (np.array(found[name]) for name in ("row", "component", "kept"))
     if not len(rows):
@@ -133,7 +134,9 @@ def _copies(folder: Path, pictures: _Pictures) -> Html:
         mine = mine[np.argsort(~kept[mine], kind="stable")][:_IN_GROUP]
         captions = ["kept" if kept[at] else "dropped" for at in mine]
         grids.append(pictures.grid(rows[mine], captions, f"{int((component == group).sum())} copies"))
-    return section("Near copies", *grids, text="The largest groups; the image that was kept comes first.")
+    doubt = doubtful(counts, plan_of(folder)["parameters"]["threshold"])
+    warned = [paragraph(f"Please look: {doubt}.")] if doubt else []
+    return section("Near copies", *warned, *grids, text="The largest groups; the image that was kept comes first.")
 
 
 def _leaks(folder: Path, counts: dict[str, Any], pictures: _Pictures) -> Html:

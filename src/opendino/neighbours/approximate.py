@@ -76,7 +76,7 @@ def write(path: Path, bank: Matrix, config: SearchConfig, k: int) -> Path:
     Raises:
         ConfigError: faiss is not installed.
     """
-    faiss, index = _library(), _built(bank, config, min(k, len(bank)))
+    faiss, index = library(), _built(bank, config, min(k, len(bank)))
     return write_whole(path, lambda place: faiss.write_index(index, str(place)), error=DataError)
 
 
@@ -87,7 +87,7 @@ def read(path: Path, config: SearchConfig) -> Any:  # noqa: ANN401
         ConfigError: faiss is not installed.
         DataError: the file cannot be read.
     """
-    faiss = _library()
+    faiss = library()
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
@@ -100,7 +100,7 @@ def read(path: Path, config: SearchConfig) -> Any:  # noqa: ANN401
 
 @lru_cache(maxsize=1)
 def _built(bank: Matrix, config: SearchConfig, k: int) -> Any:  # noqa: ANN401
-    faiss = _library()
+    faiss = library()
     n = len(bank)
     if config.engine == "ivf":
         lists = max(min(int(4 * n**0.5), n // 39), 1)
@@ -121,7 +121,12 @@ def _built(bank: Matrix, config: SearchConfig, k: int) -> Any:  # noqa: ANN401
     return index
 
 
-def _library() -> Any:  # noqa: ANN401
+def library() -> Any:  # noqa: ANN401
+    """The package faiss.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
     try:
         import faiss  # pyrefly: ignore[missing-import]  an extra
     except ImportError as error:

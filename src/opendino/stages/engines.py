@@ -204,14 +204,27 @@ class _Actor:
         return batch
 
 
-def _ray(engine: Engine, missing: list[int], task: Task) -> None:
+def check_engine(engine: Engine) -> None:
+    """Check that what an engine needs is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if engine.name != "ray":
+        return
     try:
-        import ray  # pyrefly: ignore[missing-import]  an extra
-        import ray.data  # pyrefly: ignore[missing-import]
+        import ray.data  # pyrefly: ignore[missing-import]  an extra  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             f"engine.name = ray: Ray Data cannot be imported ({error}); pip install 'opendino[ray]'"
         ) from None
+
+
+def _ray(engine: Engine, missing: list[int], task: Task) -> None:
+    check_engine(engine)
+    import ray  # pyrefly: ignore[missing-import]
+    import ray.data  # pyrefly: ignore[missing-import]
+
     if not ray.is_initialized():
         ray.init(log_to_driver=False, **_cluster(engine))
         # Stages tell their own progress; Ray's would be a dozen lines each ten seconds.

@@ -42,6 +42,22 @@ def test_what_cannot_be_used_is_set_aside_with_the_reason(tmp_path, heap):
     assert np.load(folder / "identical_of.npy").tolist() == [0]
 
 
+@pytest.mark.parametrize(("verify", "wanted"), [("decode", [1, 1, 1, 3, 3]), ("header", [1, 1, 3, 3, 3])])
+def test_channels_tell_colour_from_grey_however_it_is_stored(tmp_path, verify, wanted):
+    folder, rng = tmp_path / "heap", np.random.default_rng(0)
+    folder.mkdir()
+    grey = Image.fromarray(rng.integers(0, 255, (40, 40), np.uint8))
+    grey.save(folder / "a.png")
+    Image.fromarray(rng.integers(0, 65535, (40, 40), np.uint16)).save(folder / "b.png")
+    grey.convert("RGB").save(folder / "c.jpg", quality=50)
+    spotted = grey.convert("RGB")
+    spotted.paste((255, 0, 0), (0, 0, 3, 3))
+    spotted.save(folder / "d.png")
+    spotted.quantize(16).save(folder / "e.png")
+    index = run(tmp_path / "out", "index", IndexConfig((str(folder),), verify=verify), Engine())
+    assert pq.read_table(sorted(index.glob("part-*.parquet")))["channels"].to_pylist() == wanted
+
+
 def test_rows_count_through_the_parts(tmp_path, heap):
     folder = run(tmp_path / "out", "index", IndexConfig((str(heap), str(heap)), rows=4, identical="keep"), Engine())
     assert len(parts_of(folder)) == 4

@@ -51,6 +51,10 @@ def test_every_shipped_recipe_loads():
         assert load(CurateConfig, path, ["index.sources=[x]"]).dedup.k == 64
 
 
+def test_a_setting_of_the_copy_detector_leaves_the_others():
+    assert load(CurateConfig, None, ["copy.threads=1"]).copy.model == "thumbnail"
+
+
 def test_thresholds_belong_to_the_detector():
     from opendino.curate.pipeline import with_thresholds
 
@@ -63,20 +67,37 @@ def test_thresholds_belong_to_the_detector():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["queries=[nowhere]"], "nowhere: there is no such file or folder"),
         (["references=[{empty}]"], "empty: the folder is empty"),
         (["balance.size=500"], "there are 40 images, at most 1 times each; give 40 or less"),
-        (["embed.model="], "embed.model: names nothing"),
+        (["cluster.levels=[41,2]"], "41 clusters of 40 images; give fewer"),
     ],
 )
-def test_what_cannot_be_is_told_before_the_dear_stages(tmp_path, picture_folder, words, message):
+def test_what_cannot_be_is_told_when_the_images_are_counted(tmp_path, picture_folder, words, message):
     (tmp_path / "empty").mkdir()
     words = [word.format(empty=tmp_path / "empty") for word in words]
     base = [f"out={tmp_path / 'out'}", f"index.sources=[{picture_folder}]", "embed.model=thumbnail"]
     with pytest.raises(OpendinoError, match=message):
         run(load(CurateConfig, None, [*base, "dedup.threshold=0.999", *words]))
-    assert not (tmp_path / "out" / "cluster").exists()
-    assert (tmp_path / "out" / "copy_embed").exists() == ("balance.size=500" in words)
+    assert not (tmp_path / "out" / "copy_embed").exists()
+    assert (tmp_path / "out" / "index" / "done.json").exists() == ("references=" not in words[0])
+
+
+def test_too_large_a_sample_is_refused_before_the_features_of_the_model(tmp_path, picture_folder):
+    words = [f"out={tmp_path}", f"index.sources=[{picture_folder}]", "embed.model=thumbnail", "balance.size=40",
+             "dedup.threshold=0.3", "embed.dtype=float16"]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"there are \d+ images"):
+        run(load(CurateConfig, None, words))
+    kept = len(np.load(tmp_path / "dedup" / "kept.npy"))
+    assert kept < 40
+    assert not (tmp_path / "embed").exists()
+    before = (tmp_path / "dedup" / "done.json").stat().st_mtime_ns
+    run(load(CurateConfig, None, [*words, "balance.size=" + str(kept)]), until="balance")
+    assert (tmp_path / "dedup" / "done.json").stat().st_mtime_ns == before  # finished stages stay
+
+
+def test_a_single_stage_asks_nothing_of_later_ones(tmp_path, picture_folder):
+    words = [f"out={tmp_path}", f"index.sources=[{picture_folder}]", "balance.size=500", "copy.model=nowhere"]
+    assert run(load(CurateConfig, None, words), until="index") == tmp_path / "index"
 
 
 def test_no_folder():

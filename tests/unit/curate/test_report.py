@@ -29,7 +29,17 @@ def test_the_page_shows_what_was_done(tmp_path):
     folder = pipeline.run(load(pipeline.CurateConfig, None, words))
     assert folder == tmp_path / "out"
     text = (folder / "report.html").read_text()
-    for word in ("Near copies", "broken.png", "unreadable", "kept", "dropped", "cluster", "Balance"):
+    for word in (
+        "Near copies",
+        "went as near copies, the largest group has",
+        "raise dedup.threshold (0.97 now)",
+        "broken.png",
+        "unreadable",
+        "kept",
+        "dropped",
+        "cluster",
+        "Balance",
+    ):
         assert word in text
     assert not re.search(r'(src|href)="(?!data:)', text)  # nothing is fetched
     assert report.run(folder).read_text() == text
