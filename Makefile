@@ -29,7 +29,7 @@ docs: build/docs/.installed  ## the site of the documents in build/site/html: pa
 wheel:           ## build wheel and sdist, and use the wheel in an empty environment, outside of the checkout
 	PYTHON=$(PYTHON) .ci/wheel
 
-bench: $(STAMP)  ## every table of docs/performance.md and docs/results.md that this machine can make; hours
+bench: $(STAMP)  ## every table of docs/performance.md and docs/results.md that this machine can make; hours; OPENDINO_PEERS=PYTHON for peers
 	$(BIN)/python benchmarks/all.py
 
 bench-quick: $(STAMP)  ## every benchmark in its short form, under a minute each

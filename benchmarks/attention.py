@@ -5,12 +5,14 @@
 
 `layers/attention.py` takes the written-out way for bfloat16 on a CPU because of these figures. Processor time of one
 thread, both ways in turn in one process, the fastest of the repeats; the layout of queries, keys and values is the one
-that the layer makes.
+that the layer makes. The last line is a JSON object: the ratio of each row, and all rows.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
     print(f"{'dtype':9} {'images':>6} {'tokens':>6} {'heads':>5}  {'pass':17} {'fused':>7} {'written':>7}  ratio")
     for dtype in (torch.bfloat16, torch.float32):
         for images, tokens, heads in SHAPES:
@@ -52,11 +55,15 @@ def main() -> None:
                 qkv = torch.randn(images, tokens, 3 * 64 * heads, dtype=dtype, requires_grad=backward)
                 fused = milliseconds(F.scaled_dot_product_attention, qkv, heads, repeats)
                 written = milliseconds(written_out, qkv, heads, repeats)
+                name, work = str(dtype).removeprefix("torch."), "forward, backward" if backward else "forward"
                 print(
-                    f"{str(dtype).removeprefix('torch.'):9} {images:6} {tokens:6} {heads:5}  "
-                    f"{'forward, backward' if backward else 'forward':17} {fused:7.1f} {written:7.1f}  "
+                    f"{name:9} {images:6} {tokens:6} {heads:5}  {work:17} {fused:7.1f} {written:7.1f}  "
                     f"{fused / written:.2f}"
                 )
+                shape = f"{images} x {tokens} x {heads}"
+                rows.append({"dtype": name, "shape": shape, "pass": work, "fused": fused, "written": written})
+    ratios = {f"{row['dtype']} {row['shape']} {row['pass']}": round(row["fused"] / row["written"], 2) for row in rows}
+    print(json.dumps({"ratios": ratios, "rows": rows}))
 
 
 if __name__ == "__main__":

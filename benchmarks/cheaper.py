@@ -99,7 +99,7 @@ def main() -> None:
     for name, row in found.items():
         row["ratio"] = round(row["img_per_s"] / first, 2)
         print(f"{name:28}  " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
-    print(json.dumps({name: row["ratio"] for name, row in found.items()}))
+    print(json.dumps({"ratios": {name: row["ratio"] for name, row in found.items()}, "rows": found}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Each curve changes one number of the same step and keeps the others; processor s
 clipping, AdamW, averaged teacher) on noise, the median of a few. Beside a curve stands the power that fits it best, 1
 for a cost in proportion, and seconds for each unit between its two largest points, which what is constant does not
 change. The curve of processes keeps the images of each and counts the wall time of a step: flat is ideal where there
-are as many cores as processes. The last line is a JSON object of the powers.
+are as many cores as processes. The last line is a JSON object: the powers, and all points.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def main() -> None:
         record = {"command": " ".join(["python", "benchmarks/cost.py", *sys.argv[1:]]), "machine": cpu_name()}
         text = json.dumps(record | {"torch": torch.__version__, "rows": rows}, indent=1)
         (RESULTS / f"{asked.json}.json").write_text(text + "\n", encoding="utf-8")
-    print(json.dumps({row["name"]: round(row["power"], 2) for row in rows}))
+    print(json.dumps({"powers": {row["name"]: round(row["power"], 2) for row in rows}, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ multi-scale and voting patches). Data are every n-th row of the files, so that a
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,6 +136,7 @@ def main() -> None:
         else:
             figures = images(backbone, train, val, home / "features")
     print(f"{asked.table}\n{markdown_table(['features', *figures], [[asked.row, *map(number, figures.values())]])}")
+    print(json.dumps({"table": asked.table, "row": asked.row, "figures": figures}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from the features, not that it would know another scene. A constant is the mean 
 """
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from typing import cast
@@ -132,6 +133,7 @@ def main() -> None:
     figures |= {"of the better constant's": found.figures["rmse"] / min(rivals.values())}
     row = [asked.row, asked.split, asked.head, *map(number, figures.values())]
     print(markdown_table(["features", "split", "head", *figures], [row]))
+    print(json.dumps({"row": asked.row, "split": asked.split, "head": asked.head, "figures": figures}))
 
 
 if __name__ == "__main__":

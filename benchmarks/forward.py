@@ -11,10 +11,12 @@ the best peer over ours: processor time for one thread, wall time for more. Besi
 product of the same type in that minute, and which share of it our model and the best peer reach with all that they do:
 one over the peer's share is the most that anything could gain on this processor. `--memory` prints peak memory instead:
 what the resident set grows by in a call, each way in a process of its own. `--device cuda` takes S to g at 224 and
-518 pixels, and the clock of the wall, waiting for the device. The last line is a JSON object.
+518 pixels, and the clock of the wall, waiting for the device. `--quick` leaves our plain model out where a peer is
+there, and looks once where a look takes long. The last line is a JSON object: the ratios, and all rows.
 """
 
 import argparse
+import copy
 import ctypes
 import json
 import os
@@ -22,7 +24,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +63,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WAYS = ("optimized", "plain", "transformers", "timm")
 
 
+@lru_cache(4)
 def build(way: str, size: str) -> Any | None:
-    """A model in evaluation mode; None where its library does not import."""
+    """A model in evaluation mode, drawn once; None where its library does not import."""
     preset, width, depth, heads, timm_name = SHAPES[size]
     try:
         if way == "transformers":
@@ -80,10 +84,10 @@ def build(way: str, size: str) -> Any | None:
 
 def prepare(way: str, size: str, side: int, dtype: Any, device: str = "cpu") -> Callable[[Tensor], object] | None:
     """How one way makes tokens of images."""
-    model = build(way, size)
+    model = build("plain" if way == "optimized" else way, size)
     if model is None:
         return None
-    model = model.to(device)
+    model = copy.deepcopy(model).to(device)
     if way == "optimized":
         return optimize(model, dtype, side).forward_features
     model = model.to(DTYPES[dtype])
@@ -104,17 +108,19 @@ def seconds(call: Callable[[Tensor], object], images: Tensor) -> float:
 
 
 @torch.inference_mode()
-def measure(cell: tuple[str, int, int, str], budget: float, device: str = "cpu") -> dict:
+def measure(
+    cell: tuple[str, int, int, str], budget: float, device: str = "cpu", least: int = 2, wanted: Sequence[str] = WAYS
+) -> dict:
     """Median seconds of every way, and the ratio of the best peer to ours round by round."""
     size, side, batch, dtype = cell
     images = torch.randn(batch, 3, side, side, device=device)
-    calls = {way: prepare(way, size, side, dtype, device) for way in WAYS}
+    calls = {way: prepare(way, size, side, dtype, device) for way in wanted}
     calls = {way: call for way, call in calls.items() if call is not None}
     rounds: list[dict[str, float]] = []
     for call in calls.values():
         seconds(call, images)
     begun = time.perf_counter()
-    while len(rounds) < 2 or (time.perf_counter() - begun < budget and len(rounds) < 40):
+    while len(rounds) < least or (time.perf_counter() - begun < budget and len(rounds) < 40):
         rounds.append({way: seconds(call, images) for way, call in calls.items()})
     medians = {way: statistics.median(one[way] for one in rounds) for way in calls}
     peers = [way for way in ("transformers", "timm") if way in calls]
@@ -124,7 +130,11 @@ def measure(cell: tuple[str, int, int, str], budget: float, device: str = "cpu")
         "img_per_s": {way: batch / one for way, one in medians.items()},
         "best_peer": best,
         "ratio": statistics.median(one[best] / one["optimized"] for one in rounds),
-        "ratio_to_plain": statistics.median(one["plain"] / one["optimized"] for one in rounds),
+        **(
+            {"ratio_to_plain": statistics.median(one["plain"] / one["optimized"] for one in rounds)}
+            if "plain" in calls
+            else {}
+        ),
         "rounds": len(rounds),
     }
 
@@ -179,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="eight cells, under a minute")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--budget", type=float, default=10.0, help="seconds of each cell, at least two looks")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="cells whose name has this in it")
     parser.add_argument("--memory", action="store_true", help="peak memory in place of time")
@@ -196,9 +207,18 @@ def main() -> None:
     for cell in cells:
         if arguments.memory:
             rows.append({"cell": name_of(cell), "peak_mib": {way: peak_mib(way, cell) for way in WAYS}})
-            print(rows[-1])
+            peaks = rows[-1]["peak_mib"].items()
+            print(
+                f"{name_of(cell):16} " + "  ".join(f"{way} {peak:6.1f} MiB" for way, peak in peaks if peak), flush=True
+            )
             continue
-        row: dict[str, Any] = measure(cell, 1.5 if arguments.quick else 10.0, arguments.device)
+        row: dict[str, Any] = measure(
+            cell,
+            0.7 if arguments.quick else arguments.budget,
+            arguments.device,
+            1 if arguments.quick else 2,
+            [way for way in WAYS if way != "plain"] if arguments.quick and has_peer(cell[0]) else WAYS,
+        )
         row |= shares(row, cell, arguments.device)
         rows.append(row)
         rates = "  ".join(f"{way} {rate:7.2f}" for way, rate in row["img_per_s"].items())
@@ -218,7 +238,12 @@ def main() -> None:
     if arguments.json:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{arguments.json}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({row["cell"]: round(row["ratio"], 2) for row in rows if "ratio" in row} or rows))
+    ratios = {row["cell"]: round(row["ratio"], 2) for row in rows if "ratio" in row}
+    print(json.dumps({"ratios": ratios, "threads": arguments.threads, "rows": rows}))
+
+
+def has_peer(size: str) -> bool:
+    return any(build(way, size) is not None for way in ("transformers", "timm"))
 
 
 def name_of(cell: tuple[str, int, int, str]) -> str:

@@ -7,7 +7,7 @@ python benchmarks/loader.py [--workers 0 1 2] [--batches 10] [--paths 1000000]  
 Photographs are those of 500 x 375 in `photos.parquet` of the folder that OPENDINO_TEST_DATA names (or ../shared/data),
 as they are and saved again at quality 75; else made JPEGs. The peer runs in the Python that `--peer` or
 OPENDINO_TORCHVISION names, as torchvision may not import beside this torch; see `torchvision_recipe.py`. The last line
-of --quick is JSON.
+is JSON.
 """
 
 import argparse
@@ -124,8 +124,8 @@ def children() -> list[str]:
     return listed.read_text().split() if listed.exists() else []
 
 
-def throughput(dataset: ImageDataset, crops: CropsConfig, patch: int, batch: int, workers: int, batches: int) -> str:
-    """One line: images a second of wall time, share of cores used, memory."""
+def throughput(dataset: ImageDataset, crops: CropsConfig, patch: int, batch: int, workers: int, batches: int) -> dict:
+    """Images a second of wall time, and MB of all processes."""
     loader = pretrain_loader(dataset, crops, MaskConfig(), patch, batch, workers=workers)
     warm = max(2 * workers, 1)  # what was prepared ahead while the workers were started
     for _ in range(warm):
@@ -136,15 +136,16 @@ def throughput(dataset: ImageDataset, crops: CropsConfig, patch: int, batch: int
         held = max(held, memory() + sum(memory(child) for child in children()))
     rate = batch * max(batches, 2 * workers) / (time.perf_counter() - started)
     loader.close()
-    return f"| {workers} | {rate:,.0f} | {held:,.0f} |"
+    return {"workers": workers, "images_per_second": rate, "mb": held}
 
 
-def index_of_paths(count: int) -> None:
+def index_of_paths(count: int) -> dict[str, float]:
     """A table of made paths, and a scan of real empty files."""
     started = time.perf_counter()
     table = PathTable.collect(b"n%08d/n%08d_%d.JPEG" % (i // 1000, i // 1000, i % 1000) for i in range(count))
     held = (table.text.nbytes + table.offsets.nbytes) / 2**20
-    print(f"\ntable of {count:,} paths: {time.perf_counter() - started:.2f} s, {held:.0f} MB, shared by all workers")
+    listed = time.perf_counter() - started
+    print(f"\ntable of {count:,} paths: {listed:.2f} s, {held:.0f} MB, shared by all workers")
     with tempfile.TemporaryDirectory() as folder:
         files = count // 20
         for number in range(files):
@@ -155,6 +156,7 @@ def index_of_paths(count: int) -> None:
         found = len(open_dataset(folder))
         took = time.perf_counter() - started
     print(f"scan of {found:,} files in {files // 1000} folders: {took:.2f} s, {took / files * 1e6:.2f} s a million")
+    return {"paths": count, "seconds": listed, "mb": held, "scan_seconds_a_million": took / files * 1e6}
 
 
 def near(source: Path, out: Path, count: int, quality: int = 0) -> Path:
@@ -222,10 +224,16 @@ def quick(sources: dict[str, Path], peer_python: str) -> None:
     print("|---|---|---|---|---|")
     for decoder, (workers, rate, taken, share) in waiting.items():
         print(f"| {decoder} | {workers} | {rate:.0f} | {taken:.0f} | {share:.1%} |")
-    print(json.dumps(told | {"waiting_share": {name: round(found[3], 4) for name, found in waiting.items()}}))
+    names = ("workers", "made", "taken", "waits")
+    waits = {decoder: dict(zip(names, found, strict=True)) for decoder, found in waiting.items()}
+    print(
+        json.dumps(
+            {"ratios": {name: one["over_torchvision"] for name, one in told.items()}, "ways": told} | {"waits": waits}
+        )
+    )
 
 
-def one_core(name: str, photos: Path, peer_python: str, rounds: int = 7, count: int = 8) -> dict[str, dict[str, float]]:
+def one_core(name: str, photos: Path, peer_python: str, rounds: int = 7, count: int = 8) -> dict[str, Any]:
     """Every way in turn on the same images; medians over the rounds."""
     dataset, peer = open_dataset(photos), Peer(peer_python, photos)
     made, times = ways(dataset), {}
@@ -248,7 +256,7 @@ def one_core(name: str, photos: Path, peer_python: str, rounds: int = 7, count: 
     for way, value in middle.items():
         print(f"| {way} | {value * 1e3:.2f} | {1 / value:.0f} | {ratios.get(way, '-')} |", flush=True)
     per_core = {way: round(1 / value, 1) for way, value in middle.items()}
-    return {"images_per_second_per_core": per_core, "over_torchvision": ratios}
+    return {"kb": float(size), "images_per_second_per_core": per_core, "over_torchvision": ratios}
 
 
 def consumer(dataset: ImageDataset, decoder: Any, batch: int = 16, steps: int = 12) -> tuple[int, float, float, float]:
@@ -309,6 +317,7 @@ def main() -> None:
         ]
         if photos.exists():
             cases.insert(0, (f"{photos.name}, 2 x 224 + 8 x 98", photos, 3, CropsConfig(), 14, 16))
+        found: list[dict[str, Any]] = []
         for title, source, channels, crops, patch, batch in cases:
             dataset = open_dataset(source, channels=channels)
             count = given.images if batch == 16 else 10 * given.images
@@ -318,9 +327,12 @@ def main() -> None:
             )
             print(f"| {' | '.join(f'{value:.3f}' for value in times.values())} | {sum(times.values()):.3f} |")
             print("\n| workers | images a second | MB, all processes |\n|---|---|---|")
+            found.append({"images": title, "phases": times, "throughput": []})
             for workers in given.workers:
-                print(throughput(dataset, crops, patch, batch, workers, given.batches), flush=True)
-    index_of_paths(given.paths)
+                one = throughput(dataset, crops, patch, batch, workers, given.batches)
+                found[-1]["throughput"].append(one)
+                print(f"| {workers} | {one['images_per_second']:,.0f} | {one['mb']:,.0f} |", flush=True)
+    print(json.dumps({"cases": found, "listing": index_of_paths(given.paths)}))
 
 
 if __name__ == "__main__":

@@ -150,14 +150,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0, help="images a step, in place of the published")
     asked = parser.parse_args()
     rows = [row(one, gpus, asked) for one in TRAININGS for gpus in (8, 64, 256, 1024)]
+    work = {one.preset: flops(one) / 1e9 for one in TRAININGS}
     for one in TRAININGS:
         held = parameters(one.preset) + one.heads * head_parameters(PRESETS[one.preset]["embed_dim"], one.prototypes)
-        print(f"{one.preset}: {flops(one) / 1e9:.0f} GFLOP an image, {held / 1e6:.0f} M trained parameters")
+        print(f"{one.preset}: {work[one.preset]:.0f} GFLOP an image, {held / 1e6:.0f} M trained parameters")
     names = list(rows[0])
     print("\n| " + " | ".join(names) + " |\n|" + "---|" * len(names))
     for line in rows:
         print("| " + " | ".join(value if isinstance(value, str) else f"{value:,.4g}" for value in line.values()) + " |")
-    print(json.dumps({f"{line['model']} {line['gpus']}": round(float(line["of ideal"]), 2) for line in rows}))
+    batches = {one.preset: asked.batch or one.batch for one in TRAININGS}
+    print(json.dumps({"gflop_per_image": work, "batches": batches, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@
 
 ViT-S/14, 2 x 224 + 8 x 98 pixels of noise, drop path 0.3, Sinkhorn-Knopp, KoLeo, masks; 4,096 and 65,536 prototypes,
 float32 and bfloat16 autocast. Plain: `nn.Linear`, all logits at once. Fast: `FastLinear` (float32 alone) and blocks of
-prototypes (from 16,384 on). The ratio is the median over rounds, processor time for one thread; the last line is a JSON
-object of ratios. With `--peer`, a step of lightly-train takes its turn in each round (`lightly_step.py`).
+prototypes (from 16,384 on). The ratio is the median over rounds, processor time for one thread, after a step on crops
+of 112 and 56 pixels that makes what is made once. With `--peer`, a step of lightly-train takes its turn in each round
+(`lightly_step.py`). Beside the seconds: which share of the rate of a packed product in that minute the work of a step
+reaches. The last line is a JSON object: ratios, and all rows.
 """
 
 import argparse
@@ -30,13 +32,14 @@ from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.pretrain import build_run
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_step import noise  # pyrefly: ignore[missing-import]  beside this file
+from forward import product_rate  # pyrefly: ignore[missing-import]  beside this file
+from train_step import noise, work_of  # pyrefly: ignore[missing-import]  beside this file
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def build(prototypes: int, dtype: str, batch: int) -> tuple[dict[str, Any], Any]:
-    """The same run twice, plain and fast, and a batch of noise."""
+def build(prototypes: int, dtype: str, batch: int) -> tuple[dict[str, Any], PretrainConfig]:
+    """The same run twice, plain and fast, and its settings."""
     words = [
         "student.preset=vits14",
         "student.drop_path_rate=0.3",
@@ -52,7 +55,7 @@ def build(prototypes: int, dtype: str, batch: int) -> tuple[dict[str, Any], Any]
         fast = way == "fast"
         dino, train = dataclasses.replace(config.dino, in_blocks=fast), dataclasses.replace(config.train, onednn=fast)
         runs[way] = build_run(dataclasses.replace(config, dino=dino, train=train))
-    return runs, next(noise(config, torch.device("cpu")))
+    return runs, config
 
 
 def step(run: Any, batch: Any, number: int) -> tuple[float, float]:
@@ -97,11 +100,18 @@ class Peer:
 
 
 def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: str) -> dict[str, Any]:
-    runs, images = build(prototypes, dtype, batch)
+    runs, config = build(prototypes, dtype, batch)
+    images = next(noise(config, torch.device("cpu")))
+    crops = dataclasses.replace(config.crops, global_size=112, local_size=56)
+    small = next(noise(dataclasses.replace(config, crops=crops), torch.device("cpu")))
     peer = Peer(peer_python, prototypes, dtype, batch) if peer_python else None
     seconds: dict[str, list[float]] = {way: [] for way in (*runs, *(["lightly"] if peer else []))}
     losses: dict[str, float] = {}
-    for number in range(rounds + 1):
+    for run in runs.values():
+        step(run, small, 0)
+    if peer:
+        peer()  # its first step makes what is made once too
+    for number in range(1, rounds + 1):
         for way, run in runs.items():
             taken, losses[way] = step(run, images, number)
             seconds[way].append(taken)
@@ -111,13 +121,17 @@ def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: s
         peer.close()
 
     def ratio(way: str, other: str) -> float:
-        pairs = zip(seconds[way][1:], seconds[other][1:], strict=True)
+        pairs = zip(seconds[way], seconds[other], strict=True)
         return statistics.median(one / two for one, two in pairs)
 
+    rate, work = product_rate(dtype, "cpu"), batch * work_of(config) / 1e9
+    middle = {way: statistics.median(times) for way, times in seconds.items()}
     return {
         "prototypes": prototypes,
         "dtype": dtype,
-        "seconds": {way: statistics.median(times[1:]) for way, times in seconds.items()},
+        "seconds": middle,
+        "gflops": round(rate),
+        "share": work / middle["fast"] / rate,
         "ratio": ratio("plain", "fast"),
         **(
             {"lightly_over_plain": ratio("lightly", "plain"), "lightly_over_fast": ratio("lightly", "fast")}
@@ -130,7 +144,7 @@ def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two images, two rounds")
+    parser.add_argument("--quick", action="store_true", help="two images, one round")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -139,7 +153,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="write benchmarks/results/step_cpu.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    batch, rounds = (2, 2) if arguments.quick else (arguments.batch, arguments.rounds)
+    batch, rounds = (2, 1) if arguments.quick else (arguments.batch, arguments.rounds)
     rows = []
     for prototypes in (4096, 65536):
         for dtype in ("fp32", "bf16"):
@@ -148,12 +162,15 @@ def main() -> None:
             rows.append(measure(prototypes, dtype, batch, rounds, arguments.peer))
             row = rows[-1]
             ways = "  ".join(f"{way} {seconds:6.2f} s" for way, seconds in row["seconds"].items())
-            print(f"{prototypes:6} {dtype}  {ways}  ratio {row['ratio']:.2f}  losses {row['last_losses']}", flush=True)
+            reached = f"{100 * row['share']:.0f} % of {row['gflops']} GFLOP/s"
+            losses = f"losses {row['last_losses']}"
+            print(f"{prototypes:6} {dtype}  {ways}  ratio {row['ratio']:.2f}  {reached}  {losses}", flush=True)
     if arguments.json:
         RESULTS.mkdir(exist_ok=True)
         record = {"command": " ".join(sys.argv), "batch": batch, "load": os.getloadavg()[0], "rows": rows}
         (RESULTS / "step_cpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({f"{row['prototypes']} {row['dtype']}": round(row["ratio"], 2) for row in rows}))
+    ratios = {f"{row['prototypes']} {row['dtype']}": round(row["ratio"], 2) for row in rows}
+    print(json.dumps({"ratios": ratios, "batch": batch, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
     python benchmarks/train_step.py configs/pretrain/vit_tiny_cifar10.yaml data=cifar10-train.parquet --json
     python benchmarks/train_step.py --quick
 
-Without data= one batch of noise is used again and again, and nothing is waited for. `--json` writes the figures, with
-the machine's name, the commit and the command, into benchmarks/results/. `--quick`: the phases of ViT-S/14 on two
-images and 4,096 prototypes, then fast ways over plain ones (`step_cpu.py`), whose ratios are the last line, JSON.
+Without data= one batch of noise is used again and again, and nothing is waited for; phases are processor time then,
+where one thread of a CPU works, and wall time anywhere else. `--json` writes the figures, with the machine's name, the
+commit and the command, into benchmarks/results/. `--quick`: the phases of ViT-S/14 on two images and 4,096 prototypes,
+then fast ways over plain ones (`step_cpu.py`). The last line is a JSON object of the figures, with these ratios.
 """
 
 import argparse
@@ -48,16 +49,16 @@ PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090":
 class Clock:
     """Seconds of each phase of each step; waits for the device at every border, so phases do not overlap."""
 
-    def __init__(self, device):
-        self.device, self.seconds = device, {phase: [] for phase in PHASES}
+    def __init__(self, device, now: Callable[[], float] = time.perf_counter):
+        self.device, self.now, self.seconds = device, now, {phase: [] for phase in PHASES}
 
     def __call__(self, phase: str, work: Callable):
         """Do a piece of work and count its seconds to a phase."""
-        start = time.perf_counter()
+        start = self.now()
         result = work()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds[phase].append(time.perf_counter() - start)
+        self.seconds[phase].append(self.now() - start)
         return result
 
 
@@ -140,7 +141,8 @@ def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
     _lay_out(config, run)
     for _ in range(warmup):
         step(run, batches, Clock(run.device))
-    clock = Clock(run.device)
+    alone = run.device.type == "cpu" and torch.get_num_threads() == 1 and not config.data
+    clock = Clock(run.device, time.process_time if alone else time.perf_counter)
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     begun = time.process_time()
@@ -168,14 +170,13 @@ def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
     }
 
 
-def print_ratios() -> None:
-    """Fast ways of a step over plain ones, as the last line."""
+def ratios() -> dict[str, float]:
+    """Fast ways of a step over plain ones."""
     sys.path.insert(0, str(Path(__file__).parent))
     from step_cpu import measure as compare  # pyrefly: ignore[missing-import]  beside this file, and made of it
 
     torch.set_num_threads(1)
-    ratios = {f"4096 {dtype}": round(compare(4096, dtype, 2, 2, "")["ratio"], 2) for dtype in ("fp32", "bf16")}
-    print(json.dumps(ratios))
+    return {f"4096 {dtype}": round(compare(4096, dtype, 2, 1, "")["ratio"], 2) for dtype in ("fp32", "bf16")}
 
 
 def main() -> None:
@@ -205,8 +206,8 @@ def main() -> None:
     print(f"{figures['tflops']:.3g} TFLOP/s at {figures['gflop_per_image']:.0f} GFLOP an image{share}")
     for phase, part in figures["phases"].items():
         print(f"  {phase.ljust(10)} {part * 1000:9.1f} ms  {100 * part / seconds:5.1f} %")
-    if arguments.quick:
-        print_ratios()
+    compared = {"ratios": ratios()} if arguments.quick else {}
+    print(json.dumps(compared | {"batch_size": config.train.batch_size} | figures))
     if arguments.json is not None:
         name = arguments.json or f"train_step_{config.student.preset}_{config.train.precision}"
         record = {
