@@ -10,10 +10,11 @@
 
 One thread, or threads=2. faiss is asked for a sample of the rows before and after ours and the median is scaled to all
 rows. Data: unit rows around 2,000 centres of Zipf sizes, a seventh of them near copies. Needs faiss (pip install
-'opendino[faiss]'); without it only ours is run.
+'opendino[faiss]'); without it only ours is run. The last line of a join is JSON.
 """
 
 import argparse
+import json
 import resource
 import time
 from typing import Any, Literal
@@ -113,7 +114,7 @@ def join(
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     memory_mb: int = 512,
     dim: int = DIM,
-) -> None:
+) -> dict[str, Any]:
     bank = features(rows, dim=dim)
     asked = bank[: min(queries, rows)].contiguous()
     seconds, truth = [], torch.empty(0)
@@ -128,7 +129,7 @@ def join(
     before = peak()
     config = SearchConfig(precision=precision, memory_mb=memory_mb, device="cpu")
     mine, (_, found) = timed(lambda: self_join(InMemory(bank), K, config))
-    said = f"| {rows} | {mine:.1f} | {peak() - before} |"
+    said, whole = f"| {rows} | {mine:.1f} | {peak() - before} |", None
     if faiss:
         for _ in range(2):
             again, truth = timed(peer)
@@ -136,11 +137,11 @@ def join(
         whole = sorted(seconds)[1] * rows / len(asked)
         said += f" {whole:.1f} | {mine / whole:.2f} | {recall(found[: len(asked)], truth):.5f} |"
     print(said, flush=True)
+    return {"rows": rows, "ours": mine, "faiss": whole}
 
 
 def growth():
-    for rows in (50_000, 100_000, 200_000, 400_000):
-        join(rows, memory_mb=1024)
+    return {"joins": [join(rows, memory_mb=1024) for rows in (50_000, 100_000, 200_000, 400_000)]}
 
 
 def approximate(rows, queries=4096):
@@ -190,7 +191,9 @@ def main():
         "approximate": (approximate, {"rows": 100_000}),
     }[given.name]
     call: Any = work
-    call(**(defaults | numbers))
+    found = call(**(defaults | numbers))
+    if found:
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":
