@@ -58,10 +58,11 @@ def test_the_page_shows_the_map_and_the_neighbours(load_script, model, picture_f
         address = f"http://127.0.0.1:{port}/?row=4"
         done = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-500:]
-    assert 'alt="your image"' in done.stdout
+    assert 'alt="image 4 of the index"' in done.stdout
     assert 'alt="principal components of its patches"' in done.stdout
     found = re.findall(r"<figcaption>(-?[\d.]+) ([\w.]+)</figcaption>", done.stdout)
-    assert {name for _, name in found} == {path.name for path in (picture_folder / "class0").iterdir()}
+    names = sorted(path.name for path in (picture_folder / "class0").iterdir())
+    assert {name for _, name in found} == set(names) - {names[4]}
     scores = [float(score) for score, _ in found]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] <= 1

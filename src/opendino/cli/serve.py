@@ -14,6 +14,7 @@ usage: opendino serve MODEL [index=FEATURES] [port=8000] [key=value ...]
 POST /embed     one image as the body, or several as multipart files: vectors as JSON, or ?format=npy
 POST /similar   one image; ?k=10: the most similar images of index=FEATURES, a folder of `opendino embed` or search
 POST /pca       one image: its PCA map, PNG
+GET  /similar?row=12 /pca?row=12 /image/12: the same of an image of the index, and the image itself
 GET  /health /metrics (Prometheus) /docs (OpenAPI) / (a page to drop an image on)
 
 Requests that come together go through the model together; when the queue is full the answer is 429. Only this machine
@@ -41,10 +42,11 @@ def main(argv: list[str]) -> int:
             raise
         raise ConfigError(f"opendino serve: {error.name} cannot be imported; pip install 'opendino[serve]'") from None
     from opendino import logs
+    from opendino.cli._decoding import decoding_of
     from opendino.config import load
 
     logs.setup()
-    config = load(ServeConfig, None, words)
+    config = load(ServeConfig, None, words, decoding_of(names[0]))
     if config.host not in ("127.0.0.1", "localhost", "::1") and not config.token:
         raise ConfigError(f"host = {config.host}: others can reach the server; give token=SECRET as well")
     with _listening(config.host, config.port) as taken:

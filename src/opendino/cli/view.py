@@ -22,7 +22,8 @@ MODEL   a run folder, a weights folder, a .pth or .safetensors file with officia
 IMAGES  image files, folders, or other data sets (the first 12 pictures, spread over each; images=N takes N)
 
 FILE is a PNG; a name that ends in .html makes a page that holds its pictures. Some settings:
-  size=518 (longer side the model sees) side=336 (of each panel) smooth=false device=cpu
+  size=518 (longer side the model sees; by default twice the model's own, and 32 patches or more where the image has
+  the pixels) side=336 (of each panel) smooth=false device=cpu
   pca: background=keep joint=false threshold=0.5 components=[1,2,3]
   match: count=30 spacing=2 foreground=false threshold=0.5
   value_range=[0,4095] (by default images are decoded as the run decoded its own)

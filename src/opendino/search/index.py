@@ -35,11 +35,12 @@ from opendino.data.fast import choose_decoder
 from opendino.data.photo import Photo, open_photo
 from opendino.embed import Embedder, FeatureSettings, open_embedder, reading
 from opendino.errors import ConfigError, DataError
+from opendino.eval._results import model_hash
 from opendino.files import read_json, write_whole, writing
 from opendino.neighbours import approximate
 from opendino.neighbours.exact import SearchConfig, nearest
 from opendino.neighbours.matrix import Held
-from opendino.stages.folder import alone, digest_of, write_table
+from opendino.stages.folder import alone, digest_of, plan_of, write_table
 
 _INDEX, _VECTORS, _IMAGES, _GRAPH = "index.json", "vectors.npy", "images.parquet", "graph.faiss"
 _FORMAT = "opendino index 1"
@@ -195,9 +196,19 @@ class Index:
         Args:
             model: where the model is now; empty for where it was.
             device: "auto" takes a CUDA device where there is one.
+
+        Raises:
+            CheckpointError: the model cannot be opened.
+            ConfigError: it has other weights than the model that embedded the images.
         """
         settings = config.load(FeatureSettings, None, (), self.about["embedded"] | {"device": device})
-        return open_embedder(model or self.model, settings)
+        embedder = open_embedder(model or self.model, settings)
+        if self.about.get("weights", "") not in ("", model_hash(embedder.backbone)):
+            raise ConfigError(
+                f"{model or self.model}: has other weights than the model that embedded {self.folder}, so "
+                "cosines with them mean nothing; name that model, or embed the images again"
+            )
+        return embedder
 
     @cached_property
     def decoder(self) -> Literal["pillow", "fast"]:
@@ -314,6 +325,7 @@ def _about(embedded: Path, feature: str, found: reading.Summary, search: SearchC
         "features": digest_of(embedded),
         "feature": feature,
         "model": found.model,
+        "weights": plan_of(embedded)["inputs"]["model"],
         "data": settings["data_name"],
         "embedded": embedded_by,
         "opened": opened,

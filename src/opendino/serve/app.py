@@ -5,14 +5,17 @@
 |------------------|------------------------------------|--------------------------------------------------------|
 | `POST /embed`    | one image as body, or multipart    | vectors as JSON, or with `?format=npy` as an array     |
 | `POST /similar`  | one image; `?k=10`                 | the images of the index most like it                   |
+| `GET /similar`   | `?row=12&k=10`                     | those most like a row of the index, by its own vector  |
 | `POST /pca`      | one image                          | its PCA map, PNG                                       |
-| `GET /image/12`  |                                    | a thumbnail of row 12 of the index's images, JPEG      |
+| `GET /pca`       | `?row=12`                          | that of a row of the index                             |
+| `GET /image/12`  | `?side=224`                        | row 12 of the index's images, made smaller, JPEG       |
 | `GET /health`, `/metrics`, `/docs`, `/` | | state, counts, OpenAPI, a page to drop an image on         |
 
 Read next: `bodies.py`, `batching.py`.
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -20,7 +23,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,17 +33,21 @@ from torch import Tensor
 
 from opendino import __version__
 from opendino.data.decode import Decoded
+from opendino.data.fast import Decoder, choose_decoder
 from opendino.embed import Embedder, FeatureSettings, open_embedder
 from opendino.errors import ConfigError, DataError
 from opendino.search import Index, open_index
+from opendino.search.index import Hit
 from opendino.search.page import thumbnail
 from opendino.serve.batching import BatchConfig, Batcher, BusyError
-from opendino.serve.bodies import LimitConfig, images_of, open_image
+from opendino.serve.bodies import LimitConfig, Opening, images_of, open_image
 from opendino.serve.metrics import Metrics
 from opendino.view.pca import PcaConfig, colour_maps, paint, patch_features
 
 _OPEN = ("/health", "/")  # without a token
 _SIDE = 512  # pixels of a PCA map
+_MOST = 1000  # neighbours, and pixels of a side
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,9 @@ class ServeConfig:
         token: that requests must bring as "Authorization: Bearer TOKEN"; none when empty.
         index: embedded folder or index, for /similar; none when empty.
         embed: which feature, and what the model sees; with an index, that of the index is taken.
+        decoder: "pillow", "fast", or "auto" for the fast one where it is installed; with an index, that of the index.
+        value_range: the two values that become 0 and 1 in images of more than 8 bits; with an index, as there.
+        orient: whether the EXIF orientation is applied; with an index, as there.
         batching: how requests are put together.
         limits: what a request may ask for.
     """
@@ -62,6 +72,9 @@ class ServeConfig:
     token: str = ""
     index: str = ""
     embed: FeatureSettings = field(default_factory=FeatureSettings)
+    decoder: Decoder = "auto"
+    value_range: tuple[float, float] | None = None
+    orient: bool = True
     batching: BatchConfig = field(default_factory=BatchConfig)
     limits: LimitConfig = field(default_factory=LimitConfig)
 
@@ -87,14 +100,15 @@ class Service:
             else self.index.embedder(model, config.embed.device)
         )
         self.feature = self.embedder.names[0] if self.index is None else self.index.about["feature"]
+        self.how = _opening(config, self.index)
         self.opening = 0  # images that are being decoded
         self.queue: Batcher[Tensor, np.ndarray] = Batcher(self._forward, config.batching, self.metrics.batch)
 
     def _forward(self, prepared: Sequence[Tensor]) -> list[np.ndarray]:
         return list(self.embedder(torch.stack(list(prepared)))[self.feature].numpy())
 
-    async def opened(self, request: Request) -> list[Decoded]:
-        """The images of a request, decoded beside the loop.
+    async def opened(self, request: Request, work: Callable[[bytes], T]) -> list[T]:
+        """What is made of each image of a request, beside the loop.
 
         Raises:
             BusyError: as many images as the queue holds are waiting or being decoded.
@@ -106,17 +120,25 @@ class Service:
         # Said before decoding, or what waits for a decoder would be a second queue, without a bound.
         if self.opening + self.queue.waiting + len(data) > self.config.batching.queue:
             raise BusyError
-        channels = self.embedder.backbone.in_chans
         self.opening += len(data)
         try:
-            return [await asyncio.to_thread(open_image, one, channels, self.config.limits) for one in data]
+            return [await asyncio.to_thread(work, one) for one in data]
         finally:
             self.opening -= len(data)
 
-    async def vectors(self, pictures: Sequence[Decoded]) -> np.ndarray:
-        """Vectors of pictures."""
-        prepared = [await asyncio.to_thread(self.embedder.prepare, one) for one in pictures]
-        return np.stack(await self.queue(prepared))
+    def picture(self, data: bytes) -> Decoded:
+        """An image as people see it."""
+        how = self.how._replace(decoder="pillow")  # which decodes at once
+        return cast("Decoded", open_image(data, self.embedder.backbone.in_chans, self.config.limits, how))
+
+    def prepared(self, data: bytes) -> Tensor:
+        """An image as the model takes it."""
+        channels = self.embedder.backbone.in_chans
+        return self.embedder.prepare(open_image(data, channels, self.config.limits, self.how))
+
+    async def vectors(self, request: Request, most: int | None = None) -> np.ndarray:
+        """Vectors of the images of a request, or of the first of them."""
+        return np.stack(await self.queue((await self.opened(request, self.prepared))[:most]))
 
     def pca(self, picture: Decoded) -> bytes:
         """PNG of the principal components of the patches."""
@@ -124,6 +146,13 @@ class Service:
         config = PcaConfig(side=_SIDE, background="keep", smooth=True)
         made = paint(picture, colour_maps([patch_features(backbone, picture)], config)[0], config)
         return _encoded(made, "PNG")
+
+
+def _opening(config: ServeConfig, index: Index | None) -> Opening:
+    """As the run decoded its images or, with an index, as those of the index were decoded."""
+    if index is None:
+        return Opening(choose_decoder(config.decoder, "decoder").decoder, config.orient, config.value_range)
+    return Opening(index.decoder, index.opened["orient"], index.opened["value_range"])
 
 
 def make_app(model: str, config: ServeConfig = ServeConfig()) -> FastAPI:
@@ -188,7 +217,7 @@ def _add_features(app: FastAPI, service: Service) -> None:
     async def embed(request: Request, format: Literal["json", "npy"] = "json") -> Response:
         """Vectors of the images of a request."""
         async with asyncio.timeout(service.config.limits.seconds):
-            vectors = await service.vectors(await service.opened(request))
+            vectors = await service.vectors(request)
         if format == "npy":
             buffer = BytesIO()
             np.save(buffer, vectors)
@@ -201,37 +230,84 @@ def _add_features(app: FastAPI, service: Service) -> None:
     async def pca(request: Request) -> Response:
         """The PCA map of one image."""
         async with asyncio.timeout(service.config.limits.seconds):
-            pictures = await service.opened(request)
+            pictures = await service.opened(request, service.picture)
             made = await service.queue.alone(lambda: service.pca(pictures[0]))
         return Response(made, media_type="image/png")
 
 
 def _add_index(app: FastAPI, service: Service) -> None:
-    def index() -> Index:
+    def index(k: int = 1) -> Index:
         if service.index is None:
             raise HTTPException(404, "the server was started without index=FEATURES")
+        if not 1 <= k <= _MOST:
+            raise HTTPException(422, f"k = {k}: give 1 to {_MOST}")
         return service.index
 
     @app.post("/similar")
     async def similar(request: Request, k: int = 10) -> dict[str, Any]:
         """The images of the index that are most like one image."""
-        found = index()
-        if not 1 <= k <= 1000:
-            raise HTTPException(422, f"k = {k}: give 1 to 1000")
+        found = index(k)
         async with asyncio.timeout(service.config.limits.seconds):
-            vectors = torch.from_numpy(await service.vectors((await service.opened(request))[:1]))
-            hits = (await service.queue.alone(lambda: found.hits(vectors, k)))[0]
-        return {"hits": [{"score": hit.score, "row": hit.row, "path": hit.path} for hit in hits]}
+            vectors = torch.from_numpy(await service.vectors(request, most=1))
+            return _told((await service.queue.alone(lambda: found.hits(vectors, k)))[0])
+
+    @app.get("/similar")
+    async def similar_to_row(row: int, k: int = 10) -> dict[str, Any]:
+        """The images of the index that are most like one of them, by its own vector; that one is left out."""
+        found = index(k)
+        at = _position(found, row)
+        vector = found.vectors.block(at, at + 1)
+        async with asyncio.timeout(service.config.limits.seconds):
+            return _told((await service.queue.alone(lambda: found.hits(vector, k, leave_out=[at])))[0])
+
+    @app.get("/pca")
+    async def pca_of_row(row: int) -> Response:
+        """The PCA map of an image of the index."""
+        found = index()
+        _position(found, row)
+        async with asyncio.timeout(service.config.limits.seconds):
+            picture = await asyncio.to_thread(_stored, found, row)
+            made = await service.queue.alone(lambda: service.pca(picture))
+        return Response(made, media_type="image/png")
 
     @app.get("/image/{row}")
-    async def image(row: int) -> Response:
-        """A thumbnail of an image of the index."""
+    async def image(row: int, side: int = 224) -> Response:
+        """An image of the index, made smaller."""
         found = index()
-        if not 0 <= row < 2**62:
-            raise HTTPException(404, f"row {row} is not in the index")
-        found.position_of(row)
-        made = await asyncio.to_thread(lambda: _encoded(thumbnail(found.dataset.image(row)), "JPEG"))
+        _position(found, row)
+        if not 1 <= side <= _MOST:
+            raise HTTPException(422, f"side = {side}: give 1 to {_MOST}")
+        made = await asyncio.to_thread(lambda: _encoded(thumbnail(_stored(found, row), side), "JPEG"))
         return Response(made, media_type="image/jpeg")
+
+
+def _told(hits: Sequence[Hit]) -> dict[str, Any]:
+    return {"hits": [{"score": hit.score, "row": hit.row, "path": hit.path} for hit in hits]}
+
+
+def _position(index: Index, row: int) -> int:
+    """Position of a row.
+
+    Raises:
+        HTTPException: 404, it is not in the index.
+    """
+    if 0 <= row < 2**62:
+        with contextlib.suppress(DataError):
+            return index.position_of(row)
+    rows = index.table["row"]
+    raise HTTPException(404, f"row {row} is not in the index; its {len(index)} rows go from {rows[0]} to {rows[-1]}")
+
+
+def _stored(index: Index, row: int) -> Decoded:
+    """An image of the index.
+
+    Raises:
+        HTTPException: 404, it is not where it was.
+    """
+    try:
+        return index.dataset.image(row)
+    except (DataError, OSError) as error:
+        raise HTTPException(404, f"the image of row {row} cannot be opened ({error})") from None
 
 
 def _add_state(app: FastAPI, service: Service) -> None:

@@ -4,12 +4,14 @@
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Literal, NamedTuple
 
 from fastapi import HTTPException, Request  # pyrefly: ignore[missing-import]  an extra
 from PIL import Image
 from starlette.formparsers import MultiPartException, MultiPartParser  # pyrefly: ignore[missing-import]
 
 from opendino.data.decode import Decoded, decode
+from opendino.data.photo import Photo, open_photo
 from opendino.errors import ConfigError, DataError
 
 
@@ -32,6 +34,17 @@ class LimitConfig:
     def __post_init__(self) -> None:
         if min(self.bytes, self.pixels, self.images) < 1 or self.seconds <= 0:
             raise ConfigError("limits: give 1 or more of each, and more than 0 seconds")
+
+
+class Opening(NamedTuple):
+    """How images are decoded; see `opendino.data.decode` and `opendino.data.fast`."""
+
+    decoder: Literal["pillow", "fast"] = "pillow"
+    orient: bool = True
+    value_range: tuple[float, float] | None = None
+
+
+PILLOW = Opening()
 
 
 async def images_of(request: Request, limits: LimitConfig) -> list[bytes]:
@@ -78,8 +91,11 @@ async def _limited(request: Request, limits: LimitConfig) -> AsyncGenerator[byte
         yield chunk
 
 
-def open_image(data: bytes, channels: int, limits: LimitConfig) -> Decoded:
+def open_image(data: bytes, channels: int, limits: LimitConfig, how: Opening = PILLOW) -> Decoded | Photo:
     """One image, its size looked at before its pixels are.
+
+    Returns:
+        With the fast decoder a photograph that is decoded when it is prepared; a damaged one is a `DataError` then.
 
     Raises:
         HTTPException: 413 too many pixels; 422 no image, or a broken one.
@@ -94,7 +110,10 @@ def open_image(data: bytes, channels: int, limits: LimitConfig) -> Decoded:
         raise HTTPException(422, "no image format that Pillow can read") from None
     if pixels > limits.pixels:
         raise HTTPException(413, f"an image of {pixels} pixels; at most {limits.pixels} are taken")
+    photo = open_photo(data, channels, orient=how.orient, name="image") if how.decoder == "fast" else None
+    if photo is not None:
+        return photo
     try:
-        return decode(data, channels, name="image")
+        return decode(data, channels, orient=how.orient, value_range=how.value_range, name="image")
     except DataError as error:
         raise HTTPException(422, str(error)) from None

@@ -29,7 +29,8 @@ class PictureConfig:
 
     Attributes:
         size: longer side of what the model sees, pixels; both sides are rounded to multiples of the patch, nothing is
-            cut off. None takes twice the model's own size.
+            cut off. None takes twice the model's own size, and where that makes fewer than 32 patches, 32 patches, or
+            as many as the image has pixels for.
         images: most images that are taken from a folder or data set, evenly spread over it.
         side: longer side of each panel, pixels.
         smooth: maps run smoothly between the patches; else each patch is a square.

@@ -21,7 +21,7 @@ from opendino.data.transforms import EvalTransform
 from opendino.errors import ConfigError, DataError
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.view._drawing import Panel, PictureConfig, fitted, overlay, read_all, write
-from opendino.view.pca import patch_grid, place
+from opendino.view.pca import fine_size, patch_grid, place
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _row(backbone: VisionTransformer, image: Decoded, config: AttentionConfig) -
 def as_input(backbone: VisionTransformer, image: Decoded, size: int | None) -> tuple[Tensor, tuple[int, int]]:
     """An image as the model takes it, [1, C, H, W], nothing cut off; and its grid of patches."""
     spec, patch = backbone.input_spec, backbone.patch_size
-    h, w = patch_grid(size_of(image), patch, size or 2 * max(spec.size))
+    h, w = patch_grid(size_of(image), patch, size or fine_size(backbone, size_of(image)))
     transform = EvalTransform((h * patch, w * patch), None, spec.mean, spec.std, spec.channels)
     return transform.to_tensor(resize(image, h * patch, w * patch))[None], (h, w)
 

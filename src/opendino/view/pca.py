@@ -34,7 +34,8 @@ from opendino.view import report
 
 _DATA_SETS = (".txt", ".csv", ".tsv", ".parquet", ".pq", ".tar", ".yaml", ".yml")
 _GAP, _MARGIN = 6, 18  # pixels between the two pictures of a pair, and around pairs
-_COARSE = 24  # patches along the longer side: squares of fewer are blocks rather than a picture
+_COARSE = 48  # patches along the longer side: squares of fewer are blocks rather than a picture
+_FINE = 32  # patches along the longer side that a map has where the image allows
 _FEWEST = 8  # patches: fewer than this are no foreground to speak of
 
 
@@ -45,7 +46,8 @@ class PcaConfig:
     Attributes:
         out: PNG file, or, where the name ends in .html, a page that holds the pictures.
         size: longer side of what the model sees, pixels; both sides are rounded to multiples of the patch, nothing is
-            cut off. None takes twice the model's own size, for a finer grid than it was trained on.
+            cut off. None takes twice the model's own size, for a finer grid than it was trained on, and where that
+            makes fewer than 32 patches, 32 patches, or as many as the image has pixels for.
         images: most pictures that are taken from a folder or data set, evenly spread over it.
         joint: components over all images together; else each image has its own, and colours do not compare.
         background: "black", as in the paper, or "keep": the image itself, grey and dimmed.
@@ -54,7 +56,7 @@ class PcaConfig:
         components: of the second analysis, for red, green and blue, counted from 1.
         percentiles: values at or beyond these have no and full colour.
         smooth: colours and outline run smoothly between the patches; else each patch is a square. None takes smooth
-            where there are fewer than 24 patches along the longer side.
+            where there are fewer than 48 patches along the longer side.
         side: longer side of each picture on the sheet, pixels.
         value_range: the two values that become 0 and 1 in images of more than 8 bits; None where the file says it.
         orient: whether the EXIF orientation is applied.
@@ -162,9 +164,9 @@ def patch_features(backbone: VisionTransformer, image: Decoded, size: int | None
     Args:
         backbone: put into evaluation mode for the call.
         image: of any size; its sides are scaled to the nearest multiples of the patch, nothing is cut off.
-        size: longer side that the model sees, pixels; None takes twice the model's own.
+        size: longer side that the model sees, pixels; None takes `fine_size`.
     """
-    h, w = patch_grid(size_of(image), backbone.patch_size, size or 2 * max(backbone.input_spec.size))
+    h, w = patch_grid(size_of(image), backbone.patch_size, size or fine_size(backbone, size_of(image)))
     spec, patch = backbone.input_spec, backbone.patch_size
     transform = EvalTransform(size=(h * patch, w * patch), mean=spec.mean, std=spec.std, channels=spec.channels)
     pixels = transform.to_tensor(resize(image, h * patch, w * patch))[None].to(next(backbone.parameters()).device)
@@ -172,6 +174,18 @@ def patch_features(backbone: VisionTransformer, image: Decoded, size: int | None
     tokens = backbone.eval().forward_features(pixels)["x_norm_patchtokens"]
     backbone.train(training)
     return tokens[0].float().cpu().view(h, w, -1)
+
+
+def fine_size(backbone: VisionTransformer, size: tuple[int, int]) -> int:
+    """Longer side of what the model sees, pixels, that makes a map which is worth looking at.
+
+    Twice the model's own; more where that makes fewer than 32 patches, but no more than the image has.
+
+    Args:
+        backbone: whose patches are counted.
+        size: of the image, pixels.
+    """
+    return max(2 * max(backbone.input_spec.size), min(_FINE * backbone.patch_size, max(size)))
 
 
 def patch_grid(size: tuple[int, int], patch: int, longer: int) -> tuple[int, int]:

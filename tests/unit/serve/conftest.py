@@ -16,7 +16,6 @@ def served(tmp_path_factory, picture_folder):
     home = tmp_path_factory.mktemp("served")
     shutil.copytree(picture_folder / "class0", home / "images")
     save_weights(VisionTransformer(img_size=16, patch_size=4, embed_dim=64, depth=2, num_heads=1), home / "w")
-    # as the server decodes; the fast decoder rounds otherwise, by some 5e-4 of a feature
-    config = EmbedConfig(features=("patch_mean",), size=16, device="cpu", decoder="pillow")
+    config = EmbedConfig(features=("patch_mean",), size=16, device="cpu")
     embed(str(home / "w"), str(home / "images"), home / "features", config)
     return home

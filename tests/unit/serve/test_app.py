@@ -5,6 +5,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 for name in ("fastapi", "python_multipart"):
@@ -13,9 +14,11 @@ if not (find_spec("httpx2") or find_spec("httpx")):
     pytest.skip("neither httpx2 nor httpx is installed", allow_module_level=True)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
+from opendino.checkpoint.weights import save_weights  # noqa: E402
 from opendino.config import load  # noqa: E402
-from opendino.embed import matrix  # noqa: E402
+from opendino.embed import EmbedConfig, embed, matrix  # noqa: E402
 from opendino.errors import ConfigError  # noqa: E402
+from opendino.models.vision_transformer import VisionTransformer  # noqa: E402
 from opendino.serve.app import ServeConfig, make_app  # noqa: E402
 
 
@@ -49,6 +52,12 @@ def test_neighbours_and_pictures(client, served):
     assert hits[0]["row"] == 4
     assert hits[0]["score"] == pytest.approx(1, abs=1e-5)
     assert len(hits) == 2
+    own = client.get("/similar?row=4&k=9").json()["hits"]
+    assert own[:1] == [hit | {"score": pytest.approx(hit["score"], abs=1e-5)} for hit in hits[1:]]
+    assert {hit["row"] for hit in own} == set(range(10)) - {4}, "an image of the index is not told that it is itself"
+    map_of_row = Image.open(BytesIO(client.get("/pca?row=4").content))
+    assert max(map_of_row.size) == 512
+    assert Image.open(BytesIO(client.get("/image/4?side=10").content)).size == (10, 10)
     thumbnail = Image.open(BytesIO(client.get("/image/4").content))
     assert thumbnail.size == (24, 24)
     made = Image.open(BytesIO(client.post("/pca", content=files(served)[4].read_bytes()).content))
@@ -88,9 +97,45 @@ def test_bad_bodies_are_the_sender_s_fault(client, path, send, status):
 def test_bad_words(client):
     assert client.post("/embed?format=xml", content=b"x").status_code == 422
     assert client.post("/similar?k=0", content=b"x").status_code == 422
-    assert client.get("/image/99").status_code == 422
-    assert client.get("/image/-1").status_code == 404
+    for row in (99, -1, 2**70):
+        for address in (f"/image/{row}", f"/similar?row={row}", f"/pca?row={row}"):
+            answer = client.get(address)
+            assert answer.status_code == 404
+            assert answer.json()["detail"] == f"row {row} is not in the index; its 10 rows go from 0 to 9"
+    for address in ("/image/x", "/similar?row=x", "/similar", "/image/1?side=0", "/similar?row=1&k=1001"):
+        assert client.get(address).status_code == 422
     assert client.get("/nothing").status_code == 404
+
+
+def test_an_image_that_has_gone_is_not_found(client, served, tmp_path, monkeypatch):
+    dataset = client.app.state.service.index.dataset
+    monkeypatch.setattr(dataset, "root", tmp_path)
+    for address in ("/image/3", "/pca?row=3"):
+        answer = client.get(address)
+        assert answer.status_code == 404
+        assert "the image of row 3 cannot be opened" in answer.json()["detail"]
+    assert client.get("/similar?row=3").status_code == 200
+
+
+def test_images_are_decoded_as_those_of_the_index(served, tmp_path):
+    from starlette.testclient import TestClient
+
+    deep = np.random.default_rng(0).integers(0, 4096, (16, 16)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    config = EmbedConfig(features=("patch_mean",), size=16, device="cpu", value_range=(0.0, 4095.0))
+    wanted = matrix(embed(str(served / "w"), str(tmp_path), tmp_path / "features", config).folder)
+    data = (tmp_path / "deep.png").read_bytes()
+    for words in ([f"index={tmp_path / 'features'}"], ["value_range=[0,4095]", "embed.features=[patch_mean]"]):
+        settings = load(ServeConfig, None, [*words, "embed.device=cpu", "embed.size=16"])
+        with TestClient(make_app(str(served / "w"), settings)) as client:
+            np.testing.assert_allclose(client.post("/embed", content=data).json()["vectors"], wanted, atol=1e-5)
+
+
+def test_another_model_than_that_of_the_index_is_refused(served, tmp_path):
+    torch.manual_seed(1)
+    save_weights(VisionTransformer(img_size=16, patch_size=4, embed_dim=64, depth=2, num_heads=1), tmp_path / "other")
+    with pytest.raises(ConfigError, match="has other weights than the model that embedded"):
+        make_app(str(tmp_path / "other"), load(ServeConfig, None, [f"index={served / 'features'}", "embed.device=cpu"]))
 
 
 def test_state(client, served):

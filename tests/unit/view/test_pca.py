@@ -165,7 +165,7 @@ def test_painting_places_every_patch():
     assert len(np.unique(smooth[30, :, 2])) > 5
     by_itself = np.asarray(pca.paint(image, pca.ColourMap(colours, mask), PcaConfig(side=60)))
     assert (by_itself == smooth).all(), "so few patches would be blocks"
-    fine = pca.ColourMap(np.random.default_rng(0).random((20, 30, 3)), np.ones((20, 30), bool))
+    fine = pca.ColourMap(np.random.default_rng(0).random((20, 50, 3)), np.ones((20, 50), bool))
     squares = [np.asarray(pca.paint(image, fine, PcaConfig(side=60, smooth=one))) for one in (None, False)]
     assert (squares[0] == squares[1]).all()
 
@@ -252,3 +252,23 @@ def test_a_page_holds_its_pictures(tmp_path):
     text = done.read_text()
     assert text.count("<img") == 4
     assert 'src="http' not in text
+
+
+@pytest.mark.parametrize(
+    ("size", "side"),
+    [
+        ((375, 500), 256),  # 32 patches of 8 pixels
+        ((100, 90), 100),  # no more than the image has
+        ((20, 30), 64),  # twice the model's own at least
+    ],
+)
+def test_the_map_is_fine_enough_where_the_image_allows(size, side):
+    small = VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=1)
+    assert pca.fine_size(small, size) == side
+    grid = pca.patch_features(small, Image.new("RGB", size[::-1])).shape[:2]
+    assert max(grid) == round(side / 8)
+
+
+def test_a_large_model_is_shown_at_twice_its_own_size():
+    large = VisionTransformer(img_size=224, patch_size=14, embed_dim=16, depth=1, num_heads=1)
+    assert pca.fine_size(large, (1000, 2000)) == 448
