@@ -119,7 +119,7 @@ def cut(folder, copy, step):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
-    """Whole copies and shares, with KoLeo, centres or Sinkhorn, patches and looks; and runs that change processes."""
+    """Whole copies and shares, with KoLeo, centres or Sinkhorn, padding and looks; and runs that change processes."""
     base = [*tiny_words, f"train.iterations={STEPS}", "student.drop_path_rate=0", "koleo.loss_weight=0.5",
             "dino.centering=sinkhorn_knopp", "optim.warmup=0", "knn.every=20", "checkpoint.every=5",
             "checkpoint.keep=9"]  # fmt: skip
@@ -144,8 +144,8 @@ def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
     behind = "checkpoint.asynchronous=true"
     jobs = {
         "ddp": words("ddp", behind),
-        "fsdp": words("fsdp", "parallel.mode=fsdp", "train.accumulate=2"),
-        "centres": words("centres", *centres),
+        "fsdp": words("fsdp", "parallel.mode=fsdp", "train.accumulate=2", "masks.pad=always"),
+        "centres": words("centres", *centres, "masks.pad=always"),
         "onward": words("onward", "parallel.mode=fsdp", behind),
         "adapted": adapted("adapted", "parallel.mode=fsdp"),
         "lora": adapted("lora", "adapt.lora=2"),

@@ -4,8 +4,10 @@
 Crops are crop-major: rows 0..B-1 are the first crop of every image, rows B..2B-1 the second, and so on.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from opendino.data.augment import Crops, Look
 from opendino.data.effects import ChunkedEffects
-from opendino.data.masking import BatchMasks
+from opendino.data.masking import BatchMasks, MaskConfig, Padding
 from opendino.errors import DataError
 
 
@@ -36,14 +38,15 @@ class PretrainBatch:
             or float32 in 0..1 before `normalize`).
         local_crops: local crops of every image, crop-major; of the same type; no rows without local crops.
         masks: patches hidden from the student, for every global crop.
-        mask_indices: flat positions of the masked patches in `masks`, increasing.
-        masks_weight: one over the number of masked patches of the same crop, for every masked patch.
+        mask_indices: flat positions of the masked patches in `masks`, increasing; behind them what `padding` adds.
+        masks_weight: one over the number of masked patches of the same crop, for every masked patch; 0 for padding.
         images: number of images B.
         ids: index of every image in the data set.
         skipped: images that could not be read while this batch was made.
         slow: number of images that the fast decoder left to Pillow.
         global_effects: flips and colours that `finish` still gives to the global crops; None for none.
         local_effects: likewise for the local crops.
+        padding: how `mask_indices` and `masks_weight` were filled up; None where they hold masked patches alone.
     """
 
     global_crops: Shaped[Tensor, "GB C H W"]
@@ -57,6 +60,12 @@ class PretrainBatch:
     slow: int = 0
     global_effects: ChunkedEffects | None = None
     local_effects: ChunkedEffects | None = None
+    padding: Padding | None = None
+
+    @property
+    def masked(self) -> Bool[Tensor, " M"] | None:
+        """Which of `mask_indices` are masked patches and not padding; None where all are."""
+        return None if self.padding is None else self.masks_weight > 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PretrainBatch":
         """The same batch with all tensors on a device."""
@@ -80,6 +89,17 @@ class PretrainBatch:
             local_crops=normalize(self.local_crops, mean, std),
         )
 
+    def pad(self, step_rows: int, config: MaskConfig) -> "PretrainBatch":
+        """The same batch with as many masked patches in its lists as any other of its shape, nearly; see `Padding`.
+
+        Args:
+            step_rows: global crops of the whole step, over all processes.
+            config: that the masks of that step were drawn by.
+        """
+        padding = Padding(step_rows, config, tuple(self.masks.sum(dim=1).tolist()))
+        indices, weights = padding.fill(self.mask_indices, self.masks_weight, self.masks.shape[1])
+        return replace(self, mask_indices=indices, masks_weight=weights, padding=padding)
+
     def split(self, parts: int) -> list["PretrainBatch"]:
         """The batch in parts of as many images each, crop-major again; what was skipped stays with the first.
 
@@ -100,19 +120,34 @@ class PretrainBatch:
                 return tensor
             return tensor.unflatten(0, (-1, self.images))[:, rows].flatten(0, 1)
 
-        masks, weights = of_each_crop(self.masks), torch.zeros_like(self.masks, dtype=self.masks_weight.dtype)
-        weights[self.masks] = self.masks_weight
         return replace(
             self,
             global_crops=of_each_crop(self.global_crops),
             local_crops=of_each_crop(self.local_crops),
-            masks=masks,
-            mask_indices=masks.flatten().nonzero().flatten(),
-            masks_weight=of_each_crop(weights)[masks],
+            masks=of_each_crop(self.masks),
             images=len(self.ids[rows]),
             ids=self.ids[rows],
             skipped=self.skipped if rows.start == 0 else (),
+            **self._masked_of(rows),
         )
+
+    def _masked_of(self, rows: slice) -> dict[str, Any]:
+        """Masked patches of some images; where they are stands in a list by crops, so nothing is looked up in masks."""
+        crops, patches = self.masks.shape
+        # Without padding nobody has counted on the CPU, and a GPU is waited for.
+        counts = self.padding.counts if self.padding is not None else self.masks.sum(dim=1).tolist()
+        ends, here = [0, *itertools.accumulate(counts)], rows.stop - rows.start
+        indices, weights, own = [], [], []
+        for crop in range(crops // self.images):
+            first = crop * self.images + rows.start
+            part = slice(ends[first], ends[first + here])
+            indices.append(self.mask_indices[part] - (first - crop * here) * patches)
+            weights.append(self.masks_weight[part])
+            own.extend(range(first, first + here))
+        found = torch.cat(indices), torch.cat(weights)
+        padding = None if self.padding is None else self.padding.some(own)
+        found = found if padding is None else padding.fill(*found, patches)
+        return {"mask_indices": found[0], "masks_weight": found[1], "padding": padding}
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "PretrainBatch":
         moved = {name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -127,7 +162,7 @@ def normalize(
     full = 255.0 if images.dtype == torch.uint8 else 1.0
     scale = torch.tensor(std, dtype=torch.float64).mul(full).reciprocal()
     shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-    scale, shift = (t.float().view(1, -1, 1, 1).to(images.device) for t in (scale, shift))
+    scale, shift = (t.float().view(1, -1, 1, 1).to(images.device, non_blocking=True) for t in (scale, shift))
     return torch.addcmul(shift, images.to(torch.float32, memory_format=torch.contiguous_format), scale)
 
 

@@ -14,7 +14,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -140,7 +140,8 @@ class _Steps(Dataset):
             views.append(made)
             ids.append(index)
         side = crops.global_size // self.sizes.patch_size
-        return collate(views, self._masks(step, positions, (side, side)), ids, skipped)
+        batch = collate(views, self._masks(step, positions, (side, side)), ids, skipped)
+        return batch.pad(2 * self.batch_size, self.masks) if self.masks.pad == "always" else batch
 
     def _masks(self, step: int, positions: np.ndarray, grid: tuple[int, int]) -> BatchMasks:
         """Masks of both global crops of the images at these positions, the same on any number of processes.
@@ -403,6 +404,8 @@ def pretrain_loader(
         keep_to_one_thread()
     sampler = InfiniteSampler(len(dataset), seed, 0, rank, world)
     sizes = CropSizes(crops, patch_size, seed)
+    if masks.pad == "auto":
+        masks = replace(masks, pad="always" if device.type == "cuda" else "never")
     steps = _Steps(dataset, sizes, masks, sampler, batch_size, fast=fast, bare=on_device)
     bad = BadImages(dataset.name, config.max_bad_rate, config.min_bad_count, len(dataset))
     mean_std = normalization(channels, crops.mean, crops.std)

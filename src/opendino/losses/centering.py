@@ -2,7 +2,7 @@
 """Teacher targets by a running centre and a sharp softmax; the alternative is `sinkhorn.py`."""
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from opendino.distributed import all_reduce_sum
@@ -29,22 +29,32 @@ class Centering(nn.Module):
         self.register_buffer("center", torch.zeros(shape, dtype=torch.float32))
 
     @torch.no_grad()
-    def forward(self, logits: Float[Tensor, "rows K"], temp: float) -> Float32[Tensor, "rows K"]:
+    def forward(
+        self, logits: Float[Tensor, "rows K"], temp: float, real: Bool[Tensor, " rows"] | None = None
+    ) -> Float32[Tensor, "rows K"]:
         """Targets of a batch by the centre of the batches before it; then, in training, the centre moves.
 
         Args:
             logits: the teacher's prototype logits of this process; computed in float32 whatever comes in.
             temp: the teacher's temperature, about 0.04 to 0.07.
+            real: False for rows that are padding: the centre does not feel them; None where none is.
+
+        Returns:
+            Probabilities; of no meaning in rows of padding.
         """
         targets = torch.softmax((logits.float() - self.center.view(1, -1)) / temp, dim=-1)
         if self.training:
-            self.update(logits)
+            self.update(logits, real)
         return targets
 
     @torch.no_grad()
-    def update(self, logits: Float[Tensor, "rows K"]) -> None:
+    def update(self, logits: Float[Tensor, "rows K"], real: Bool[Tensor, " rows"] | None = None) -> None:
         """Move the centre towards the mean of the logits of all processes; it stays where there are none at all."""
-        total = torch.cat([logits.sum(dim=0, dtype=torch.float32), self.center.new_tensor([logits.shape[0]])])
+        if real is None:
+            rows = self.center.new_full((1,), logits.shape[0])
+        else:
+            logits, rows = logits.masked_fill(~real[:, None], 0), real.sum(dtype=torch.float32).view(1)
+        total = torch.cat([logits.sum(dim=0, dtype=torch.float32), rows])
         total = all_reduce_sum(total)
         count = total[-1]
         mean = (total[:-1] / count.clamp_min(1)).view_as(self.center)

@@ -2,7 +2,7 @@
 """Teacher targets that use all prototypes equally, by Sinkhorn-Knopp; the alternative is `centering.py`."""
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from opendino.distributed import all_reduce_max, all_reduce_sum
@@ -12,7 +12,9 @@ _IN_SIGHT = 2.0**-120
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: Float[Tensor, "rows K"], temp: float, *, iterations: int = 3) -> Float32[Tensor, "rows K"]:
+def sinkhorn_knopp(
+    logits: Float[Tensor, "rows K"], temp: float, real: Bool[Tensor, " rows"] | None = None, *, iterations: int = 3
+) -> Float32[Tensor, "rows K"]:
     """Rows of exp(logits / temp), scaled towards equal use of all prototypes by all rows of all processes.
 
     Each iteration scales prototypes to equal sums, then rows to sum one. Only the scales of prototypes (`u`) and of
@@ -20,14 +22,14 @@ def sinkhorn_knopp(logits: Float[Tensor, "rows K"], temp: float, *, iterations: 
     products. Constant factors cancel in the last scaling of rows, which is why no number of rows is asked for.
 
     Args:
-        logits: the teacher's prototype logits of this process, real rows only (padding would be counted as images);
-            computed in float32 whatever comes in, also under autocast. There may be none here while other processes
-            have some: the call still takes part in their sums.
+        logits: the teacher's prototype logits of this process; computed in float32 whatever comes in, also under
+            autocast. There may be none here while other processes have some: the call still takes part in their sums.
         temp: the teacher's temperature, about 0.04 to 0.07.
+        real: False for rows that are padding: they have no mass, so no other row feels them; None where none is.
         iterations: rounds of scaling; 3 as published.
 
     Returns:
-        Probabilities that sum to one over the prototypes.
+        Probabilities that sum to one over the prototypes; zeros in rows of padding.
 
     Source: Caron et al. 2020 (SwAV), section 3.1; official `sinkhorn_knopp_teacher` in both loss files.
     Differs: the largest logit is taken off before the exponential, here per row, and given back in the first scale;
@@ -38,12 +40,17 @@ def sinkhorn_knopp(logits: Float[Tensor, "rows K"], temp: float, *, iterations: 
         row_max = scores.max(dim=1).values
         kernel = scores.sub_(row_max.unsqueeze(1)).exp_()
         # Scales that turn the kernel back into exp(scores), up to one factor that all processes share.
-        v = torch.exp(row_max - all_reduce_max(_largest(row_max)))
+        v = _of_real(torch.exp(row_max - all_reduce_max(_largest(_of_real(row_max, real, -torch.inf)))), real)
         u = kernel.new_ones(kernel.shape[1])
         for _ in range(iterations):
             u = _prototype_scales(kernel, v)
-            v = 1 / torch.mv(kernel, u)
+            v = _of_real(1 / torch.mv(kernel, u), real)
         return kernel.mul_(u).mul_(v.unsqueeze(1))
+
+
+def _of_real(values: Float32[Tensor, " rows"], real: Bool[Tensor, " rows"] | None, other: float = 0.0) -> Tensor:
+    """Values of the rows that are no padding, and `other` for those that are."""
+    return values if real is None else values.masked_fill(~real, other)
 
 
 def _largest(values: Float32[Tensor, " rows"]) -> Float32[Tensor, ""]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar, cast
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from opendino.distributed import gather_rows
@@ -80,8 +80,10 @@ class CodingRate(DINOv2):
         koleo = super()._compare(cls) if super()._compares() else {}
         return koleo | {"coding_rate": -weight * rate}
 
-    def _to_targets(self, center: str, logits: Float[Tensor, "rows P"], temp: float) -> Float32[Tensor, "rows P"]:
-        del center, temp  # features are their own targets
+    def _to_targets(
+        self, center: str, logits: Float[Tensor, "rows P"], temp: float, real: Bool[Tensor, " rows"] | None = None
+    ) -> Float32[Tensor, "rows P"]:
+        del center, temp, real  # features are their own targets
         return logits.float()
 
     def _logits(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from opendino.data.collate import PretrainBatch
@@ -35,7 +35,7 @@ class Targets(NamedTuple):
 
     Attributes:
         crops: probabilities of the unmasked global crops.
-        patches: probabilities of the patches that are masked for the student.
+        patches: probabilities of the patches that are masked for the student; of no meaning for padding.
     """
 
     crops: Float32[Tensor, "G B K"] | None
@@ -193,17 +193,26 @@ class DINOv2(Method):
         """Targets of the parts of a batch, made as one."""
         of_crops, of_patches = zip(*[self.teacher_logits(piece) for piece in pieces], strict=True)
         crops = self._as_one("dino_loss", of_crops, teacher_temp)
-        patches = self._as_one("ibot_patch_loss", of_patches, teacher_temp)
+        patches = self._as_one("ibot_patch_loss", of_patches, teacher_temp, [self._real(piece) for piece in pieces])
         return [
             Targets(None if rows is None else rows.unflatten(0, (-1, piece.images)), of_masked)
             for piece, rows, of_masked in zip(pieces, crops, patches, strict=True)
         ]
 
-    def _as_one(self, center: str, parts: Sequence[Tensor | None], temp: float) -> Sequence[Tensor | None]:
+    def _real(self, batch: PretrainBatch) -> Bool[Tensor, " M"] | None:
+        """Which rows of the patches' logits are no padding; None where none is."""
+        return batch.masked
+
+    def _as_one(
+        self, center: str, parts: Sequence[Tensor | None], temp: float, real: Sequence[Tensor | None] = ()
+    ) -> Sequence[Tensor | None]:
+        """Targets of the parts; `real` says which of their rows are no padding."""
         logits = [part for part in parts if part is not None]
         if not logits:
             return parts
-        targets = self._to_targets(center, logits[0] if len(logits) == 1 else torch.cat(logits), temp)
+        known = [one for one in real if one is not None]
+        whole = logits[0] if len(logits) == 1 else torch.cat(logits)  # not a copy of the largest matrix of a step
+        targets = self._to_targets(center, whole, temp, torch.cat(known) if known else None)
         return targets.split([len(part) for part in logits])
 
     def student_views(self, batch: PretrainBatch) -> StudentViews:
@@ -274,12 +283,14 @@ class DINOv2(Method):
             ) from None
         self.teacher.requires_grad_(False)
 
-    def _to_targets(self, center: str, logits: Float[Tensor, "rows K"], temp: float) -> Float32[Tensor, "rows K"]:
+    def _to_targets(
+        self, center: str, logits: Float[Tensor, "rows K"], temp: float, real: Bool[Tensor, " rows"] | None = None
+    ) -> Float32[Tensor, "rows K"]:
         if self.config.dino.centering == "sinkhorn_knopp":
-            return sinkhorn_knopp(logits, temp)
+            return sinkhorn_knopp(logits, temp, real)
         if self.config.dino.centering == "none":
             return super().probabilities(logits, temp)
-        return self.get_submodule(center)(logits, temp)
+        return self.get_submodule(center)(logits, temp, real)
 
     def _logits(
         self, network: nn.ModuleDict, cls: Float[Tensor, "rows D"], patches: Float[Tensor, "M D"]

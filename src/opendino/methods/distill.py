@@ -106,6 +106,9 @@ class Distill(Guided, DINOv2):
         patches = on_grid(said.patches, grid_of(self.student, batch)).flatten(0, 1)
         return self._logits(self.guide.network, said.cls, patches)
 
+    def _real(self, batch: PretrainBatch) -> None:
+        """All patches are."""
+
     def student_views(self, batch: PretrainBatch) -> StudentViews:
         """What the student says of unmasked crops, in one packed pass of the backbone."""
         return super().student_views(all_patches(self.student, batch))
@@ -320,6 +323,7 @@ def all_patches(network: nn.ModuleDict, batch: PretrainBatch) -> PretrainBatch:
         masks=torch.zeros(rows, patches, dtype=torch.bool, device=device),
         mask_indices=torch.arange(rows * patches, device=device),
         masks_weight=torch.full((rows * patches,), 1 / patches, device=device),
+        padding=None,
     )
 
 

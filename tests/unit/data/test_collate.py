@@ -94,3 +94,21 @@ def test_parts_of_a_batch_hold_their_images_and_nothing_else():
         assert torch.allclose(sums, part.masks.any(dim=1).float())
     with pytest.raises(DataError, match="4 images cannot be cut into 3"):
         whole.split(3)
+
+
+def test_parts_of_a_padded_batch_are_those_of_the_batch_padded():
+    config = MaskConfig()
+    masks = batch_masks(12, (4, 4), config, np.random.default_rng(0))
+    whole = collate([views(number) for number in range(6)], masks, list(range(6)))
+    padded = whole.pad(12, config)
+    assert whole.masked is None
+    assert len(padded.mask_indices) == masks.upperbound
+    assert torch.equal(padded.mask_indices[padded.masked], whole.mask_indices)
+    for part, wanted in zip(padded.split(3), whole.split(3), strict=True):
+        real = part.masked
+        assert torch.equal(part.masks, wanted.masks)
+        assert torch.equal(part.mask_indices[real], wanted.mask_indices)
+        assert torch.equal(part.masks_weight[real], wanted.masks_weight)
+        assert not part.masks_weight[~real].any()
+        assert part.padding.counts == tuple(wanted.masks.sum(dim=1).tolist())
+        assert len(part.mask_indices) == part.padding.length(16)

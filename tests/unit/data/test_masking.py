@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opendino.data.masking import MaskConfig, batch_masks, block_mask, draw_masks, mask_shares, max_block
+from opendino.data.masking import MaskConfig, Padding, batch_masks, block_mask, draw_masks, mask_shares, max_block
 from opendino.errors import ConfigError
 
 # (grid side, target, mean masked patches of the published generator over 1,000 draws)
@@ -156,3 +157,56 @@ def test_shares_of_a_batch_and_masks_of_a_part_of_it():
     whole, part = drawn(range(16)), drawn(range(1, 16, 2))
     assert torch.equal(whole.masks[1::2], part.masks)
     assert int(whole.masks.sum()) <= whole.upperbound == sum(int(64 * share) for share in shares)
+
+
+@pytest.mark.parametrize(("side", "upperbound"), [(16, 2496), (14, 1906)])
+def test_a_whole_batch_is_filled_up_to_the_published_bound(side, upperbound):
+    patches, config = side * side, MaskConfig()
+    found = batch_masks(64, (side, side), config, np.random.default_rng(5))
+    padding = Padding(64, config, tuple(found.masks.sum(dim=1).tolist()))
+    indices, weights = padding.fill(found.indices, found.weights, patches)
+    assert len(indices) == len(weights) == padding.length(patches) == upperbound
+    real = weights > 0
+    assert torch.equal(indices[real], found.indices)
+    assert torch.equal(weights[real], found.weights)
+    assert not indices[~real].any()
+
+
+def test_parts_of_a_step_have_one_of_five_lengths():
+    """Of 1,024 crops a process has 128: how many are masked there varies a lot, the length little, and by steps."""
+    config, patches, lengths, counts = MaskConfig(), 196, [], []
+    for seed in range(300):
+        shares = mask_shares(1024, config, np.random.default_rng(seed))[seed % 8 :: 8]
+        masked = tuple((patches * shares).astype(int).tolist())
+        lengths.append(Padding(1024, config, masked).length(patches))
+        counts.append(sum(masked))
+    assert 3 <= len(set(lengths)) <= 4
+    mean, deviation = np.mean(counts), np.std(counts)
+    assert sorted(set(lengths))[:3] == pytest.approx([mean, mean + deviation, mean + 2 * deviation], rel=0.02)
+    assert all(count <= length for count, length in zip(counts, lengths, strict=True))
+    assert np.mean(lengths) < mean + deviation
+    # The case that does not come: the heaviest masks all in one place.
+    heaviest = tuple(
+        sorted((patches * mask_shares(1024, config, np.random.default_rng(0))).astype(int).tolist())[-128:]
+    )
+    assert sum(heaviest) <= Padding(1024, config, heaviest).length(patches) < 1.02 * sum(heaviest)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    part=st.integers(1, 40),
+    side=st.integers(1, 8),
+    probability=st.floats(0, 1),
+    ratio=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted).map(tuple),
+    seed=st.integers(0, 99),
+)
+def test_there_is_room_for_any_part_of_any_step(rows, part, side, probability, ratio, seed):
+    config, rng, grid = MaskConfig(probability, ratio, min_block=1), np.random.default_rng(seed), (side, side)
+    chosen = rng.permutation(rows)[:part]
+    found = draw_masks(mask_shares(rows, config, rng)[chosen], grid, config, itertools.repeat(rng))
+    padding = Padding(rows, config, tuple(found.masks.sum(dim=1).tolist()))
+    indices, weights = padding.fill(found.indices, found.weights, side * side)
+    assert torch.equal(indices[: len(found.indices)], found.indices)
+    assert weights.sum() == pytest.approx(float(found.weights.sum()))
+    assert len(indices) == len(weights) == padding.length(side * side) >= len(found.indices)

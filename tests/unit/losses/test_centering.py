@@ -65,6 +65,17 @@ def test_no_rows_leave_the_centre():
     assert torch.equal(module.center, before)
 
 
+def test_the_centre_does_not_feel_padding():
+    plain, padded, logits = Centering(3), Centering(3), torch.randn(4, 3)
+    real = torch.tensor([True, False, True, True, False, True])
+    filled = torch.full((6, 3), torch.inf).masked_scatter(real[:, None], logits)
+    targets = padded(filled, 0.05, real)
+    assert torch.allclose(targets[real], plain(logits, 0.05))
+    assert torch.allclose(padded.center, plain.center, atol=1e-7)
+    padded(filled, 0.05, torch.zeros(6, dtype=torch.bool))
+    assert torch.allclose(padded.center, plain.center, atol=1e-7), "nothing but padding leaves it"
+
+
 def test_rows_of_all_processes_count_the_same(monkeypatch):
     logits = torch.randn(7, 3)
     whole, sharded = Centering(3, patches=True), Centering(3, patches=True)

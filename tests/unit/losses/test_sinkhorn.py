@@ -122,10 +122,27 @@ def test_no_rows_at_all():
     assert sinkhorn_knopp(torch.zeros(0, 5), 0.04).shape == (0, 5)
 
 
-def test_a_row_of_padding_would_change_the_result():
+def test_padding_by_hand():
+    # The table of `test_hand_worked_one_iteration`; between its rows one that would turn it round, if it counted.
+    logits = torch.tensor([[1.0, 2.0], [900.0, 1.0], [3.0, 4.0]]).log()
+    found = sinkhorn_knopp(logits, 1.0, torch.tensor([True, False, True]), iterations=1)
+    assert torch.allclose(found, torch.tensor([[3 / 7, 4 / 7], [0.0, 0.0], [9 / 17, 8 / 17]]))
+
+
+@pytest.mark.parametrize("fill", [0.0, 40.0, -40.0])
+def test_no_row_feels_padding(fill):
     logits = made()
-    padded = torch.cat([logits, torch.zeros(4, 6)])
-    assert not torch.allclose(sinkhorn_knopp(padded, 0.07)[:12], sinkhorn_knopp(logits, 0.07), atol=1e-2)
+    padded, real = torch.cat([logits[:5], torch.full((4, 6), fill), logits[5:]]), torch.ones(16, dtype=torch.bool)
+    real[5:9] = False
+    found = sinkhorn_knopp(padded, 0.07, real)
+    assert torch.allclose(found[real], sinkhorn_knopp(logits, 0.07), atol=1e-6)
+    assert not found[5:9].any()
+    # What a caller has to say: counted as rows, they change everything.
+    assert not torch.allclose(sinkhorn_knopp(padded, 0.07)[real], found[real], atol=1e-2)
+
+
+def test_nothing_but_padding():
+    assert not sinkhorn_knopp(made(), 0.07, torch.zeros(12, dtype=torch.bool)).any()
 
 
 def test_sums_are_over_all_processes(monkeypatch):
@@ -146,9 +163,13 @@ folder, rank, split = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 logits = torch.load(f"{folder}/logits.pt", weights_only=True)
 own = logits[:split] if rank == 0 else logits[split:]
-center = Centering(logits.shape[1], patches=True)
+center, other = (Centering(logits.shape[1], patches=True) for _ in range(2))
 center(own, 0.05)
-torch.save([sinkhorn_knopp(own, 0.05), center.center], f"{folder}/found_{rank}.pt")
+# The same with padding, of which process 0 may have nothing else.
+padded, real = torch.cat([own, torch.full((3, logits.shape[1]), 50.0)]), torch.arange(len(own) + 3) < len(own)
+other(padded, 0.05, real)
+found = [sinkhorn_knopp(own, 0.05), center.center, sinkhorn_knopp(padded, 0.05, real)[real], other.center]
+torch.save(found, f"{folder}/found_{rank}.pt")
 dist.destroy_process_group()
 """
 
@@ -163,6 +184,9 @@ def test_two_processes_find_what_one_finds(tmp_path, split):
     ]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     parts = [torch.load(tmp_path / f"found_{rank}.pt", weights_only=True) for rank in range(2)]
-    assert torch.allclose(torch.cat([part[0] for part in parts]), sinkhorn_knopp(logits, 0.05), atol=1e-6)
-    for _, center in parts:
+    for which in (0, 2):
+        found = torch.cat([part[which] for part in parts])
+        assert torch.allclose(found, sinkhorn_knopp(logits, 0.05), atol=1e-6)
+    for _, center, _, padded in parts:
         assert torch.allclose(center.flatten(), 0.1 * logits.mean(dim=0), atol=1e-7)
+        assert torch.allclose(padded, center, atol=1e-7)
