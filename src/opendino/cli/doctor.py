@@ -5,6 +5,8 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import warnings
+from importlib import import_module
 from pathlib import Path
 
 from opendino import __version__
@@ -22,14 +24,16 @@ seconds: decoding, a ViT-S/14 in fp32, in bf16 and optimized, and which fast pat
 
 _CORE = ("torch", "numpy", "pillow", "safetensors", "huggingface-hub", "pydantic", "pyarrow", "scipy")
 _OPTIONAL = {
-    "transformers": "the Hugging Face face (pip install 'opendino[hf]')",
-    "timm": "an oracle in the tests",
-    "opencv-python-headless": "fast decoding and crops (pip install 'opendino[fast]')",
-    "simplejpeg": "likewise",
-    "faiss-cpu": "approximate search (pip install 'opendino[faiss]')",
-    "onnxruntime": "ONNX export (pip install 'opendino[onnx]')",
-    "fastapi": "the server (pip install 'opendino[serve]')",
+    "transformers": ("transformers", "for the Hugging Face face: pip install 'opendino[hf]'"),
+    "timm": ("timm", "only for evaluating models of timm (timm:NAME): pip install timm"),
+    "torchvision": ("torchvision", "not needed by opendino; timm and some models of transformers want it"),
+    "opencv-python-headless": ("cv2", "for fast decoding and crops: pip install 'opendino[fast]'"),
+    "simplejpeg": ("simplejpeg", "for fast decoding: pip install 'opendino[fast]'"),
+    "faiss-cpu": ("faiss", "for approximate search: pip install 'opendino[faiss]'"),
+    "onnxruntime": ("onnxruntime", "for ONNX export: pip install 'opendino[onnx]'"),
+    "fastapi": ("fastapi", "for the server: pip install 'opendino[serve]'"),
 }
+"""Package -> module, and what is said where it is missing."""
 
 
 def main(argv: list[str]) -> int:
@@ -95,4 +99,32 @@ def _storage() -> list[tuple[str, str]]:
 
 
 def _optional() -> list[tuple[str, str]]:
-    return [(name, _version(name) or f"not installed: {use}") for name, use in _OPTIONAL.items()]
+    return [(name, _told(name, module, use)) for name, (module, use) in _OPTIONAL.items()]
+
+
+def _told(name: str, module: str, use: str) -> str:
+    version = _version(name)
+    if version is None:
+        return f"not installed; {use}"
+    fault = _fault(module)
+    if not fault:
+        return version
+    if "torchvision" in fault:  # whose compiled part has to be of the very build of torch
+        import torch
+
+        what = f"its torchvision was not built for torch {torch.__version__}; install both from the same index, or "
+        what += "pip uninstall torchvision" if name == "torchvision" else "do without: opendino needs neither"
+    else:
+        what = f"pip install --force-reinstall {name}"
+    return f"{version}, cannot be imported ({fault}): {what}"
+
+
+def _fault(module: str) -> str:
+    """Why a module cannot be imported; nothing where it can."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import_module(module)
+    except Exception as error:  # a broken package raises what it likes
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)
+    return ""

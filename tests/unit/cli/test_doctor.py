@@ -20,12 +20,31 @@ def test_the_report(capsys, monkeypatch):
 
 
 def test_what_is_missing_says_what_it_is_good_for(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "_OPTIONAL", {"no-such-package": "miracles"})
+    monkeypatch.setattr(doctor, "_OPTIONAL", {"no-such-package": ("nothing", "miracles")})
     monkeypatch.setattr(doctor, "_CORE", ("no-such-core",))
     assert main(["doctor"]) == 0
     report = capsys.readouterr().out
-    assert "not installed: miracles" in report
+    assert "not installed; miracles" in report
     assert "missing: pip install it" in report
+
+
+def test_what_is_there_and_broken_says_what_to_do(capsys, monkeypatch):
+    def broken(name):
+        if name == "timm":
+            raise RuntimeError("operator torchvision::nms does not exist\nand a page of C++")
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(doctor, "_OPTIONAL", {"timm": ("timm", "x"), "opencv-python-headless": ("cv2", "y")})
+    monkeypatch.setattr(doctor, "_version", lambda _name: "1.0")
+    monkeypatch.setattr(doctor, "import_module", broken)
+    assert main(["doctor"]) == 0
+    report = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert report["timm"] == (
+        "1.0, cannot be imported (RuntimeError: operator torchvision::nms does not exist): its torchvision was not "
+        f"built for torch {torch.__version__}; install both from the same index, or do without: opendino needs neither"
+    )
+    assert "libGL.so.1" in report["opencv-python-headless"]
+    assert report["opencv-python-headless"].endswith("pip install --force-reinstall opencv-python-headless")
 
 
 def test_a_gpu(capsys, monkeypatch):
