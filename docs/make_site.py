@@ -88,7 +88,8 @@ def _reference() -> dict[str, list[str]]:
 
 def _menu(rooms: dict[str, list[str]]) -> list:
     """The site's menu: the folders of `docs/` in an order to read them, then the reference, then the root's pages."""
-    menu: list = ["README.md", "docs/README.md", "docs/start.md"]
+    arabic = re.search(r"\[([^]]+)\]\(README\.ar\.md\)", (PAGES / "README.md").read_text(encoding="utf-8"))
+    menu: list = ["README.md", {arabic[1]: "README.ar.md"}, "docs/README.md", "docs/start.md"]
     for title, folder in (("Tutorials", "tutorials"), ("How to", "how-to"), ("The method", "method")):
         found = sorted(path.relative_to(PAGES).as_posix() for path in (PAGES / "docs" / folder).glob("*.md"))
         menu.append({title: sorted(found, key=lambda name: not name.endswith("README.md"))})
@@ -97,7 +98,7 @@ def _menu(rooms: dict[str, list[str]]) -> list:
     tables = sorted(path.relative_to(PAGES).as_posix() for path in (PAGES / "docs" / "reference").glob("*.md"))
     modules = [{room: pages} for room, pages in rooms.items()]
     menu.append({"Reference": [*tables, "docs/reference/api/README.md", *modules]})
-    project = sorted(path.name for path in PAGES.glob("*.md") if path.name != "README.md")
+    project = sorted(path.name for path in PAGES.glob("*.md") if not path.name.startswith("README"))
     menu.append({"The project": [*project, "docs/pictures/README.md"]})
     return menu
 
