@@ -19,6 +19,7 @@ Some settings:
   layers=[5,11]          after which blocks, counted from 0 (default the last)
   fit=crop|pad|stretch|whole size=518           what the model sees; size must be a multiple of the patch
   format=npy dtype=float16 normalize=true rows=2048 batch_size=32 threads=2 precision=bf16 device=cuda
+  merge=0.07             on a CPU: merge patches that look alike, for speed; other numbers, see docs/performance.md
   engine.workers=4       processes; engine.name=torchrun under torchrun; engine.name=ray on a Ray cluster
   overwrite=true         remove what other settings left in DIR
 

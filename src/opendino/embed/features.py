@@ -51,6 +51,8 @@ class FeatureSettings:
         resize: for "crop": shorter side before the cut, pixels; None takes what evaluation takes.
         normalize: L2-normalise each vector.
         precision: of the model's arithmetic; "int8" is for the fast copy alone, see `opendino.optimize`.
+        merge: share of an image's patches that each block of the fast copy merges into others like them, 0 to 0.5
+            (token merging); other features for less time, see `opendino.optimize`.
         optimize: on a CPU take the model's fast copy, see `opendino.optimize`; it needs memory for a second copy.
         device: "auto" takes a CUDA device where there is one.
     """
@@ -62,6 +64,7 @@ class FeatureSettings:
     resize: int | None = None
     normalize: bool = False
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    merge: float = 0.0
     optimize: bool = True
     device: str = "auto"
 
@@ -73,6 +76,8 @@ class FeatureSettings:
                 raise ConfigError(f"features = {name!r}: no such feature; {hint}")
         if not self.features or len(set(self.features)) < len(self.features):
             raise ConfigError(f"features = {list(self.features)}: name each feature wanted once, and at least one")
+        if not 0 <= self.merge <= 0.5:
+            raise ConfigError(f"merge = {self.merge}: give a share from 0 to 0.5, such as 0.07")
         if len(set(self.layers)) < len(self.layers):
             raise ConfigError(f"layers = {list(self.layers)}: name each block once")
 
@@ -103,7 +108,11 @@ class Embedder:
         self.size = None if settings.fit == "whole" else (self.side, self.side)
         if settings.precision == "int8" and (self.device.type != "cpu" or not settings.optimize):
             raise ConfigError("precision = int8: is for device=cpu and optimize=true; give bf16 or fp32")
-        self._model = fast_if_it_pays(self.backbone, settings.precision) if settings.optimize else self.backbone
+        if settings.merge and (self.device.type != "cpu" or not settings.optimize):
+            raise ConfigError(f"merge = {settings.merge}: is for device=cpu and optimize=true; leave it out")
+        self._model = self.backbone
+        if settings.optimize:
+            self._model = fast_if_it_pays(self.backbone, settings.precision, settings.merge)
         grid = 0 if self.size is None else self.side // backbone.patch_size
         dim, shapes = backbone.embed_dim, {}
         for layer in self.layers:

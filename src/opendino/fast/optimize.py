@@ -113,18 +113,20 @@ def optimize(
     )
 
 
-def fast_if_it_pays(backbone: Any, precision: Precision) -> Any:  # noqa: ANN401  any model
+def fast_if_it_pays(backbone: Any, precision: Precision, merge: float = 0.0) -> Any:  # noqa: ANN401  any model
     """A backbone's fast copy on a CPU; the backbone itself on other devices, and where it is none of ours.
 
     For those who take a backbone through many images, and let go of the copy afterwards. The same in every process.
 
     Raises:
-        ModelError: 8-bit integers are asked for and there would be no copy, so that nothing would be in them.
+        ModelError: 8-bit integers or merging are asked for and there would be no copy, so that nothing comes of it.
     """
     ours = type(backbone) is VisionTransformer and backbone.cls_token.device.type == "cpu"
     if precision == "int8" and not ours:
         raise ModelError("int8 is for the fast copy of a backbone of opendino.load on a CPU; give fp32 or bf16")
-    return optimize(backbone, precision, trial=False) if ours else backbone
+    if merge and not ours:
+        raise ModelError("merge is for the fast copy of a backbone of opendino.load on a CPU; leave it out")
+    return optimize(backbone, precision, merge=merge, trial=False) if ours else backbone
 
 
 def _products(model: nn.Module, dtype: Precision | torch.dtype | None, packed: bool | None) -> Products:

@@ -8,6 +8,7 @@ from opendino import onednn
 from opendino.embed import Embedder, FeatureSettings
 from opendino.embed.features import same_shape
 from opendino.errors import ConfigError
+from opendino.fast.optimize import optimize
 from opendino.models.vision_transformer import VisionTransformer
 
 
@@ -87,11 +88,25 @@ def test_pictures_of_several_shapes_keep_their_order():
         ({"features": ("cl",)}, "did you mean cls"),
         ({"features": ()}, "at least one"),
         ({"device": "abacus"}, "abacus"),
+        ({"merge": 0.6}, "a share from 0 to 0.5"),
+        ({"merge": float("nan")}, "a share from 0 to 0.5"),
+        ({"merge": 0.1, "optimize": False}, "device=cpu and optimize=true"),
     ],
 )
 def test_what_does_not_fit_is_told(settings, message):
     with pytest.raises(ConfigError, match=message):
         Embedder(model(), FeatureSettings(**settings))
+
+
+def test_patches_are_merged_as_the_fast_copy_merges_them():
+    backbone, images = model(num_register_tokens=2), torch.randn(3, 3, 32, 32)
+    settings = FeatureSettings(("cls", "patches"), merge=0.2, device="cpu", size=32)
+    found = Embedder(backbone, settings)(images)
+    wanted = optimize(backbone, merge=0.2, trial=False).forward_features(images)
+    torch.testing.assert_close(found["cls"], wanted["x_norm_clstoken"])
+    torch.testing.assert_close(found["patches"].flatten(1, 2), wanted["x_norm_patchtokens"])
+    few = [len({tuple(token.tolist()) for token in image}) for image in found["patches"].flatten(1, 2)]
+    assert all(0 < count < 64 for count in few), "patches that were merged come back as equal ones"
 
 
 def test_eight_bits_are_for_the_fast_copy():

@@ -85,6 +85,8 @@ def test_eight_bits_are_refused_where_there_are_none(monkeypatch):
         with pytest.raises(ModelError, match="int8 is for the fast copy"):
             fast_if_it_pays(other, "int8")
         assert fast_if_it_pays(other, "bf16") is other
+        with pytest.raises(ModelError, match="merge is for the fast copy"):
+            fast_if_it_pays(other, "bf16", 0.1)
 
 
 @torch.no_grad()
