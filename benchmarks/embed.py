@@ -2,12 +2,13 @@
 """A folder of photographs to features: `opendino embed` beside transformers' pipeline, one core, interleaved.
 
 python benchmarks/embed.py [--quick] [--photos FILE] [--images 16] [--rounds 3] [--precisions fp32 bf16 int8]
-                           [--models S/14 tiny]
+                           [--models S/14 tiny] [--merge 0.07]
 
 Photographs are those of 500 x 375 in `photos.parquet` of the folder that OPENDINO_TEST_DATA names (or ../shared/data),
 as files. Both sides open the same random weights from one folder of the Hugging Face kind and give CLS features. What a
 run costs whatever its length (opening, hashing the weights) is taken off: two images are embedded too, and the
-difference is what counts. Seconds of processor time, medians over the rounds. The last line is JSON.
+difference is what counts. With `--merge` the fast model also merges that share of the patches in each block. Seconds of
+processor time, medians over the rounds. The last line is JSON.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,12 @@ def seconds(run: Callable[[Path], np.ndarray], folder: Path) -> tuple[float, np.
     return time.process_time() - started, found
 
 
-def cell(name: str, model: str, root: Path, precision: str, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+def cell(
+    name: str, model: str, root: Path, precision: str, rounds: int, merge: Sequence[float] = ()
+) -> tuple[dict[str, float], dict[str, float]]:
     """Milliseconds an image of every way, in turn, and the least cosine of its features to those of transformers."""
     ways = WAYS if precision != "int8" else {name: way for name, way in WAYS.items() if way["optimize"]}
+    ways = ways | {f"merge={share:g}": WAYS["fast, optimized model"] | {"merge": share} for share in merge}
     runs = {way: ours(model, root / "out", precision, options) for way, options in ways.items()}
     runs["transformers"] = theirs(model, precision)  # which has no int8 of its own: fp32 then
     times: dict[str, list[float]] = {way: [] for way in runs}
@@ -132,6 +136,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--precisions", nargs="*", default=["fp32", "bf16", "int8"])
     arguments.add_argument("--models", nargs="*", default=["S/14", "tiny"], choices=list(MODELS))
+    arguments.add_argument("--merge", type=float, nargs="*", default=[])
     given = arguments.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -154,7 +159,7 @@ def main() -> None:
             model = weights(root / f"model{width}", width, depth)
             default = 0.0
             for precision in given.precisions:
-                middle, least = cell(name, model, root, precision, rounds)
+                middle, least = cell(name, model, root, precision, rounds, given.merge)
                 default = default or middle["transformers"]
                 ratios = {way: round(middle["transformers"] / value, 2) for way, value in middle.items()}
                 ratios["fast, optimized model, over transformers in fp32"] = round(
