@@ -31,7 +31,8 @@ class Table(NamedTuple):
     Attributes:
         commands: what has to be kept for it, script and words.
         make: rows of what these found, in their order.
-        said: of the line below in place of the commands; a dash for machine and date alone.
+        said: of the line below in place of the commands; a dash for machine and date alone, "rtl" for these on a page
+            that is read from right to left.
     """
 
     commands: tuple[str, ...]
@@ -95,9 +96,9 @@ def each(values: Iterable[str]) -> str:
 
 def source(one: Table, found: Sequence[Found]) -> str:
     """The line below a table."""
-    if one.said == "-":
+    if one.said in ("-", "rtl"):
         machine, date = each(part["machine"] for part in found), each(part["date"] for part in found)
-        return f"{machine}; {date}"
+        return f"{machine}; {date}" if one.said == "-" else f'<span dir="ltr">{machine}; {date}</span>'
     said = one.said or ", ".join(f"`{command(part)}`" for part in found)
     return f"{said}; {where(found)}."
 
@@ -366,14 +367,14 @@ def eval_stereo(found: Sequence[Found]) -> str:
 
 
 def cost(found: Sequence[Found]) -> str:
-    units = {"images": "image", "tokens": "token", "prototypes": "prototype", "processes": "process"}
+    units = {"images": "an image", "tokens": "a token", "prototypes": "a prototype", "processes": "a process"}
     names = {"tokens": "tokens of an image's views", "processes": "processes, wall time"}
     rows = []
     for row in found[0]["figures"]["rows"]:
         points = ", ".join(f"{at:,.0f}: {ratio(seconds)}" for at, seconds in row["points"])
         more = f"{1e3 * row['each']:.2g} ms" if abs(row["each"]) < 1 else f"{row['each']:.2f} s"
         name = row["name"]
-        rows.append([names.get(name, name), points, ratio(row["power"]), f"{more} a {units[name]}"])
+        rows.append([names.get(name, name), points, ratio(row["power"]), f"{more} {units[name]}"])
     return markdown(["grows", "points", "power of the fit", "one more costs"], rows, left=2)
 
 
@@ -509,7 +510,7 @@ TABLES = {
     "cost": Table(("cost",), cost),
     "plan": Table(("plan",), plan),
     "readme": Table(SPEED, readme, "-"),
-    "readme_ar": Table(SPEED, readme_ar, "-"),
+    "readme_ar": Table(SPEED, readme_ar, "rtl"),
 }
 
 
