@@ -4,8 +4,11 @@
 The copy detector is a scripted stand-in for SSCD, with a TorchScript file as a user would have it.
 """
 
+import errno
+import os
 import resource
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -151,3 +154,68 @@ def test_a_full_disk_leaves_finished_parts(tmp_path, heap, capsys):
         {path.relative_to(root): path.read_bytes() for path in root.rglob("*.parquet")} for root in (out, whole)
     )
     assert made == wanted
+
+
+def all_words(heap, out, *more):
+    (heap.parent / "queries").mkdir(exist_ok=True)
+    for number in (3, 4):
+        (heap.parent / "queries" / f"{number}.png").write_bytes((heap / f"{number:02d}.png").read_bytes())
+    sets = [f"references=[{heap.parent / 'val'}]", f"queries=[{heap.parent / 'queries'}]", "retrieve.method=sample"]
+    return words(heap, out, *sets, "mix.parts=[balance,retrieve]", "mix.tar=5", "prune.eps=0.01", *more)
+
+
+def results(out):
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files if path.suffix != ".html"}
+
+
+def fails_after(monkeypatch, files, fault):
+    """From then on the disk says no to every file that is to get its name."""
+    left, replace = [files], Path.replace
+
+    def limited(self, target):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(fault, os.strerror(fault))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", limited)
+
+
+def test_a_disk_that_is_full_in_every_stage(tmp_path, heap, capsys, monkeypatch):
+    """Room for 35 more files each time: one sentence each, finished stages stay, the end is that of one with room."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main(["curate", *all_words(heap, whole)]) == 0
+    done, stopped = {}, set()
+    for _ in range(20):
+        with monkeypatch.context() as disk:
+            fails_after(disk, 35, errno.ENOSPC)
+            code = main(["curate", *all_words(heap, out)])
+        assert not list(out.rglob("*.partial"))
+        assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished stage was made again"
+        done = {path: path.stat().st_mtime_ns for path in out.rglob("done.json")}
+        if code == 0:
+            break
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert "could not be written (No space left on device); make room and give the same command again" in line
+        stopped.add(line.split(str(out) + "/")[1].split("/")[0])
+    assert code == 0
+    assert len(stopped) >= 3, "it was to stop in several stages"
+    assert results(out) == results(whole)
+
+
+def test_a_read_only_disk(tmp_path, heap, capsys, monkeypatch):
+    """What is finished is said to be; anything else is refused before a file of before is lost."""
+    out = tmp_path / "out"
+    assert main(["curate", *all_words(heap, out)]) == 0
+    before = results(out)
+    with monkeypatch.context() as disk:
+        fails_after(disk, 0, errno.EROFS)
+        assert main(["curate", *all_words(heap, out)]) == 0
+        for more in ("balance.size=5", "dedup.threshold=0.8", "index.min_side=30"):
+            refused(capsys, all_words(heap, out, more), "(Read-only file system); name another folder")
+            assert results(out) == before
+        refused(capsys, all_words(heap, tmp_path / "new"), "(Read-only file system); name another folder")
+    assert main(["curate", *all_words(heap, out, "balance.size=5")]) == 0
+    assert main(["curate", *all_words(heap, out)]) == 0
+    assert results(out) == before

@@ -23,10 +23,10 @@ from opendino.config import load
 from opendino.curate import pipeline
 from opendino.stages import engines
 made = engines._make
-def slow(task, part):
+def slow(task, part, owner):
     if not engines.marker(task.folder, part).exists():
         time.sleep(0.02)
-        made(task, part)
+        made(task, part, owner)
         with Path(sys.argv[1]).open("a") as file:
             file.write(f"{task.folder.name} {part}\\n")
 engines._make = slow

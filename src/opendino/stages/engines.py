@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from opendino import distributed
 from opendino.errors import ConfigError, DataError
-from opendino.stages.folder import Stage, claimed, marker
+from opendino.stages.folder import Stage, claimed, marker, owner_of
 
 _log = logging.getLogger(__name__)
 
@@ -127,19 +127,20 @@ def run_parts(engine: Engine, parts: int, task: Task) -> None:
         DataError: a part could not be made, or a process died.
     """
     missing = [part for part in range(parts) if not marker(task.folder, part).exists()]
+    owner = owner_of(task.folder)
     if len(missing) < parts:
         _log.info("%s: %d of %d parts are there", task.folder.name, parts - len(missing), parts)
     if engine.name == "ray" and (len(missing) > 1 or (missing and engine.gpus)):
-        _ray(engine, missing, task)
+        _ray(engine, missing, task, owner)
     elif engine.name == "torchrun":
         start = len(missing) * distributed.rank() // distributed.world_size()
         for part in missing[start:] + missing[:start]:
-            _make(task, part)
+            _make(task, part, owner)
     elif engine.workers == 1 or len(missing) < 2:  # for one part processes or actors take longer to start
         for part in missing:
-            _make(task, part)
+            _make(task, part, owner)
     else:
-        _processes(min(engine.workers, len(missing)), missing, task)
+        _processes(min(engine.workers, len(missing)), missing, task, owner)
 
 
 def _none_lost(parts: int, task: Task) -> None:
@@ -151,19 +152,19 @@ def _none_lost(parts: int, task: Task) -> None:
         )
 
 
-def _make(task: Task, part: int) -> None:
+def _make(task: Task, part: int, owner: str) -> None:
     if marker(task.folder, part).exists():
         return
-    with claimed(task.folder, part) as mine:
+    with claimed(task.folder, part, owner) as mine:
         if mine and not marker(task.folder, part).exists():
             task(part)
 
 
-def _processes(workers: int, missing: list[int], task: Task) -> None:
+def _processes(workers: int, missing: list[int], task: Task, owner: str) -> None:
     # Fresh processes: a fork of one that has run torch's threads may hang.
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_set_up, initargs=(workers,)) as pool:
-        futures = [pool.submit(_make, task, part) for part in missing]
+        futures = [pool.submit(_make, task, part, owner) for part in missing]
         try:
             for future in futures:
                 future.result()
@@ -195,12 +196,12 @@ def _end_with_parent() -> None:
 class _Actor:
     """Ray's side: one part a call."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, task: Task, owner: str) -> None:
+        self.task, self.owner = task, owner
 
     def __call__(self, batch: dict) -> dict:
         for part in batch["item"]:
-            _make(self.task, int(part))
+            _make(self.task, int(part), self.owner)
         return batch
 
 
@@ -220,7 +221,7 @@ def check_engine(engine: Engine) -> None:
         ) from None
 
 
-def _ray(engine: Engine, missing: list[int], task: Task) -> None:
+def _ray(engine: Engine, missing: list[int], task: Task, owner: str) -> None:
     check_engine(engine)
     import ray  # pyrefly: ignore[missing-import]
     import ray.data  # pyrefly: ignore[missing-import]
@@ -233,7 +234,7 @@ def _ray(engine: Engine, missing: list[int], task: Task) -> None:
     items = ray.data.from_items(missing, override_num_blocks=len(missing))
     work = items.map_batches(
         _Actor,
-        fn_constructor_args=(task,),
+        fn_constructor_args=(task, owner),
         batch_size=1,
         num_cpus=1,
         num_gpus=engine.gpus or None,

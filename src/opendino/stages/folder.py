@@ -13,8 +13,11 @@ No file holds a time or a machine's name, so equal inputs give equal bytes. Read
 import errno
 import hashlib
 import json
+import logging
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +36,10 @@ from opendino.errors import DataError
 from opendino.files import is_leftover, read_json, write_whole, writing
 from opendino.locks import holding, locked
 
-_PLAN, _DONE, _LOCK, _LOCKS = "plan.json", "done.json", ".writer.lock", ".locks"
+_PLAN, _DONE, _LOCK, _LOCKS, _OWNER = "plan.json", "done.json", ".writer.lock", ".locks", "owner"
+_PATIENCE = 60.0  # seconds
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,11 @@ class Stage:
         """Make the folder ready: finished parts of this very plan stay, all else goes.
 
         Raises:
+            ConfigError: a worker of an earlier run does not end.
             DataError: the folder cannot be written, or holds what is not ours.
         """
+        _no_strangers(self.folder)
+        _take_over(self.folder)
         done = _read(self.folder / _DONE)
         if _read(self.folder / _PLAN) != self.plan:
             clear(self.folder)
@@ -193,14 +202,50 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+def owner_of(folder: Path) -> str:
+    """The run that a stage's folder belongs to now, as its last beginning has noted it; empty where there is none."""
+    try:
+        return (folder / _LOCKS / _OWNER).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
 @contextmanager
-def claimed(folder: Path, part: int) -> Iterator[bool]:
-    """Whether this process is the one to make a part; the claim ends with the process, however it ends."""
+def claimed(folder: Path, part: int, owner: str | None = None) -> Iterator[bool]:
+    """Whether this process is the one to make a part; the claim ends with the process, however it ends.
+
+    Args:
+        folder: of the stage.
+        part: its number.
+        owner: the run whose work this is; where the folder belongs to another by now, nobody is. None for whichever.
+    """
     locks = folder / _LOCKS
     with writing(locks, DataError):
         locks.mkdir(parents=True, exist_ok=True)
     with holding(locks / f"{part:05d}") as mine:
-        yield mine
+        # Asked after the claim, so that who takes the folder over either sees the claim or is seen here.
+        yield mine and (owner is None or owner_of(folder) == owner)
+
+
+def _take_over(folder: Path) -> None:
+    """Make a folder that of a new run: workers that outlive theirs begin no more parts, and are waited for."""
+    locks = folder / _LOCKS
+    write_whole(locks / _OWNER, secrets.token_hex(8), error=DataError)
+    until = time.monotonic() + _PATIENCE
+    for path in sorted(locks.iterdir()):
+        if not path.name.isdigit():
+            continue
+        said = (
+            f"{folder}: a worker of an earlier run is still making part {int(path.name)}; wait for its end, or stop "
+            "it, and give the same command again"
+        )
+        with holding(path) as free:
+            if not free:
+                _log.warning("%s: waits for a worker of an earlier run, which still makes part %d", folder.name,
+                             int(path.name))  # fmt: skip
+        if not free:
+            with writing(path, DataError), locked(path, said, patience=max(until - time.monotonic(), 0)):
+                pass
 
 
 def clear(folder: Path) -> None:
@@ -211,14 +256,19 @@ def clear(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    strangers = [path for path in folder.iterdir() if path.name != _LOCK and not is_leftover(path.name, _PLAN)]
-    if strangers and not (folder / _PLAN).is_file():
-        raise DataError(f"{folder}: holds files that no stage of curation wrote; name another folder with out=")
+    _no_strangers(folder)
     (folder / _DONE).unlink(missing_ok=True)
     for path in [*_outputs(folder), *folder.glob(".*.partial")]:
         path.unlink(missing_ok=True)
-    shutil.rmtree(folder / _LOCKS, ignore_errors=True)
     (folder / _PLAN).unlink(missing_ok=True)
+
+
+def _no_strangers(folder: Path) -> None:
+    if not folder.exists() or (folder / _PLAN).is_file():
+        return
+    ours = (_LOCK, _LOCKS)
+    if any(path.name not in ours and not is_leftover(path.name, _PLAN) for path in folder.iterdir()):
+        raise DataError(f"{folder}: holds files that no stage of curation wrote; name another folder with out=")
 
 
 def sha256(path: Path) -> str:

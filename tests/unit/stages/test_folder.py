@@ -1,13 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+import signal
+import threading
 
 import pyarrow as pa
 import pytest
 
-from opendino.errors import DataError
+from opendino.errors import ConfigError, DataError
 from opendino.stages import folder as stage_folder
-from opendino.stages.folder import Stage, claimed, counts_of, digest_of, marker, parts_of, write_array, write_table
+from opendino.stages.folder import (
+    Stage,
+    claimed,
+    counts_of,
+    digest_of,
+    marker,
+    owner_of,
+    parts_of,
+    write_array,
+    write_table,
+)
 
 
 def made(folder, parameters=None, value=1):
@@ -76,6 +88,68 @@ def test_a_part_is_claimed_by_one_process(tmp_path):
         assert os.waitpid(child, 0)[1] == 0
     with claimed(tmp_path, 3) as mine:
         assert mine
+
+
+class Outliving:
+    """A worker that is half way through part 0 when another run begins, and would go on with part 1."""
+
+    def __init__(self, folder):
+        begun, theirs = os.pipe()
+        self.goes_on, self.go = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            owner = owner_of(folder)
+            for part in range(2):
+                with claimed(folder, part, owner) as mine:
+                    if not mine:
+                        os._exit(part)
+                    os.write(theirs, b"x")
+                    os.read(self.goes_on, 1)
+                    write_table(marker(folder, part), pa.table({"x": [-1, part]}))
+            os._exit(9)
+        assert os.read(begun, 1) == b"x"
+
+    def end(self):
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.mark.parametrize("other_plan", [False, True])
+def test_a_worker_that_outlives_its_run_is_waited_for_and_begins_no_more(tmp_path, caplog, other_plan):
+    first = Stage(tmp_path / "s", "test", {"data": "abc"}, {"k": 1})
+    first.begin()
+    worker = Outliving(first.folder)
+    threading.Timer(0.3, lambda: os.write(worker.go, b"xx")).start()
+    second = Stage(first.folder, "test", {"data": "abc"}, {"k": 2 if other_plan else 1})
+    second.begin()
+    assert "waits for a worker of an earlier run, which still makes part 0" in caplog.text
+    # Equal plans, equal bytes: its part stays. Of another plan it would be wrong, so it is gone.
+    left = [] if other_plan else ["part-00000.parquet"]
+    assert [path.name for path in parts_of(second.folder)] == left
+    assert worker.end() == 1, "it has seen that part 1 is none of its business"
+    assert [path.name for path in parts_of(second.folder)] == left
+    with claimed(second.folder, 1, owner_of(second.folder)) as mine:
+        assert mine
+
+
+def test_a_worker_that_does_not_end_is_told(tmp_path, monkeypatch):
+    stage = Stage(tmp_path / "s", "test", {}, {})
+    stage.begin()
+    worker = Outliving(stage.folder)
+    monkeypatch.setattr(stage_folder, "_PATIENCE", 0.2)
+    with pytest.raises(ConfigError, match="a worker of an earlier run is still making part 0; wait for its end"):
+        Stage(stage.folder, "test", {}, {"k": 2}).begin()
+    assert json.loads((stage.folder / "plan.json").read_text())["parameters"] == {}
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitpid(worker.pid, 0)
+    Stage(stage.folder, "test", {}, {"k": 2}).begin()
+
+
+def test_a_finished_stage_belongs_to_nobody(tmp_path):
+    stage = made(tmp_path / "s")
+    assert owner_of(stage.folder) == ""
+    assert not [path for path in stage.folder.iterdir() if path.name.startswith(".")]
+    with claimed(stage.folder, 0, "some run of before") as mine:
+        assert not mine
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, monkeypatch):
