@@ -96,6 +96,7 @@ LONG = (
     "cheaper {run} {data}/cifar10-train.parquet {data}/cifar10-test.parquet --merge 0.07 0.13 0.19 0.25",
     "cheaper --quick --merge 0.04 0.08",
     "fuzz",
+    "drills --ranks 4",
 )
 """In the order of docs/measured.md."""
 

@@ -303,10 +303,10 @@ def main() -> None:
             if one.failures:
                 print((home / name / "log.txt").read_text(encoding="utf-8")[-2000:])
             sys.stdout.flush()
+    told = {name: one._asdict() for name, one in found.items()}
     if words.json:
-        told = {name: one._asdict() for name, one in found.items()}
         words.json.write_text(json.dumps({"seed": words.seed, "drills": told}, indent=1) + "\n")
-    print(json.dumps({name: len(one.failures) for name, one in found.items()}))
+    print(json.dumps({"failures": {name: len(one.failures) for name, one in found.items()}, "drills": told}))
     sys.exit(any(one.failures for one in found.values()))
 
 

@@ -213,7 +213,7 @@ def main() -> None:
         failed |= bool(found.failures) or found.files > 0
     if words.json:
         words.json.write_text(json.dumps({"seed": words.seed, "targets": results}, indent=1) + "\n")
-    print(json.dumps({name: len(one["failures"]) for name, one in results.items()}))
+    print(json.dumps({"failures": {name: len(one["failures"]) for name, one in results.items()}, "targets": results}))
     sys.exit(failed)
 
 

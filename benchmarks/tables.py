@@ -18,7 +18,14 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "results" / "measured"
-DOCUMENTS = ("README.md", "README.ar.md", "docs/performance.md", "docs/results.md", "docs/scaling.md")
+DOCUMENTS = (
+    "README.md",
+    "README.ar.md",
+    "docs/performance.md",
+    "docs/results.md",
+    "docs/scaling.md",
+    "docs/reliability.md",
+)
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 Found = dict[str, Any]
@@ -283,7 +290,7 @@ def _setting(name: str) -> str:
 
 def cheaper(found: Sequence[Found]) -> str:
     rows = [
-        [_setting(name), f"{row['knn']:.1f}", f"{row['cosine']:.4f}", short(row["img_per_s"]), ratio(row["ratio"])]
+        [_setting(name), f"{row['knn']:.1f}", f"{row['cosine']:.5f}", short(row["img_per_s"]), ratio(row["ratio"])]
         for name, row in found[0]["figures"]["rows"].items()
     ]
     return markdown(["`opendino.optimize(model, ...)`", "k-NN", "cosine", "images/s", "over plain fp32"], rows)
@@ -390,6 +397,23 @@ def plan(found: Sequence[Found]) -> str:
     gpus = [f"{row['gpus']:,}" for row in now["rows"][: len(now["rows"]) // len(now["batches"])]]
     header = ["model, images a step", "GFLOP an image", f"{gpus[0]} GPUs: images/s", *gpus[1:]]
     return markdown([*header, f"of ideal at {', '.join(gpus[1:])}", f"decoding cores a GPU at {gpus[0]}"], rows)
+
+
+def fuzz(found: Sequence[Found]) -> str:
+    rows = []
+    for name, one in found[0]["figures"]["targets"].items():
+        numbers = [one["inputs"], one["refused"], len(one["failures"])]
+        ends = [f"{one['seconds']:.2f}", f"{one['grown']:.0f}", f"{one['files']:.0f}"]
+        rows.append([name, *(f"{number:,}" for number in numbers), *ends])
+    return markdown(["target", "inputs", "refused", "failures", "slowest s", "grown MiB", "files left open"], rows)
+
+
+def drills(found: Sequence[Found]) -> str:
+    rows = []
+    for name, one in found[0]["figures"]["drills"].items():
+        numbers = [one["kills"], one["starts"], one["ends"], len(one["failures"])]
+        rows.append([name, *(str(number) for number in numbers), f"{one['seconds']:.1f}"])
+    return markdown(["work", "kills", "starts", "runs to their end", "differing", "seconds without a kill"], rows)
 
 
 def speed_figures(found: Sequence[Found]) -> dict[str, str]:
@@ -509,6 +533,8 @@ TABLES = {
     ),
     "cost": Table(("cost",), cost),
     "plan": Table(("plan",), plan),
+    "fuzz": Table(("fuzz",), fuzz),
+    "drills": Table(("drills --ranks 4",), drills),
     "readme": Table(SPEED, readme, "-"),
     "readme_ar": Table(SPEED, readme_ar, "rtl"),
 }

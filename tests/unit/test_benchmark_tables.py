@@ -231,8 +231,8 @@ def test_cheaper_numbers_are_named_as_they_are_written(tables):
     }
     lines = _cells(tables.cheaper([_found({"rows": rows})]))
     assert lines[1:] == [
-        ["plain, fp32", "38.2", "1.0000", "100", "1.00"],
-        ['`"bf16", merge=0.07`', "37.6", "0.9851", "152", "1.52"],
+        ["plain, fp32", "38.2", "1.00000", "100", "1.00"],
+        ['`"bf16", merge=0.07`', "37.6", "0.98512", "152", "1.52"],
     ]
     assert _cells(tables.cheaper_speed([_found({"rows": rows})]))[2] == ['`"bf16", merge=0.07`', "152", "1.52"]
 
@@ -286,6 +286,15 @@ def test_the_plan_by_model(tables):
     lines = _cells(tables.plan([_found(now)]))
     assert lines[0][2:] == ["8 GPUs: images/s", "1,024", "of ideal at 1,024", "decoding cores a GPU at 8"]
     assert lines[1] == ["a, 2,048", "1,374", "21,800", "182,000", "0.06", "14"]
+
+
+def test_what_went_wrong_is_counted(tables):
+    one = {"inputs": 1500, "refused": 1432, "failures": [[3, "late"]], "seconds": 1.481, "grown": 0.7, "files": 0}
+    assert _cells(tables.fuzz([_found({"targets": {"config": one}})]))[1] == [
+        "config", "1,500", "1,432", "1", "1.48", "1", "0",
+    ]  # fmt: skip
+    one = {"kills": 40, "starts": 60, "ends": 20, "failures": [], "seconds": 8.61}
+    assert _cells(tables.drills([_found({"drills": {"train": one}})]))[1] == ["train", "40", "60", "20", "0", "8.6"]
 
 
 def test_both_front_pages_say_the_same_figures(tables):
