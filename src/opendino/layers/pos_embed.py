@@ -133,4 +133,5 @@ def _offset_unless_same(grid: Grid, source: Grid, offset: float) -> Tensor:
     """The no-resize shortcut for sizes unknown while tracing: without offset the same grid resizes to itself."""
     # Sizes are tensors to the tracer, which would take a tensor made of one anew for a constant.
     h, w = (n if isinstance(n, Tensor) else torch.scalar_tensor(n) for n in grid)
-    return torch.where((h == source[0]) & (w == source[1]), 0.0, offset)
+    # In float64, so that the step is rounded once, as that of Python's numbers is.
+    return torch.where((h == source[0]) & (w == source[1]), 0.0, offset).double()
