@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from opendino.config import check_numbers
@@ -23,6 +23,7 @@ from opendino.methods.dinov2 import DINOv2, StudentViews, Targets
 from opendino.methods.guide import Guide, Guided, Statistics, on_grid
 from opendino.models.outputs import FeatureDict
 from opendino.models.vision_transformer import VisionTransformer
+from opendino.optim.ema import move
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,11 @@ class Adaptation(Guided, DINOv2):
         return terms | {"gram": self.gram_weight * gram_loss(patches, anchor, batch.masks)}
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
+    def update_teacher(self, momentum: float, counts: Float32[Tensor, ""] | None = None) -> None:
         """Move the teacher towards the student; with LoRA, towards what it would hold with the products merged."""
         if not self._lora:
-            super().update_teacher(momentum)
+            super().update_teacher(momentum, counts)
             return
         current = merged_parameters(self.student)
         averages: dict[str, Tensor] = dict(self.teacher.named_parameters())
-        torch._foreach_lerp_(list(averages.values()), [current[name] for name in averages], 1 - momentum)
+        move(list(averages.values()), [current[name] for name in averages], 1 - momentum, counts)

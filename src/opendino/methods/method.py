@@ -97,9 +97,14 @@ class Method(nn.Module):
         """The backbones that a run is for, by name, "" that of its weights; others get a folder under `students/`."""
         return {"": self.teacher["backbone"]}
 
-    def update_teacher(self, momentum: float) -> None:
-        """Move the teacher towards the student, after the optimizer's step."""
-        update_ema(self.teacher, self.student, momentum)
+    def update_teacher(self, momentum: float, counts: Float32[Tensor, ""] | None = None) -> None:
+        """Move the teacher towards the student, after the optimizer's step.
+
+        Args:
+            momentum: share of the old teacher that stays.
+            counts: 0 on the device where the step was left out and nothing may change; None is 1.
+        """
+        update_ema(self.teacher, self.student, momentum, counts)
 
     def train(self, mode: bool = True) -> "Method":
         """Training mode for the student and what remembers targets; the teacher stays in evaluation mode."""

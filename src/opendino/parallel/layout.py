@@ -58,6 +58,9 @@ class Layout:
     def __init__(self, mode: str = "none", empty: nn.ModuleDict | None = None) -> None:
         self.mode, self._empty = mode, empty
 
+    def begin_step(self) -> None:
+        """Before the first pass of a step, when no gradient of the last one is held any more."""
+
     def reduce(self, student: nn.Module) -> None:
         """After the backward pass: make the gradients those of the batch of all processes."""
         if self.mode == "ddp":

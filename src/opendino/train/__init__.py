@@ -4,6 +4,7 @@
 | file          | what it knows                                                       |
 |---------------|---------------------------------------------------------------------|
 | loop          | one step after the other: schedules, backward, clip, step, EMA, log |
+| figures       | what a step says of itself, read without keeping the device waiting |
 | config        | every setting of a run, and what of them does not go together       |
 | settings      | what fits the data and the machine when nothing is said             |
 | facts         | what is found out about the images and the machine before that      |

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from opendino.data.collate import PretrainBatch
-from opendino.distributed import all_reduce_sum, gather_rows, largest, rank, together, world_size
+from opendino.distributed import gather_rows, largest, rank, together, world_size
 from opendino.errors import TrainingError
 from opendino.methods.method import Method, StepOutput
 from opendino.optim.clipping import clip_gradients
 from opendino.optim.param_groups import set_schedule
 from opendino.optim.schedules import Schedule
 from opendino.parallel.layout import Layout
+from opendino.train.figures import Figures, can_skip, step_if
 from opendino.train.progress import ProgressBar, Speed
 from opendino.train.state import seed_step
 
@@ -84,6 +85,7 @@ class Run:
         most_not_finite: steps that may be left out because their loss or a gradient is not finite.
         not_finite: steps that have been so far.
         layout: how the networks lie on the processes.
+        ahead: whether the next step is handed to the device before the figures of this one are read (`step_ahead`).
     """
 
     method: Method
@@ -99,6 +101,7 @@ class Run:
     most_not_finite: int = 0
     not_finite: int = 0
     layout: Layout = field(default_factory=Layout)
+    ahead: bool = False
 
 
 class NotFinite(TrainingError):  # noqa: N818 (says what was found)
@@ -148,17 +151,9 @@ def train_step(run: Run, batch: PretrainBatch) -> dict[str, float]:
 
     Source: official `train/train.py`, `do_train`.
     """
-    seed_step(run.seed, run.step, rank())
-    run.method.begin_step(run.step)
-    now = run.schedules.at(run.step)
-    set_schedule(run.optimizer, now["lr"], now["weight_decay"], now["last_layer_lr"])
-    run.optimizer.zero_grad(set_to_none=True)
-    remembered = {name: buffer.clone() for name, buffer in _targets_memory(run.method)}
-    loss, terms = _backward(run, batch, now["teacher_temp"])
-    run.layout.reduce(run.method.student)
-    norms = clip_gradients(run.method.subnetworks(), run.clip_grad)
+    now, figures, remembered = _gradients(run, batch)
     # Waits for the device: nothing that is not finite may get into the weights.
-    record = _read(loss, terms, norms)
+    record = figures.read()
     if not all(map(math.isfinite, record.values())):
         for name, buffer in _targets_memory(run.method):
             buffer.copy_(remembered[name])
@@ -167,6 +162,70 @@ def train_step(run: Run, batch: PretrainBatch) -> dict[str, float]:
     run.method.update_teacher(now["momentum"])
     run.step += 1
     return record | now
+
+
+class Ahead(NamedTuple):
+    """A step that the device has been given, and may not have done yet.
+
+    Attributes:
+        step: its number, counted from 0.
+        figures: what it will say.
+        now: values of the schedules.
+        ids: of its images.
+    """
+
+    step: int
+    figures: Figures
+    now: dict[str, float]
+    ids: Tensor
+
+    def record(self) -> dict[str, float]:
+        """As `train_step` returns it; waits for the step.
+
+        Raises:
+            NotFinite: the loss or a gradient; the device has changed nothing then.
+        """
+        record = self.figures.read()
+        if not all(map(math.isfinite, record.values())):
+            raise NotFinite(self.step, record, gather_rows(self.ids).tolist())
+        return record | self.now
+
+
+def step_ahead(run: Run, batch: PretrainBatch) -> Ahead:
+    """`train_step` without waiting: where something is not finite the device itself changes nothing.
+
+    Args:
+        run: its networks, optimizer and step number are moved on.
+        batch: on the run's device.
+    """
+    now, figures, remembered = _gradients(run, batch)
+    counts = figures.counts()
+    step_if(run.optimizer, counts)
+    run.method.update_teacher(now["momentum"], counts)
+    for name, buffer in _targets_memory(run.method):
+        buffer.copy_(torch.where(counts > 0, buffer, remembered[name]))
+    figures.send()
+    run.step += 1
+    return Ahead(run.step - 1, figures, now, batch.ids)
+
+
+def can_go_ahead(run: Run) -> bool:
+    """Whether `step_ahead` saves anything and works: on a GPU, with all parameters on it and a fused optimizer."""
+    return run.device.type == "cuda" and can_skip(run.optimizer)
+
+
+def _gradients(run: Run, batch: PretrainBatch) -> tuple[dict[str, float], Figures, dict[str, Tensor]]:
+    """The step up to its clipped gradients: values of its schedules, its figures, and centres before it."""
+    seed_step(run.seed, run.step, rank())
+    run.method.begin_step(run.step)
+    now = run.schedules.at(run.step)
+    set_schedule(run.optimizer, now["lr"], now["weight_decay"], now["last_layer_lr"])
+    run.optimizer.zero_grad(set_to_none=True)
+    run.layout.begin_step()
+    remembered = {name: buffer.clone() for name, buffer in _targets_memory(run.method)}
+    loss, terms = _backward(run, batch, now["teacher_temp"])
+    run.layout.reduce(run.method.student)
+    return now, Figures(loss, terms, clip_gradients(run.method.subnetworks(), run.clip_grad)), remembered
 
 
 def _backward(run: Run, batch: PretrainBatch, teacher_temp: float) -> StepOutput:
@@ -202,6 +261,7 @@ def train(
     after: Callable[[Run, Mapping[str, float]], None],
     save: Callable[[Run], None],
     left_out: Callable[[NotFinite], None] | None = None,
+    due: Callable[[int], bool] | None = None,
 ) -> None:
     """Run all steps that are left; with several processes, each of them calls this.
 
@@ -209,61 +269,70 @@ def train(
         run: begins at its own step number.
         feed: gives the batch of that step first.
         bar: is told of each step.
-        after: called after each step with its record; writes, measures and saves as often as it sees fit.
+        after: called after each step that is due, with its record; writes, measures and saves as it sees fit.
         save: called when the process is asked to stop.
         left_out: called for each step that changed nothing, because it was not finite.
+        due: says of a number of steps done whether `after` is to be called; None for always. Where the run goes ahead,
+            figures of other steps are read after the next one has begun.
 
     Raises:
         NotFinite: the loss or a gradient of a step, once more than the run allows.
         Stopped: SIGINT, SIGTERM or SIGUSR1 came to one of the processes; the step under way was finished and saved.
         Elsewhere: another process failed.
     """
-    speed = Speed()
+    speed, waiting, loss = Speed(), None, math.nan
     with _signals() as asked:
         while run.step < run.total:
             started, waited = time.perf_counter(), feed.waited
             with together():
                 batch = next(feed)
-            waited = feed.waited - waited
-            try:
-                record = train_step(run, batch)
-            except NotFinite as error:
-                record = _leave_out(run, error, left_out)
+            waited, before = feed.waited - waited, waiting
+            record, waiting = (None, step_ahead(run, batch)) if run.ahead else (_step(run, batch, left_out), None)
+            if before is not None:
+                loss = _settled(run, before, left_out)["loss"]
+            is_due = due is None or due(run.step) or run.step == run.total
+            if waiting is not None and (is_due or math.isnan(loss)):
+                record, waiting = _settled(run, waiting, left_out), None
+            loss = loss if record is None else record["loss"]
             speed.add(batch.images * world_size(), time.perf_counter() - started, waited)
-            bar.update(run.step, record["loss"], speed)
-            after(run, record | {"img_per_s": speed.images_per_second, "data_wait": speed.data_wait})
+            bar.update(run.step, loss, speed)
+            if is_due and record is not None:
+                after(run, record | {"img_per_s": speed.images_per_second, "data_wait": speed.data_wait})
             number = largest(asked[0] if asked else 0)[0]
             if number and run.step < run.total:
+                if waiting is not None:
+                    _settled(run, waiting, left_out)
                 save(run)
                 raise Stopped(number)
 
 
+def _step(run: Run, batch: PretrainBatch, left_out: Callable[[NotFinite], None] | None) -> dict[str, float]:
+    """A step and its record, also where it changed nothing and the run may go on."""
+    try:
+        return train_step(run, batch)
+    except NotFinite as error:
+        record = _leave_out(run, error, left_out)
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step += 1
+        return record
+
+
+def _settled(run: Run, step: Ahead, left_out: Callable[[NotFinite], None] | None) -> dict[str, float]:
+    """The record of a step that has been handed over, as `_step` has it."""
+    try:
+        return step.record()
+    except NotFinite as error:
+        return _leave_out(run, error, left_out)
+
+
 def _leave_out(run: Run, error: NotFinite, left_out: Callable[[NotFinite], None] | None) -> dict[str, float]:
-    """Go on behind a step that changed nothing, if the run allows; its record."""
+    """Count a step that changed nothing, if the run allows it; its record."""
     run.not_finite += 1
     if run.not_finite > run.most_not_finite:
         raise error
     if left_out is not None:
         left_out(error)
-    run.optimizer.zero_grad(set_to_none=True)
-    run.step += 1
     return error.record | run.schedules.at(error.step)
-
-
-def _read(loss: Tensor, terms: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> dict[str, float]:
-    """Numbers of a step in one transfer from the device; losses are means over the processes."""
-    named = {"loss": loss} | {f"loss/{name}": term for name, term in terms.items()}
-    losses = _stack(named.values(), loss.device)
-    if world_size() > 1:
-        losses = all_reduce_sum(losses) / world_size()
-    # A network without any gradient has its norm, 0, on the CPU.
-    values = torch.cat([losses, _stack(norms.values(), loss.device)]).tolist()
-    return dict(zip([*named, *(f"grad_norm/{name}" for name in norms)], values, strict=True))
-
-
-def _stack(values: Iterable[Tensor], device: torch.device) -> Tensor:
-    flat = [value.detach().float().reshape(1).to(device) for value in values]
-    return torch.cat(flat) if flat else torch.empty(0, device=device)
 
 
 @contextmanager

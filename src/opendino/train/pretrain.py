@@ -37,7 +37,7 @@ from opendino.parallel.layout import choose_mode, lay_out
 from opendino.train import run_folder, state
 from opendino.train.config import PretrainConfig, check, early_steps, fill_in, method_config
 from opendino.train.glance import Glance
-from opendino.train.loop import NotFinite, Run, Stopped, train
+from opendino.train.loop import NotFinite, Run, Stopped, can_go_ahead, train
 from opendino.train.metrics import MetricLog
 from opendino.train.parts import build_method, build_optimizer, build_schedules, pick_device
 from opendino.train.probe import Probe, last_look
@@ -167,6 +167,7 @@ def _lay_out(config: PretrainConfig, run: Run) -> None:
         choose_mode(config.parallel.mode, run.device.type, trained)
     run.accumulate, run.most_not_finite = config.train.accumulate, config.train.max_not_finite
     run.layout = lay_out(run.method, run.optimizer, config.parallel, run.precision)
+    run.ahead = can_go_ahead(run)
     if world_size() > 1:
         _log.info("%d processes, parallel.mode = %s", world_size(), run.layout.mode)
 
@@ -309,7 +310,7 @@ def _go(
         if run.step == 0:
             upkeep.begin(run)
         with ProgressBar(run.total, run.step, is_main()) as bar:
-            train(run, feed, bar, after, upkeep.save, partial(_leave_out, dataset, claim.folder))
+            train(run, feed, bar, after, upkeep.save, partial(_leave_out, dataset, claim.folder), upkeep.due)
         upkeep.finish()
     except Stopped:
         upkeep.finish()

@@ -123,6 +123,12 @@ class Upkeep:
             _log.info("looking at the teacher: %s", self.probe.note)
         self._look_if_due(run, run.schedules.teacher_temp(0))
 
+    def due(self, step: int) -> bool:
+        """Whether anything is written, looked at or saved after so many steps, but for the last."""
+        every = (self.metrics.config.every, self._checkpoints.every, self.probe.config.every)
+        looks = self._glance is not None and self._glance.due(step)
+        return step == 1 or looks or any(distance and step % distance == 0 for distance in every)
+
     def after(self, run: Run, record: Mapping[str, float]) -> None:
         """Everything that is due after a step; a checkpoint last, so that it never lacks what belongs to its step."""
         step, last = run.step, run.step == run.total

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from opendino.errors import ModelError
+from opendino.optim import ema
 from opendino.optim.ema import update_ema
 
 
@@ -57,3 +58,15 @@ def test_modules_that_differ_are_refused():
 
 def test_nothing_to_average_is_fine():
     update_ema(nn.Identity(), nn.Identity(), 0.9)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 2**26])
+def test_the_device_may_decide_whether_a_step_counts(at_once, monkeypatch):
+    monkeypatch.setattr(ema, "AT_ONCE", at_once)
+    student, plain = nn.Linear(2, 3), nn.Linear(2, 3)
+    teacher = copy.deepcopy(plain)
+    update_ema(teacher, student, 0.75, torch.zeros(()))
+    assert all(torch.equal(one, other) for one, other in zip(teacher.parameters(), plain.parameters(), strict=True))
+    update_ema(teacher, student, 0.75, torch.ones(()))
+    update_ema(plain, student, 0.75)
+    torch.testing.assert_close(list(teacher.parameters()), list(plain.parameters()))

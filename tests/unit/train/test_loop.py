@@ -8,7 +8,8 @@ import torch
 
 from opendino.config import load
 from opendino.train.config import PretrainConfig, fill_in
-from opendino.train.loop import NotFinite, Schedules, Stopped, train, train_step
+from opendino.train.figures import can_skip
+from opendino.train.loop import NotFinite, Schedules, Stopped, can_go_ahead, train, train_step
 from opendino.train.pretrain import build_feed, build_run, open_images
 from opendino.train.progress import ProgressBar
 from opendino.train.state import seed_step
@@ -210,6 +211,74 @@ def test_steps_that_are_not_finite_are_left_out_as_often_as_allowed(parts):
     run.step, run.total = 0, 9
     with pytest.raises(NotFinite, match=r"^step 1"), ProgressBar(run.total, shown=False) as bar:
         train(run, spoilt, bar, lambda run, r: None, lambda run: None, left_out.append)
+
+
+@pytest.mark.parametrize("centering", ["centering", "sinkhorn_knopp"])
+def test_going_ahead_is_the_same_run(tiny_words, centering):
+    """Figures read one step late, and spoilt steps left out by the device: the networks, centres and moments are those
+    of a run that waits for each step."""
+    found = []
+    for ahead in (False, True):
+        config = load(PretrainConfig, None, [*tiny_words, "optim.warmup=0", f"dino.centering={centering}"])
+        dataset = open_images(config)
+        config = fill_in(config, len(dataset))
+        run = build_run(config)
+        run.most_not_finite, run.ahead = 2, ahead
+        assert can_skip(run.optimizer)
+        assert not can_go_ahead(run), "nothing is waited for on a CPU"
+        records, left_out, saved = {}, [], []
+
+        def spoil(batch, run=run):
+            if run.step in (1, 4):
+                batch.global_crops[:, 0, 0, 0] = float("nan")
+            return batch
+
+        def after(run, record, records=records):
+            records[run.step] = record
+
+        with ProgressBar(run.total, shown=False) as bar:
+            feed = Spoilt(build_feed(config, dataset, run.device, 0), spoil)
+            train(run, feed, bar, after, saved.append, left_out.append, lambda step: step in (3, 5))
+        assert list(records) == [3, 5, 6]
+        assert [error.step for error in left_out] == [1, 4]
+        assert left_out[0].ids
+        assert (run.step, run.not_finite) == (6, 2)
+        assert not math.isfinite(records[5]["loss"])
+        moments = [value for state in run.optimizer.state.values() for value in state.values()]
+        found.append((records, run.method.state_dict(), moments))
+    (records, state, moments), (wanted, wanted_state, wanted_moments) = found[1], found[0]
+    for step in (3, 6):
+        times = {"img_per_s", "data_wait"}
+        assert {k: v for k, v in records[step].items() if k not in times} == pytest.approx(
+            {k: v for k, v in wanted[step].items() if k not in times}, rel=1e-5
+        )
+    for name, value in wanted_state.items():
+        torch.testing.assert_close(state[name], value, atol=1e-6, rtol=1e-5, msg=name)
+    torch.testing.assert_close(moments, wanted_moments, atol=1e-6, rtol=1e-4)
+
+
+def test_going_ahead_stops_at_too_many_that_are_not_finite_and_at_a_signal(parts):
+    _, run, feed = parts
+    run.ahead, run.most_not_finite = True, 0
+
+    def spoil(batch):
+        if run.step == 1:
+            batch.global_crops[:, 0, 0, 0] = float("nan")
+        return batch
+
+    with pytest.raises(NotFinite, match=r"^step 1") as caught, ProgressBar(run.total, shown=False) as bar:
+        train(run, Spoilt(feed, spoil), bar, lambda run, r: None, lambda run: None, None, lambda step: False)
+    assert math.isnan(caught.value.record["loss"])
+
+    saved = []
+
+    def stop(batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    with pytest.raises(Stopped), ProgressBar(run.total, shown=False) as bar:
+        train(run, Spoilt(feed, stop), bar, lambda run, r: None, lambda run: saved.append(run.step))
+    assert saved == [run.step]
 
 
 class Spoilt:
