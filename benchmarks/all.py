@@ -166,7 +166,9 @@ def attempt(name: str, words: str, asked: argparse.Namespace) -> str:
         if used > SECONDS:
             return f"FAILED: {took}, above {SECONDS}"
         return took if "--quick" not in words or last_object(done.stdout) else f"FAILED: last line is no JSON; {took}"
-    keep(name, words, done.stdout, {"seconds": round(seconds, 1), "load": round(load, 1)} | machine(python))
+    how = {"python": "python" if python == sys.executable else "PEERS", "ran": public(text)}
+    how |= {"seconds": round(seconds, 1), "load": round(load, 1)}
+    keep(name, words, done.stdout, how | machine(python))
     write()
     return took
 
@@ -185,8 +187,8 @@ def last_object(printed: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def keep(name: str, words: str, printed: str, where: dict[str, Any]) -> None:
-    """Write down what a command printed, with where and of which commit."""
+def keep(name: str, words: str, printed: str, how: dict[str, Any]) -> None:
+    """Write down what a command printed, with how, where and of which commit."""
     asked = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
     shown = public(words)
@@ -195,7 +197,7 @@ def keep(name: str, words: str, printed: str, where: dict[str, Any]) -> None:
         "words": shown,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit.stdout.strip() or "unknown",
-        **where,
+        **how,
         "printed": [line for line in printed.splitlines() if not line.startswith("{")],
         "figures": last_object(printed),
     }

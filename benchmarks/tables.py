@@ -82,7 +82,8 @@ def title(one: Found) -> str:
 
 
 def command(one: Found) -> str:
-    return f"python benchmarks/{one['script']}.py {one['words']}".strip()
+    """As it ran: by the Python with the peers where they take turns in one process; without --peer where none was."""
+    return f"{one.get('python', 'python')} benchmarks/{one['script']}.py {one.get('ran', one['words'])}".strip()
 
 
 def where(found: Sequence[Found]) -> str:

@@ -86,6 +86,12 @@ def test_loads_that_differ_are_a_range_and_old_records_have_none(tables):
     assert tables.where([old]) == "A, d, commit c"
 
 
+def test_a_command_is_told_as_it_ran(tables):
+    assert tables.command(_found({})) == "python benchmarks/x.py --quick"
+    assert tables.command(_found({}, python="PEERS", words="")) == "PEERS benchmarks/x.py"
+    assert tables.command(_found({}, words="--quick --peer PEERS", ran="--quick")) == "python benchmarks/x.py --quick"
+
+
 def test_every_marker_has_a_maker_and_every_maker_a_marker(tables):
     found = []
     for name in tables.DOCUMENTS:
