@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`opendino embed`: the features of every image of a data set, on the disk."""
 
+from pathlib import Path
+
 from opendino.cli._words import as_settings, find_recipe, split
 from opendino.errors import ConfigError
 
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> int:
     from opendino.embed.reading import skipped
     from opendino.stages.engines import met
 
-    recipe = find_recipe(names[1]) if len(names) == 2 else None
+    recipe = _recipe(names[1]) if len(names) == 2 else None
     config = load(EmbedConfig, recipe, settings, decoding_of(own["model"]))
     logs.setup()
     with met(config.engine):
@@ -52,6 +54,20 @@ def main(argv: list[str]) -> int:
             for one in skipped(done.folder)[:10]:
                 print(f"skipped: {one['reason']}")
             more = f", {done.skipped} skipped (part-*.skipped.json)" if done.skipped else ""
-            print(f"{done.images} images{more}" + ("" if done.made else "; nothing was left to do"))
+            print(
+                f"{done.images} image{'s' if done.images != 1 else ''}{more}"
+                + ("" if done.made else "; nothing was left to do")
+            )
             print(f"written: {done.folder}")
     return 0
+
+
+def _recipe(word: str) -> Path:
+    """The recipe that a second word names.
+
+    Raises:
+        ConfigError: it is no recipe, but perhaps a second data set.
+    """
+    if Path(word).exists() and Path(word).suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{word}: one data set is taken at a time; give a folder, a list (.txt) or a mixture (.yaml)")
+    return find_recipe(word)

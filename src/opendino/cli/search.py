@@ -56,6 +56,12 @@ class SearchSettings:
     model: str = ""
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError(f"k = {self.k}: give 1 or more")
+        if self.page and Path(self.page).suffix.lower() not in (".html", ".htm"):
+            raise ConfigError(f"page = {self.page}: is written as HTML; give a name in .html")
+
 
 def main(argv: list[str]) -> int:
     """Build, ask, or find duplicates."""
@@ -64,7 +70,8 @@ def main(argv: list[str]) -> int:
     if mode not in _MODES:
         close = difflib.get_close_matches(mode, _MODES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_MODES)}"
-        raise ConfigError(f"opendino search {mode}: no such thing; {hint}")
+        said = f"opendino search {mode}: no such thing" if mode else "opendino search: say what to do"
+        raise ConfigError(f"{said}; {hint}")
     wanted = {"build": 2, "query": 3, "duplicates": 2}[mode]
     if len(names) < wanted or (mode != "query" and len(names) > wanted):
         raise ConfigError(f"opendino search {mode}: wanted {USAGE.split(mode)[1].splitlines()[0].strip()}; see --help")
@@ -99,8 +106,6 @@ def _query(names: list[str], words: list[str]) -> int:
     from opendino.search import open_index
 
     settings, index = load(SearchSettings, None, words), open_index(names[0])
-    if settings.k < 1:
-        raise ConfigError(f"k = {settings.k}: give 1 or more")
     vectors, pictures, own = [], [], []
     for name in names[1:]:
         picture, vector, position = _open_query(name, index, settings)

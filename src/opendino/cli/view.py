@@ -39,7 +39,8 @@ def main(argv: list[str]) -> int:
     if picture not in PICTURES:
         close = difflib.get_close_matches(picture, PICTURES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the pictures are {', '.join(PICTURES)}"
-        raise ConfigError(f"opendino view {picture}: no such picture; {hint}")
+        said = f"opendino view {picture}: no such picture" if picture else "opendino view: name a picture"
+        raise ConfigError(f"{said}; {hint}")
     if len(names) < 3:
         raise ConfigError(f"opendino view {picture}: name a model, then at least one image or folder; see --help")
 

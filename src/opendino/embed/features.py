@@ -35,6 +35,7 @@ from opendino.fast.optimize import fast_if_it_pays
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.view.pca import patch_grid
 
+_MOST_PATCHES = 512  # along a side; attention between more has no end
 KINDS = ("cls", "patch_mean", "registers", "patches")
 
 
@@ -217,6 +218,8 @@ def _framing(backbone: VisionTransformer, settings: FeatureSettings) -> tuple[in
         raise ConfigError(
             f"size = {size}: is no multiple of the model's patch, {patch}; give {lower} or {lower + patch}"
         )
+    if size is not None and size // patch > _MOST_PATCHES:
+        raise ConfigError(f"size = {size}: makes more than {_MOST_PATCHES} patches along a side; give less")
     config = FeatureConfig(size=size, resize=settings.resize)
     if settings.fit != "crop":
         config = replace(config, resize=None)

@@ -5,6 +5,7 @@ Weights are computed from the queries and keys of the layer, softmax(q k^T / sqr
 Read next: `_drawing.py`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from opendino.data.crops import resize, size_of
+from opendino.data.crops import resize
 from opendino.data.decode import Decoded
 from opendino.data.transforms import EvalTransform
 from opendino.errors import ConfigError, DataError
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.view._drawing import Panel, PictureConfig, fitted, overlay, read_all, write
-from opendino.view.pca import fine_size, patch_grid, place
+from opendino.view.pca import grid_of, place
+
+_WEIGHTS = 2**30  # attention weights of all heads of a block that are held, four gigabytes
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,8 @@ def run(backbone: VisionTransformer, sources: Sequence[str], config: AttentionCo
 
 def _row(backbone: VisionTransformer, image: Decoded, config: AttentionConfig) -> list[Panel]:
     pixels, (h, w) = as_input(backbone, image, config.size)
-    layers = range(backbone.depth) if config.rollout else [config.layer % backbone.depth]
-    weights = attention_of(backbone, pixels, layers)
-    own = weights[config.layer % backbone.depth]
+    layer = config.layer % backbone.depth
+    own = attention_of(backbone, pixels, [layer])[layer]
     first = 1 + backbone.num_register_tokens
     maps: dict[str, Tensor] = {}
     if config.token == "registers":
@@ -85,7 +87,9 @@ def _row(backbone: VisionTransformer, image: Decoded, config: AttentionConfig) -
         maps["mean of heads"] = own[:, 0, first:].mean(dim=0)
         maps |= {f"head {i}": head for i, head in enumerate(own[:, 0, first:])} if config.heads else {}
     if config.rollout:
-        maps["rollout"] = rollout([weights[layer] for layer in layers])[0, first:]
+        # Weights of all heads of all blocks would be gigabytes.
+        means = attention_of(backbone, pixels, range(backbone.depth), mean=True)
+        maps["rollout"] = rollout_of([means[at] for at in range(backbone.depth)])[first:]
     picture = fitted(image, config.side)
     panels = [Panel(picture, "image")]
     for name, one in maps.items():
@@ -97,23 +101,29 @@ def _row(backbone: VisionTransformer, image: Decoded, config: AttentionConfig) -
 
 
 def as_input(backbone: VisionTransformer, image: Decoded, size: int | None) -> tuple[Tensor, tuple[int, int]]:
-    """An image as the model takes it, [1, C, H, W], nothing cut off; and its grid of patches."""
+    """An image as the model takes it, [1, C, H, W], nothing cut off; and its grid of patches.
+
+    Raises:
+        ConfigError: attention between so many patches would not fit into memory.
+    """
     spec, patch = backbone.input_spec, backbone.patch_size
-    h, w = patch_grid(size_of(image), patch, size or fine_size(backbone, size_of(image)))
+    most = math.isqrt(_WEIGHTS // backbone.num_heads) - 1 - backbone.num_register_tokens
+    h, w = grid_of(backbone, image, size, most)
     transform = EvalTransform((h * patch, w * patch), None, spec.mean, spec.std, spec.channels)
     return transform.to_tensor(resize(image, h * patch, w * patch))[None], (h, w)
 
 
 @torch.no_grad()
 def attention_of(
-    backbone: VisionTransformer, images: Float[Tensor, "1 C H W"], layers: Sequence[int]
-) -> dict[int, Float[Tensor, "A T T"]]:
+    backbone: VisionTransformer, images: Float[Tensor, "1 C H W"], layers: Sequence[int], *, mean: bool = False
+) -> dict[int, Float[Tensor, "_ T T"]]:
     """Attention weights of one image in some blocks, rows the tokens that look; float32 on the CPU.
 
     Args:
         backbone: in any mode, which is restored.
         images: one image.
         layers: numbers of blocks, counted from 0.
+        mean: give the mean over the heads, as one head, in place of all.
     """
     found: dict[int, Tensor] = {}
 
@@ -121,8 +131,14 @@ def attention_of(
         def hook(_module: object, _inputs: object, qkv: Tensor) -> None:
             _, T, D3 = qkv.shape
             q, k, _ = qkv[0].float().view(T, 3, backbone.num_heads, D3 // (3 * backbone.num_heads)).unbind(1)
-            scores = torch.einsum("qad,kad->aqk", q, k) * q.shape[-1] ** -0.5
-            found[layer] = scores.softmax(dim=-1).cpu()
+            if not mean:
+                found[layer] = _weights(q, k).cpu()
+                return
+            heads = (_weights(q[:, [head]], k[:, [head]]) for head in range(backbone.num_heads))
+            total = next(heads)
+            for one in heads:
+                total += one
+            found[layer] = (total / backbone.num_heads).cpu()
 
         return backbone.blocks[layer].attn.qkv.register_forward_hook(hook)  # type: ignore[union-attr]
 
@@ -135,6 +151,24 @@ def attention_of(
         for handle in hooks:
             handle.remove()  # type: ignore[attr-defined]
     return found
+
+
+def _weights(q: Float[Tensor, "T A d"], k: Float[Tensor, "T A d"]) -> Float[Tensor, "A T T"]:
+    return (torch.einsum("qad,kad->aqk", q, k) * q.shape[-1] ** -0.5).softmax(dim=-1)
+
+
+def rollout_of(weights: Sequence[Float[Tensor, "A T T"]], token: int = 0) -> Float[Tensor, " T"]:
+    """One row of `rollout`, without the products of whole tables.
+
+    Args:
+        weights: of each layer, first to last.
+        token: that looks; 0 is CLS.
+    """
+    row = torch.zeros(weights[0].shape[-1])
+    row[token] = 1.0
+    for one in reversed(weights):
+        row = 0.5 * (row @ one.mean(dim=0)) + 0.5 * row
+    return row
 
 
 def rollout(weights: Sequence[Float[Tensor, "A T T"]]) -> Float[Tensor, "T T"]:

@@ -36,6 +36,7 @@ _DATA_SETS = (".txt", ".csv", ".tsv", ".parquet", ".pq", ".tar", ".yaml", ".yml"
 _GAP, _MARGIN = 6, 18  # pixels between the two pictures of a pair, and around pairs
 _COARSE = 48  # patches along the longer side: squares of fewer are blocks rather than a picture
 _FINE = 32  # patches along the longer side that a map has where the image allows
+_MOST = 256 * 256  # patches: beyond this no machine sees the end of it
 _FEWEST = 8  # patches: fewer than this are no foreground to speak of
 
 
@@ -165,8 +166,11 @@ def patch_features(backbone: VisionTransformer, image: Decoded, size: int | None
         backbone: put into evaluation mode for the call.
         image: of any size; its sides are scaled to the nearest multiples of the patch, nothing is cut off.
         size: longer side that the model sees, pixels; None takes `fine_size`.
+
+    Raises:
+        ConfigError: that makes more patches than any machine would see the end of.
     """
-    h, w = patch_grid(size_of(image), backbone.patch_size, size or fine_size(backbone, size_of(image)))
+    h, w = grid_of(backbone, image, size)
     spec, patch = backbone.input_spec, backbone.patch_size
     transform = EvalTransform(size=(h * patch, w * patch), mean=spec.mean, std=spec.std, channels=spec.channels)
     pixels = transform.to_tensor(resize(image, h * patch, w * patch))[None].to(next(backbone.parameters()).device)
@@ -174,6 +178,26 @@ def patch_features(backbone: VisionTransformer, image: Decoded, size: int | None
     tokens = backbone.eval().forward_features(pixels)["x_norm_patchtokens"]
     backbone.train(training)
     return tokens[0].float().cpu().view(h, w, -1)
+
+
+def grid_of(backbone: VisionTransformer, image: Decoded, size: int | None, most: int = _MOST) -> tuple[int, int]:
+    """Rows and columns of patches that the model sees of an image.
+
+    Args:
+        backbone: whose patches are counted.
+        image: of any size.
+        size: longer side that the model sees, pixels; None takes `fine_size`.
+        most: patches in all.
+
+    Raises:
+        ConfigError: there are more.
+    """
+    longer = size or fine_size(backbone, size_of(image))
+    h, w = patch_grid(size_of(image), backbone.patch_size, longer)
+    if h * w > most:
+        fits = max(int(longer * math.sqrt(most / (h * w))) // backbone.patch_size, 1) * backbone.patch_size
+        raise ConfigError(f"size = {longer}: makes {h} x {w} patches of this image; give size={fits} or less")
+    return h, w
 
 
 def fine_size(backbone: VisionTransformer, size: tuple[int, int]) -> int:

@@ -17,10 +17,23 @@ def test_a_folder_of_features(tmp_path, picture_folder, capsys):
     assert embed.main(words) == 0
     told = capsys.readouterr().out
     assert "b.png: no image format" in told
-    assert "1 images, 1 skipped" in told
+    assert "1 image, 1 skipped" in told
     assert read(tmp_path / "out")[1]["cls"].shape == (1, 64)
     assert embed.main(words) == 0
     assert "nothing was left to do" in capsys.readouterr().out
+
+
+def test_a_single_image_and_two_that_are_not_a_data_set(tmp_path, picture_folder, capsys):
+    save_weights(VisionTransformer(img_size=16, patch_size=4, embed_dim=64, depth=1, num_heads=1), tmp_path / "w")
+    one, two = map(str, sorted((picture_folder / "class0").iterdir())[:2])
+    rest = ["--model", str(tmp_path / "w"), "--out", str(tmp_path / "out"), "device=cpu"]
+    with pytest.raises(ConfigError, match=r"png: one data set is taken at a time"):
+        embed.main([one, two, *rest])
+    assert embed.main([one, *rest]) == 0
+    assert "1 image\n" in capsys.readouterr().out
+    table, features = read(tmp_path / "out")
+    assert table["path"].to_pylist() == [one]
+    assert features["cls"].shape == (1, 64)
 
 
 @pytest.mark.parametrize("words", [[], ["data"], ["data", "--model", "m"], ["data", "out=x"]])

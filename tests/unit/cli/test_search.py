@@ -42,7 +42,9 @@ def test_build_ask_and_find_duplicates(tmp_path, picture_folder, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "there are build, query, duplicates"),
+        ([], "opendino search: say what to do; there are build, query, duplicates"),
+        (["query", "x", "row:1", "page=x.txt"], r"page = x\.txt: is written as HTML"),
+        (["query", "x", "row:1", "k=0"], "k = 0: give 1 or more"),
         (["biuld"], "did you mean build"),
         (["query", "x"], r"wanted INDEX QUERY"),
         (["build"], "wanted EMBEDDED"),

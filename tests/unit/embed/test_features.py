@@ -88,6 +88,7 @@ def test_pictures_of_several_shapes_keep_their_order():
         ({"features": ("cl",)}, "did you mean cls"),
         ({"features": ()}, "at least one"),
         ({"device": "abacus"}, "abacus"),
+        ({"size": 40000}, "makes more than 512 patches along a side"),
         ({"merge": 0.6}, "a share from 0 to 0.5"),
         ({"merge": float("nan")}, "a share from 0 to 0.5"),
         ({"merge": 0.1, "optimize": False}, "device=cpu and optimize=true"),

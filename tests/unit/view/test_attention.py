@@ -37,6 +37,26 @@ def test_rollout_of_uniform_and_of_own_attention():
     torch.testing.assert_close(attention.rollout([uniform, uniform]), once @ once)
 
 
+def test_a_row_of_rollout_and_the_mean_of_heads():
+    backbone, images = model(num_register_tokens=1), torch.randn(1, 3, 12, 20)
+    whole = attention.attention_of(backbone, images, [0, 1])
+    means = attention.attention_of(backbone, images, [0, 1], mean=True)
+    for layer in (0, 1):
+        torch.testing.assert_close(means[layer], whole[layer].mean(dim=0, keepdim=True))
+    weights = [whole[0], whole[1]]
+    for token in (0, 1):
+        torch.testing.assert_close(attention.rollout_of(weights, token), attention.rollout(weights)[token])
+    torch.testing.assert_close(attention.rollout_of([means[0], means[1]]), attention.rollout(weights)[0])
+
+
+def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
+    image = np.full((60, 60, 3), 0.4, np.float32)
+    monkeypatch.setattr(attention, "_WEIGHTS", 4 * 101**2)  # of four heads: CLS and a hundred patches
+    assert attention.as_input(model(), image, 40)[1] == (10, 10)
+    with pytest.raises(ConfigError, match="size = 48: makes 12 x 12 patches of this image; give size=40 or less"):
+        attention.as_input(model(), image, 48)
+
+
 def test_the_strongest_hold_the_mass():
     values = torch.tensor([0.1, 0.5, 0.05, 0.35])
     torch.testing.assert_close(attention.strongest(values, 0.6), torch.tensor([0.0, 0.5, 0.0, 0.35]))

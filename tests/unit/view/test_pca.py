@@ -272,3 +272,11 @@ def test_the_map_is_fine_enough_where_the_image_allows(size, side):
 def test_a_large_model_is_shown_at_twice_its_own_size():
     large = VisionTransformer(img_size=224, patch_size=14, embed_dim=16, depth=1, num_heads=1)
     assert pca.fine_size(large, (1000, 2000)) == 448
+
+
+def test_a_size_without_end_is_refused():
+    backbone = VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=1)
+    with pytest.raises(
+        ConfigError, match=r"size = 100000: makes 12500 x 12500 patches of this image; give size=2048 or"
+    ):
+        pca.patch_features(backbone, Image.new("RGB", (9, 9)), 100_000)
