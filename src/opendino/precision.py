@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Full float32 where ten bits of mantissa are too few; used by `losses/koleo.py` and `eval/knn.py`."""
+"""Full float32 where ten bits of mantissa are too few; used by `losses/koleo.py` and `neighbours/exact.py`."""
 
 import contextlib
 from collections.abc import Iterator

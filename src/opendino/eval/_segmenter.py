@@ -21,8 +21,10 @@ from opendino.eval._features import FeatureConfig, transform_of
 from opendino.eval._masked import Masked
 from opendino.eval._segmentation import IGNORE, augmented, scaled, to_square
 from opendino.eval.adapters import Backbone
-from opendino.eval.knn import nearest, tally
+from opendino.eval.knn import exactly, tally
 from opendino.layers.segmentation_head import SegmentationHead
+from opendino.neighbours.exact import nearest
+from opendino.neighbours.matrix import InMemory
 from opendino.optim.schedules import steps_of
 
 _log = logging.getLogger(__name__)
@@ -211,14 +213,15 @@ class Neighbours(Segmenter):
         if not len(self.bank):
             raise DataError(f"{train.pairs.name}: no patch has a class that counts; see data.ignore")
         self.k = min(self.config.k, len(self.bank))
+        self._rows = InMemory(self.bank)
 
     def patches(self, maps: list[Tensor]) -> Float[Tensor, "B K h w"]:
         """Log of the votes, so that the mean over windows and the softmax leave votes as they are."""
         grid = torch.cat(maps, dim=1)
         queries = F.normalize(grid.permute(0, 2, 3, 1).flatten(0, 2), dim=1)
-        similarities, found = nearest(queries, self.bank, self.k)
-        labels = self.labels.to(found.device)[found]
-        votes = tally(similarities, labels, [self.k], self.classes, self.config.temperature)[0]
+        similarities, found = nearest(queries.float(), self._rows, self.k, exactly(queries.device))
+        labels = self.labels.cpu()[found].to(queries.device)
+        votes = tally(similarities.to(queries.device), labels, [self.k], self.classes, self.config.temperature)[0]
         return (votes + 1e-6).log().unflatten(0, (grid.shape[0], *grid.shape[2:])).permute(0, 3, 1, 2)
 
 

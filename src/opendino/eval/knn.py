@@ -28,12 +28,12 @@ from opendino.eval._data import LabelledConfig, extract_pair
 from opendino.eval._features import FeatureConfig, FeatureKind, place
 from opendino.eval._results import Results, describe
 from opendino.eval.adapters import Backbone
-from opendino.precision import full_float32
+from opendino.neighbours.exact import SearchConfig, nearest
+from opendino.neighbours.matrix import InMemory
 
 _log = logging.getLogger(__name__)
 
 _QUERIES_AT_ONCE = 512
-_BANK_AT_ONCE = 65_536  # with 512 queries, a block of similarities is 128 MiB
 _TOP = 5
 
 
@@ -167,7 +167,8 @@ def predict(
 ) -> Int[Tensor, "ks m top"]:
     """The five best classes of every query for each k, best first, -1 where fewer got a vote.
 
-    With a process group each process answers a share of the queries and all return all answers.
+    With a process group each process answers a share of the queries and all return all answers. A share is whole
+    blocks, the same for any number of processes, so that none changes a bit of a similarity.
 
     Args:
         bank: L2-normalised features of the labelled images.
@@ -179,37 +180,17 @@ def predict(
         device: where similarities are computed.
     """
     best = torch.zeros(len(ks), len(queries), _TOP, dtype=torch.int64)
-    own = torch.arange(rank(), len(queries), world_size())
-    for rows in own.split(_QUERIES_AT_ONCE):
-        similarities, indices = nearest(queries[rows].to(device), bank, max(ks))
-        votes = tally(similarities, bank_labels.to(device)[indices], ks, classes, temperature)
+    matrix, search = InMemory(bank), exactly(device)
+    for rows in torch.arange(len(queries)).split(_QUERIES_AT_ONCE)[rank() :: world_size()]:
+        similarities, indices = nearest(queries[rows].float(), matrix, max(ks), search)
+        votes = tally(similarities.to(device), bank_labels[indices].to(device), ks, classes, temperature)
         best[:, rows] = _ranking(votes).cpu()
     return best if world_size() == 1 else all_reduce_sum(best.to(device)).cpu()
 
 
-def nearest(
-    queries: Float[Tensor, "q D"], bank: Float[Tensor, "n D"], k: int, block: int = _BANK_AT_ONCE
-) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
-    """Largest dot products of each query with the bank, and their positions, largest first; exact, in float32.
-
-    Args:
-        queries: on the device that computes.
-        bank: on any device; its blocks travel to the queries.
-        k: at most the size of the bank.
-        block: bank rows at once; bounds the memory, never changes the result.
-    """
-    values = queries.new_empty(len(queries), 0, dtype=torch.float32)
-    positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    with full_float32():
-        for start in range(0, len(bank), block):
-            part = bank[start : start + block].to(queries.device, torch.float32)
-            similarities = queries.float() @ part.T
-            top, where = similarities.topk(min(k, similarities.shape[1]), dim=1)
-            values = torch.cat([values, top], dim=1)
-            positions = torch.cat([positions, where + start], dim=1)
-            values, order = values.topk(min(k, values.shape[1]), dim=1)
-            positions = positions.gather(1, order)
-    return values, positions
+def exactly(device: torch.device | str) -> SearchConfig:
+    """How votes find their neighbours: in float32 from the start, for a protocol is no place for candidates."""
+    return SearchConfig(precision="fp32", device=str(device))
 
 
 def tally(

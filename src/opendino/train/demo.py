@@ -32,6 +32,8 @@ from opendino.eval._data import LabelledConfig, LabelledPair, open_pair
 from opendino.eval._features import FeatureConfig, Features, extract
 from opendino.files import is_leftover, write_whole
 from opendino.models.vision_transformer import VisionTransformer
+from opendino.neighbours.exact import nearest
+from opendino.neighbours.matrix import InMemory
 from opendino.train import state
 from opendino.train.config import PretrainConfig, check_settings, fill_in
 from opendino.train.loop import Run
@@ -294,7 +296,10 @@ def measure(config: PretrainConfig) -> Measured:
         logreg={row: accuracy for row, (accuracy, _) in fits.items()},
         health=checks["trained"],
         health_random=checks["random"],
-        nearest={row: knn.nearest(space.test_unit, space.train_unit, NEIGHBOURS)[1] for row, space in spaces.items()},
+        nearest={
+            row: nearest(space.test_unit, InMemory(space.train_unit), NEIGHBOURS, knn.exactly("cpu"))[1]
+            for row, space in spaces.items()
+        },
         pair=pair,
         backbones=backbones,
         notes=tuple(

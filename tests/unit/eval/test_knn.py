@@ -10,6 +10,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from opendino.errors import ConfigError
 from opendino.eval import knn
 from opendino.eval.knn import VoteConfig
+from opendino.neighbours.exact import nearest
+from opendino.neighbours.matrix import InMemory
 
 
 def points(n, dim, classes, seed, noise=1.0):
@@ -78,11 +80,11 @@ def test_order_of_the_bank_does_not_matter():
     assert first == second
 
 
-@pytest.mark.parametrize("block", [1, 7, 64, 1000])
-def test_blocks_give_the_exact_neighbours(block):
-    bank, _ = points(130, 8, 5, 0)
+@pytest.mark.parametrize("rows", [130, 5000])
+def test_the_neighbours_are_exact(rows):
+    bank, _ = points(rows, 8, 5, 0)
     queries, _ = points(20, 8, 5, 1)
-    values, positions = knn.nearest(queries, bank, 9, block=block)
+    values, positions = nearest(queries, InMemory(bank), 9, knn.exactly("cpu"))
     similarities = queries.double() @ bank.double().T
     expected = np.argsort(-similarities.numpy(), axis=1, kind="stable")[:, :9]
     np.testing.assert_array_equal(positions.numpy(), expected)
@@ -94,9 +96,36 @@ def test_float32_also_for_half_precision_features():
     query = torch.ones(1, 512) / math.sqrt(512)
     bank = torch.stack([torch.ones(512), torch.ones(512)]) / math.sqrt(512)
     bank[1, 0] *= 1.01
-    values, positions = knn.nearest(query, bank, 2)
+    values, positions = nearest(query, InMemory(bank), 2, knn.exactly("cpu"))
     assert positions.tolist() == [[1, 0]]
     assert values[0, 0] > values[0, 1]
+    for features in (bank, bank.half()):  # predictions of half-precision features are those of the same numbers in full
+        best = knn.predict(features, torch.tensor([0, 1]), query.to(features.dtype), [1], 2)
+        wanted = int((query.to(features.dtype).double() @ features.double().T).argmax())
+        assert best[0, 0, 0] == wanted
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5, 7])
+def test_predictions_do_not_depend_on_the_number_of_processes(monkeypatch, ranks):
+    """Each process, one after the other, answers its share; what they sum up to is the answer of one, to the last bit.
+
+    Weights of a tiny temperature make a hair of a similarity decide.
+    """
+    bank, labels = points(700, 16, 12, 0, noise=3.0)
+    queries, _ = points(1500, 16, 12, 1, noise=3.0)
+    seen, tally, arguments = [], knn.tally, (bank, labels, queries, [1, 20], 12, 1e-4)
+    monkeypatch.setattr(knn, "tally", lambda near, *rest: seen.append(near) or tally(near, *rest))
+    alone = knn.predict(*arguments)
+    whole = {near.numpy().tobytes() for near in seen}
+    shares = []
+    seen.clear()
+    monkeypatch.setattr(knn, "world_size", lambda: ranks)
+    monkeypatch.setattr(knn, "all_reduce_sum", lambda tensor: tensor)
+    for number in range(ranks):
+        monkeypatch.setattr(knn, "rank", lambda number=number: number)
+        shares.append(knn.predict(*arguments))
+    assert torch.equal(sum(shares), alone)
+    assert {near.numpy().tobytes() for near in seen} == whole
 
 
 def test_more_queries_than_a_block():
