@@ -8,10 +8,12 @@
 Without data= one batch of noise is used again and again, and nothing is waited for; phases are processor time then,
 where one thread of a CPU works, and wall time anywhere else. `--json` writes the figures, with the machine's name, the
 commit and the command, into benchmarks/results/. `--quick`: the phases of ViT-S/14 on two images and 4,096 prototypes,
-then fast ways over plain ones (`step_cpu.py`). The last line is a JSON object of the figures, with these ratios.
+then fast ways over plain ones (`step_cpu.py`). `--whole` times steps as a run takes them too, where nothing waits
+between phases. The last line is a JSON object of the figures, with these ratios.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import resource
@@ -37,12 +39,13 @@ from opendino.optim.param_groups import set_schedule
 from opendino.train import run_folder
 from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.facts import look_at_machine
-from opendino.train.loop import Run
+from opendino.train.loop import Run, step_ahead, train_step
 from opendino.train.pretrain import _lay_out, build_feed, build_run, open_images
 from opendino.train.state import seed_step
 
 PHASES = ("data", "teacher", "student", "losses", "backward", "clip", "optimizer", "ema")
 RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(Path(__file__).parent))  # for the scripts beside this one
 PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
 
 
@@ -70,6 +73,7 @@ def step(run: Run, batches: Iterator[PretrainBatch], clock: Clock) -> None:
     now = run.schedules.at(run.step)
     set_schedule(run.optimizer, now["lr"], now["weight_decay"], now["last_layer_lr"])
     run.optimizer.zero_grad(set_to_none=True)
+    run.layout.begin_step()
     method = cast("DINOv2", run.method)
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
         targets = clock("teacher", lambda: method.targets(batch, now["teacher_temp"]))
@@ -83,25 +87,42 @@ def step(run: Run, batches: Iterator[PretrainBatch], clock: Clock) -> None:
     run.step += 1
 
 
+def whole_steps(run: Run, batches: Iterator[PretrainBatch], steps: int) -> float:
+    """Seconds of a step as `loop.train` takes them: on a GPU its figures are read behind the next one."""
+    waiting = None
+    begun = time.perf_counter()
+    for _ in range(steps):
+        if not run.ahead:
+            train_step(run, next(batches))
+            continue
+        before, waiting = waiting, step_ahead(run, next(batches))
+        if before is not None:
+            before.record()
+    if waiting is not None:
+        waiting.record()
+        torch.cuda.synchronize()
+    return (time.perf_counter() - begun) / steps
+
+
 def noise(config: PretrainConfig, device: torch.device) -> Iterator[PretrainBatch]:
-    """One batch of noise without end."""
+    """One batch of noise without end, with eight draws of masks by turns."""
     shape = config.student.arguments()
     channels, patch = shape.get("in_chans", 3), shape.get("patch_size", 16)
     normalization(channels, config.crops.mean, config.crops.std)
     rows, crops = config.train.batch_size, config.crops
     side = crops.global_size // patch
-    masks = batch_masks(2 * rows, (side, side), config.masks, keyed_rng(0, "masks", 0))
-    batch = PretrainBatch(
-        torch.randn(2 * rows, channels, crops.global_size, crops.global_size),
-        torch.randn(crops.local_number * rows, channels, crops.local_size, crops.local_size),
-        masks.masks,
-        masks.indices,
-        masks.weights,
-        images=rows,
-        ids=torch.arange(rows),
-    ).to(device)
-    while True:
-        yield batch
+    pictures = (
+        torch.randn(2 * rows, channels, crops.global_size, crops.global_size, device=device),
+        torch.randn(crops.local_number * rows, channels, crops.local_size, crops.local_size, device=device),
+    )
+    batches = []
+    for draw in range(8):
+        masks = batch_masks(2 * rows, (side, side), config.masks, keyed_rng(0, "masks", draw))
+        lists = (masks.masks, masks.indices, masks.weights)
+        batch = PretrainBatch(*pictures, *lists, images=rows, ids=torch.arange(rows))
+        padded = batch.pad(2 * rows, config.masks) if config.masks.pads(device.type) else batch
+        batches.append(padded.to(device))
+    yield from itertools.cycle(batches)
 
 
 def cpu_name() -> str:
@@ -126,7 +147,7 @@ def bf16_peak(device: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if name in device), None)
 
 
-def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
+def measure(config: PretrainConfig, steps: int, warmup: int, whole: bool = False) -> dict:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     if config.data:
@@ -150,29 +171,29 @@ def measure(config: PretrainConfig, steps: int, warmup: int) -> dict:
         step(run, batches, clock)
     busy = (time.process_time() - begun) / steps
     phases = {phase: statistics.median(seconds) for phase, seconds in clock.seconds.items()}
-    whole = [sum(parts) for parts in zip(*clock.seconds.values(), strict=True)]
+    seconds = statistics.median(sum(parts) for parts in zip(*clock.seconds.values(), strict=True))
     on_gpu = run.device.type == "cuda"
     work = work_of(config)
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
-        "img_per_s": config.train.batch_size / statistics.median(whole),
-        "seconds": statistics.median(whole),
+        "img_per_s": config.train.batch_size / seconds,
+        "seconds": seconds,
         # On a busy machine wall time says little; this is what the step costs (without the loader's workers).
         "cpu_seconds": busy,
         "phases": phases,
         "peak_memory_bytes": peak,
         "gflop_per_image": work / 1e9,
-        "tflops": work * config.train.batch_size / statistics.median(whole) / 1e12,
+        "tflops": work * config.train.batch_size / seconds / 1e12,
         "parameters": sum(p.numel() for p in run.method.student.parameters()),
         "device": torch.cuda.get_device_name() if on_gpu else cpu_name(),
         "threads": torch.get_num_threads(),
         "steps": steps,
+        **({"whole_seconds": whole_steps(run, batches, steps)} if whole else {}),
     }
 
 
 def ratios() -> dict[str, float]:
     """Fast ways of a step over plain ones."""
-    sys.path.insert(0, str(Path(__file__).parent))
     from step_cpu import measure as compare  # pyrefly: ignore[missing-import]  beside this file, and made of it
 
     torch.set_num_threads(1)
@@ -185,6 +206,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="ViT-S/14 on two images, under a minute on a CPU")
+    parser.add_argument("--whole", action="store_true", help="also steps as a run takes them")
     parser.add_argument("--json", nargs="?", const="", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_intermixed_args()
     recipe = next((word for word in arguments.words if "=" not in word), None)
@@ -196,7 +218,7 @@ def main() -> None:
     defaults = {"train.batch_size": 32, "loader.workers": machine.cores // 2}
     config = load(PretrainConfig, recipe, words, defaults)
     with distributed.joined(alone=config.parallel.mode == "fsdp"):
-        figures = measure(replace(config, output_dir=""), arguments.steps, arguments.warmup)
+        figures = measure(replace(config, output_dir=""), arguments.steps, arguments.warmup, arguments.whole)
     rate, seconds = figures["img_per_s"], figures["seconds"]
     print(f"{rate:.1f} img/s, {seconds * 1000:.0f} ms a step of {config.train.batch_size} images")
     print(f"{config.train.batch_size / figures['cpu_seconds']:.1f} img per second of CPU time")
@@ -206,6 +228,11 @@ def main() -> None:
     print(f"{figures['tflops']:.3g} TFLOP/s at {figures['gflop_per_image']:.0f} GFLOP an image{share}")
     for phase, part in figures["phases"].items():
         print(f"  {phase.ljust(10)} {part * 1000:9.1f} ms  {100 * part / seconds:5.1f} %")
+    if "whole_seconds" in figures:
+        once, found = figures["whole_seconds"], config.train.batch_size / figures["whole_seconds"]
+        rate = figures["tflops"] * seconds / once
+        share = f", {100 * rate / peak:.0f} % of the maker's figure (MFU)" if peak else ""
+        print(f"as a run takes them: {found:.1f} img/s, {once * 1000:.0f} ms a step, {rate:.3g} TFLOP/s{share}")
     compared = {"ratios": ratios()} if arguments.quick else {}
     print(json.dumps(compared | {"batch_size": config.train.batch_size} | figures))
     if arguments.json is not None:
