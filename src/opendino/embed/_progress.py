@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a folder of shards has come, told once in a while with the time that is left; used by `folder.py`.
 
-Shards are counted on the disk, so it does not matter which process makes them.
+Shards are counted on the disk, so it does not matter which process makes them; within a long shard, which one process
+makes alone, its images are counted.
 """
 
 import logging
@@ -48,11 +49,32 @@ def _watch(folder: Path, parts: int, first: int, every: float, over: threading.E
             told = done
 
 
-def line(done: int, parts: int, made: int, seconds: float) -> str:
-    """What is told: shards that are there, and the minutes that the rest will take at the pace so far."""
+class Within:
+    """Counts images of one shard, and tells of them where it takes long.
+
+    Args:
+        images: in the shard.
+        every: seconds between two lines.
+    """
+
+    def __init__(self, images: int, every: float = 10.0) -> None:
+        self.images, self.every, self.done = images, every, 0
+        self.start = self.told = time.perf_counter()
+
+    def add(self, images: int) -> None:
+        """So many more are done."""
+        self.done += images
+        now = time.perf_counter()
+        if now - self.told >= self.every and self.done < self.images:
+            _log.info("%s", line(self.done, self.images, self.done, now - self.start, "images of this shard"))
+            self.told = now
+
+
+def line(done: int, parts: int, made: int, seconds: float, things: str = "shards") -> str:
+    """What is told: things that are there, and the time that the rest will take at the pace so far."""
     left = seconds / made * (parts - done)
     return (
-        f"{done} of {parts} shards, {left / 60:.0f} min left"
+        f"{done} of {parts} {things}, {left / 60:.0f} min left"
         if left >= 90
-        else f"{done} of {parts} shards, {left:.0f} s left"
+        else (f"{done} of {parts} {things}, {left:.0f} s left")
     )

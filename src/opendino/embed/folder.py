@@ -33,7 +33,7 @@ from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.decode import Decoded
 from opendino.data.fast import Decoder, choose_decoder, keep_to_one_thread, photo_of
 from opendino.data.photo import Photo
-from opendino.embed._progress import watching
+from opendino.embed._progress import Within, watching
 from opendino.embed.features import FeatureSettings, open_embedder, same_shape
 from opendino.errors import ConfigError, DataError
 from opendino.eval._results import model_hash
@@ -178,6 +178,7 @@ class _Shard:
             return prepared
 
         found: dict[int, list[np.ndarray]] = {}
+        progress = Within(len(rows))
         batches = [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]
         with ThreadPoolExecutor(config.threads) as pool:
             ahead = [pool.submit(prepare, row) for row in batches[0]]
@@ -189,6 +190,7 @@ class _Shard:
                     arrays = [one.numpy().astype(config.dtype) for one in features.values()]
                     for i, at in enumerate(places):
                         found[batch[at]] = [array[i] for array in arrays]
+                progress.add(len(batch))
         self._write(part, dataset, found, sizes, skipped)
 
     def _write(

@@ -81,6 +81,8 @@ class ExportConfig:
             raise ConfigError(
                 "head: goes on top of graphs (trace, program, onnx); the layout of to=hf has no place for it"
             )
+        if self.tolerance is not None and not self.tolerance >= 0:  # also where it is not a number
+            raise ConfigError(f"tolerance = {self.tolerance}: give 0 or more, such as 1e-4")
         if self.batch < 1 or not 18 <= self.opset <= _LATEST:
             raise ConfigError(f"batch: give 1 or more; opset: 18 to {_LATEST}")
 
@@ -222,9 +224,10 @@ def trials(model: Model, size: tuple[int, int], config: ExportConfig, fewest: in
     counts = (config.batch,) if config.dynamic == "none" else (1, config.batch + 1)
     noise = [torch.randn(count, spec.channels, *one, generator=random) for one in sizes for count in counts]
     out = [Trial("noise", images) for images in noise]
-    for image in _real(config.images, spec.channels):
-        transform = EvalTransform(size, None, spec.mean, spec.std, spec.channels)
-        one = transform.to_tensor(resize(image, *size))[None]
+    for number, image in enumerate(_real(config.images, spec.channels)):
+        fitted = sizes[number % len(sizes)]
+        transform = EvalTransform(fitted, None, spec.mean, spec.std, spec.channels)
+        one = transform.to_tensor(resize(image, *fitted))[None]
         one = one.expand(config.batch, -1, -1, -1).contiguous() if config.dynamic == "none" else one
         out.append(Trial("photographs", one))
     return out

@@ -20,7 +20,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -83,6 +83,23 @@ class ServeConfig:
             raise ConfigError("embed: the server gives one feature of one layer, and fit is crop, pad or stretch")
 
 
+def _as_the_index(config: ServeConfig) -> None:
+    """Refuse settings that the index has already answered.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    usual = ServeConfig(embed=FeatureSettings(device=config.embed.device))
+    given = [f"embed.{item.name}" for item in fields(config.embed)
+             if getattr(config.embed, item.name) != getattr(usual.embed, item.name)]  # fmt: skip
+    if config.decoder != usual.decoder:
+        given.append("decoder")
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: with index= images are embedded as those of the index were; leave it out"
+        )
+
+
 class Service:
     """The model, its queue and its index.
 
@@ -93,6 +110,8 @@ class Service:
 
     def __init__(self, model: str, config: ServeConfig) -> None:
         self.model, self.config, self.metrics = model, config, Metrics()
+        if config.index:
+            _as_the_index(config)
         self.index: Index | None = open_index(config.index) if config.index else None
         self.embedder: Embedder = (
             open_embedder(model, config.embed)

@@ -2,7 +2,7 @@
 import logging
 import time
 
-from opendino.embed._progress import line, watching
+from opendino.embed._progress import Within, line, watching
 
 
 def test_the_time_left_follows_from_the_pace():
@@ -16,3 +16,16 @@ def test_shards_are_told_as_they_come(tmp_path, caplog):
         (tmp_path / "part-00001.parquet").touch()
         time.sleep(0.5)
     assert [record.getMessage()[:13] for record in caplog.records] == ["2 of 3 shards"]
+
+
+def test_images_of_a_long_shard_are_told_but_not_its_end(caplog):
+    with caplog.at_level(logging.INFO, "opendino"):
+        progress = Within(30, every=0.0)
+        for _ in range(3):
+            progress.add(10)
+        quick = Within(30, every=60.0)
+        quick.add(10)
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
+        "10 of 30 images of this shard", "20 of 30 images of this shard",
+    ]  # fmt: skip
+    assert all(record.getMessage().endswith(" s left") for record in caplog.records)

@@ -35,6 +35,11 @@ def test_what_is_promised_is_tried(tmp_path):
     assert {one[0] for one in everything} == {1, 3}
     assert {one[2:] for one in everything} == {(16, 16), (24, 36), (8, 12)}
     assert {one[2:] for one in shapes(dynamic="batch")} == {(16, 16)}
+    for number in range(3):
+        Image.new("RGB", (30, 20), "blue").save(tmp_path / f"{number}.png")
+    tried = trials(model, (16, 16), ExportConfig(images=str(tmp_path)))
+    photographs = [tuple(one.images.shape[2:]) for one in tried if one.kind == "photographs"]
+    assert photographs == [(16, 16), (24, 36), (8, 12), (16, 16)], "photographs are tried at every size too"
     assert shapes(dynamic="none", batch=4, images=str(tmp_path / "a.png")) == {(4, 3, 16, 16)}
 
 
@@ -67,6 +72,8 @@ def test_what_does_not_fit(weights, tmp_path):
     with pytest.raises(CheckpointError, match="exists already"):
         export(weights, weights, ExportConfig(to="hf"))
     for settings in (
+        {"tolerance": -1.0},
+        {"tolerance": float("nan")},
         {"to": "tflite"},
         {"to": "trace", "precision": "fp16"},
         {"aot": True},

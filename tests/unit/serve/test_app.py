@@ -125,10 +125,21 @@ def test_images_are_decoded_as_those_of_the_index(served, tmp_path):
     config = EmbedConfig(features=("patch_mean",), size=16, device="cpu", value_range=(0.0, 4095.0))
     wanted = matrix(embed(str(served / "w"), str(tmp_path), tmp_path / "features", config).folder)
     data = (tmp_path / "deep.png").read_bytes()
-    for words in ([f"index={tmp_path / 'features'}"], ["value_range=[0,4095]", "embed.features=[patch_mean]"]):
-        settings = load(ServeConfig, None, [*words, "embed.device=cpu", "embed.size=16"])
+    for words in (
+        [f"index={tmp_path / 'features'}"],
+        ["value_range=[0,4095]", "embed.features=[patch_mean]", "embed.size=16"],
+    ):
+        settings = load(ServeConfig, None, [*words, "embed.device=cpu"])
         with TestClient(make_app(str(served / "w"), settings)) as client:
             np.testing.assert_allclose(client.post("/embed", content=data).json()["vectors"], wanted, atol=1e-5)
+
+
+def test_what_the_index_has_answered_is_not_asked_again(served):
+    words = [f"index={served / 'features'}", "embed.device=cpu", "embed.size=32", "decoder=pillow"]
+    with pytest.raises(
+        ConfigError, match=r"embed\.size, decoder: with index= images are embedded as those of the index"
+    ):
+        make_app(str(served / "w"), load(ServeConfig, None, words))
 
 
 def test_another_model_than_that_of_the_index_is_refused(served, tmp_path):
