@@ -63,7 +63,8 @@ class Best:
         Args:
             rows: that are wanted; a few at a time need little memory.
         """
-        self._choose(torch.arange(*rows.indices(len(self.bar)), device=self.bar.device))
+        wanted = torch.arange(*rows.indices(len(self.bar)), device=self.bar.device)
+        self._choose(wanted[self._count[wanted] > self.k])  # up to k stand first already
         keys = self._held[rows, : self.k]
         none = keys == _NONE
         return scores_of(keys).masked_fill(none, -math.inf), (_LOW - (keys & _LOW)).masked_fill(none, -1)
