@@ -71,9 +71,9 @@ def parameters(preset: str) -> float:
     return 12 * shape["depth"] * shape["embed_dim"] ** 2
 
 
-def head_parameters(width: int, prototypes: int) -> float:
-    """Of one head: three layers of 2,048 and 256, and the prototypes."""
-    return width * 2048 + 2048**2 + 2048 * 256 + 256 * prototypes
+def head_parameters(width: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256) -> float:
+    """Of one head: three layers, by default of the published widths, and the prototypes."""
+    return width * hidden + hidden**2 + hidden * bottleneck + bottleneck * prototypes
 
 
 def flops(one: Training) -> float:
@@ -82,9 +82,16 @@ def flops(one: Training) -> float:
 
 
 def step_flops(
-    shape: Mapping[str, Any], prototypes: int, drop: float, sides: tuple[int, int] = (224, 98), local: int = 8
+    shape: Mapping[str, Any],
+    prototypes: int,
+    drop: float,
+    sides: tuple[int, int] = (224, 98),
+    local: int = 8,
+    head: tuple[int, int] = (2048, 256),
 ) -> float:
-    """Of an image and step: teacher forward, student forward and backward, heads of 2,048 and 256.
+    """Of an image and step: teacher forward, student forward and backward, heads.
+
+    What is computed again, such as logits in blocks, does not count. `tests/integration/test_step_flops.py` counts.
 
     Args:
         shape: arguments of the backbone.
@@ -92,12 +99,13 @@ def step_flops(
         drop: rate of stochastic depth, whose share of the student's blocks is left out.
         sides: of a global and of a local crop, pixels.
         local: number of local crops.
+        head: widths of the layers and of the bottleneck of heads of three layers.
     """
     whole, small = (backbone_flops(shape, side) for side in sides)
     masked = 2 * (sides[0] // shape["patch_size"]) ** 2 * MASKED
     rows = (2 + masked) + 3 * (2 + local + masked)
-    head = head_parameters(shape["embed_dim"], prototypes)
-    return 2 * whole + 3 * (1 - drop) * (2 * whole + local * small) + 2 * rows * head
+    through = head_parameters(shape["embed_dim"], prototypes, *head)
+    return 2 * whole + 3 * (1 - drop) * (2 * whole + local * small) + 2 * rows * through
 
 
 def traffic(one: Training, gpus: int) -> float:

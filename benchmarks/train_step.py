@@ -139,7 +139,8 @@ def work_of(config: PretrainConfig) -> float:
 
     shape, crops = config.student.arguments(), config.crops
     sides = (crops.global_size, crops.local_size)
-    return step_flops(shape, config.dino.prototypes, shape.get("drop_path_rate", 0.0), sides, crops.local_number)
+    head, drop = (config.dino.hidden_dim, config.dino.bottleneck_dim), shape.get("drop_path_rate", 0.0)
+    return step_flops(shape, config.dino.prototypes, drop, sides, crops.local_number, head)
 
 
 def bf16_peak(device: str) -> float | None:
