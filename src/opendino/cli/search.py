@@ -4,14 +4,9 @@
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from opendino.cli._words import split
 from opendino.errors import ConfigError
-
-if TYPE_CHECKING:
-    from opendino.data.decode import Decoded
-    from opendino.search import Index
 
 SUMMARY = "images like an image, and near-duplicates, in an embedded folder"
 USAGE = """
@@ -100,48 +95,23 @@ def _build(names: list[str], words: list[str]) -> int:
 
 
 def _query(names: list[str], words: list[str]) -> int:
-    import torch
-
     from opendino.config import load
     from opendino.search import open_index
+    from opendino.search.asking import answer, open_query
 
     settings, index = load(SearchSettings, None, words), open_index(names[0])
-    vectors, pictures, own = [], [], []
-    for name in names[1:]:
-        picture, vector, position = _open_query(name, index, settings)
-        vectors.append(vector)
-        pictures.append((name, picture))
-        own.append(position)
-    hits = index.hits(torch.stack(vectors), settings.k, leave_out=own)
-    for name, found in zip(names[1:], hits, strict=True):
-        print(name)
+    queries = [open_query(index, name, settings.model, settings.device) for name in names[1:]]
+    hits = answer(index, queries, settings.k)
+    for query, found in zip(queries, hits, strict=True):
+        print(query.name)
         for hit in found:
             print(f"  {hit.score:.4f}  row {hit.row}  {hit.path}")
     if settings.page:
         from opendino.search.page import results_page
 
+        pictures = [(query.name, query.picture) for query in queries]
         print(f"written: {results_page(settings.page, index, pictures, hits)}")
     return 0
-
-
-def _open_query(name: str, index: "Index", settings: SearchSettings) -> "tuple[Decoded, object, int]":
-    """Picture, vector and position (-1 for a new image) of a query."""
-    if name.startswith("row:"):
-        number = name.removeprefix("row:")
-        if not number.isdigit():
-            raise ConfigError(f"{name}: row:N was wanted, such as row:12")
-        position = index.position_of(int(number))
-        return index.dataset.image(int(number)), index.vectors.block(position, position + 1)[0], position
-    from opendino.data.decode import decode
-
-    path = Path(name)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise ConfigError(f"{name}: {what}; a query is an image file, or row:N for row N of the data set")
-    embedder, opened = index.embedder(settings.model, settings.device), index.opened
-    channels = embedder.backbone.in_chans
-    picture = decode(path, channels, orient=opened["orient"], value_range=opened["value_range"])
-    return picture, index.vectors_of([index.open_image(path, channels)], embedder)[0], -1
 
 
 def _duplicates(names: list[str], words: list[str]) -> int:

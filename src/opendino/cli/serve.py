@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`opendino serve`: features over HTTP."""
 
-import contextlib
-import socket
-
 from opendino.cli._words import split
 from opendino.errors import ConfigError
 
@@ -34,9 +31,9 @@ def main(argv: list[str]) -> int:
         raise ConfigError("opendino serve: name a model; see --help")
     try:
         import python_multipart  # noqa: F401  # pyrefly: ignore[missing-import]
-        import uvicorn  # pyrefly: ignore[missing-import]
 
-        from opendino.serve.app import ServeConfig, make_app
+        from opendino.serve.app import ServeConfig
+        from opendino.serve.running import serve
     except ImportError as error:
         if (error.name or "").startswith("opendino"):
             raise
@@ -47,35 +44,5 @@ def main(argv: list[str]) -> int:
 
     logs.setup()
     config = load(ServeConfig, None, words, decoding_of(names[0]))
-    if config.host not in ("127.0.0.1", "localhost", "::1") and not config.token:
-        raise ConfigError(f"host = {config.host}: others can reach the server; give token=SECRET as well")
-    with _listening(config.host, config.port) as taken:
-        app = make_app(names[0], config)
-        print(f"http://{config.host}:{config.port}/ (Ctrl-C stops it)", flush=True)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=5))
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended in order, and hands it on
-            server.run(sockets=[taken])
+    serve(names[0], config, lambda address: print(f"{address} (Ctrl-C stops it)", flush=True))
     return 0
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """The socket, taken before the model is opened.
-
-    Raises:
-        ConfigError: the address cannot be had.
-    """
-    if not 0 < port < 65536:  # the system would take what is left of it
-        raise ConfigError(f"port = {port}: cannot be listened on; give a number from 1 to 65535")
-    try:
-        kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        taken = socket.socket(kind, socket.SOCK_STREAM)
-        try:
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended holds it no longer
-            taken.bind(address)  # nobody is let in before uvicorn listens
-        except OSError:
-            taken.close()
-            raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"{host}:{port}: cannot be listened on ({reason}); give another host= or port=") from None
-    return taken

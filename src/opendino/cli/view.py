@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`opendino view`: pictures of what a backbone sees."""
 
-import difflib
-from importlib import import_module
-
 from opendino.cli._words import split
 from opendino.errors import ConfigError
 
@@ -33,16 +30,12 @@ FILE is a PNG; a name that ends in .html makes a page that holds its pictures. S
 def main(argv: list[str]) -> int:
     """Make the picture and say where it is."""
     names, words = split(argv, most=len(argv))
-    from opendino.view import PICTURES
+    from opendino.view import made_by
 
     picture = names[0] if names else ""
-    if picture not in PICTURES:
-        close = difflib.get_close_matches(picture, PICTURES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the pictures are {', '.join(PICTURES)}"
-        said = f"opendino view {picture}: no such picture" if picture else "opendino view: name a picture"
-        raise ConfigError(f"{said}; {hint}")
+    module, config_class = made_by(picture)
     if len(names) < 3:
-        raise ConfigError(f"opendino view {picture}: name a model, then at least one image or folder; see --help")
+        raise ConfigError(f"view {picture}: name a model, then at least one image or folder; see --help")
 
     from opendino import logs
     from opendino.checkpoint.hub import load_backbone
@@ -50,8 +43,6 @@ def main(argv: list[str]) -> int:
     from opendino.config import load as load_config
 
     logs.setup()
-    place, config_class, _ = PICTURES[picture]
-    module = import_module(place)
-    config = load_config(getattr(module, config_class), None, words, decoding_of(names[1]))
+    config = load_config(config_class, None, words, decoding_of(names[1]))
     print(f"written: {module.run(load_backbone(names[1]), names[2:], config)}")
     return 0

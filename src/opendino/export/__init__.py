@@ -5,7 +5,14 @@ Start with `shipping.py` (what all formats share), `graph.py` and `heads.py` (wh
 `hf_folder.py`, `program.py` (traces and torch.export), `onnx.py`.
 """
 
+from importlib import import_module
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opendino.export.shipping import ExportConfig, export
+
+__all__ = ["FORMATS", "ExportConfig", "export"]
 
 FORMATS = MappingProxyType(
     {
@@ -16,3 +23,9 @@ FORMATS = MappingProxyType(
     }
 )
 """Format -> (module, what it is); modules are imported when asked for."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'opendino.export' has no attribute '{name}'")
+    return getattr(import_module("opendino.export.shipping"), name)

@@ -38,7 +38,7 @@ def test_every_picture_as_file_and_page(picture, name, tmp_path, picture_folder,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "opendino view: name a picture; the pictures are pca"),
+        ([], "view: name a picture; the pictures are pca"),
         (["pc"], "did you mean pca"),
         (["pca", "m"], "name a model, then at least one image"),
         (["pca", "m", "i", "background=white"], "background"),
