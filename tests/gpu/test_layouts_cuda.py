@@ -47,7 +47,19 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("words", [["parallel.compile=true"], ["parallel.compile=true", "parallel.mode=fsdp"]], ids=str)
+GRAPHS = ["parallel.compile=true", "parallel.compile_mode=reduce-overhead"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["parallel.compile=true"],
+        ["parallel.compile=true", "parallel.mode=fsdp"],
+        GRAPHS,
+        [*GRAPHS, "train.accumulate=2"],
+    ],
+    ids=str,
+)
 def test_compiled_blocks(tiny_words, tmp_path, words):
     """In a process of its own: torch.compile cannot look through the checks of shapes that tests put around."""
     import subprocess

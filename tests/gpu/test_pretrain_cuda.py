@@ -12,6 +12,11 @@ from safetensors.torch import load_file
 
 import opendino
 from opendino.cli.main import main
+from opendino.config import load
+from opendino.train import loop
+from opendino.train.config import PretrainConfig, fill_in
+from opendino.train.loop import can_go_ahead
+from opendino.train.pretrain import build_feed, build_run, open_images
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,3 +73,48 @@ def test_a_run_of_the_gpu_continues(tiny_words, tmp_path, precision, near):
         assert resumed[name].keys() == group.keys()
         for key, tensor in group.items():
             torch.testing.assert_close(resumed[name][key], tensor, rtol=10 * near, atol=2 * near, msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dino.centering=centering", "ibot.separate_head=true"],
+        ["dino.centering=sinkhorn_knopp", "student.drop_path_rate=0.3", "train.accumulate=2"],
+        ["dino.objective=coding_rate"],
+    ],
+    ids=str,
+)
+def test_no_step_waits_for_the_device(tiny_words, words):
+    """Torch itself raises where anything but the reading of figures would wait."""
+    config = load(PretrainConfig, None, [*tiny_words, "train.device=cuda", "train.precision=bf16", *words])
+    dataset = open_images(config)
+    config = fill_in(config, len(dataset))
+    run = build_run(config)
+    run.accumulate = config.train.accumulate
+    assert can_go_ahead(run)
+    feed = build_feed(config, dataset, run.device, 0)
+    loop.step_ahead(run, next(feed))  # the first step makes the optimizer's moments and loads kernels
+    taken = []
+    for _ in range(3):
+        batch = next(feed)
+        assert batch.padding is not None
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            taken.append(loop.step_ahead(run, batch))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(math.isfinite(value) for step in taken for value in step.record().values())
+
+
+def test_a_step_that_is_not_finite_is_left_out_by_the_device(tiny_words):
+    config = load(PretrainConfig, None, [*tiny_words, "train.device=cuda", "dino.centering=centering"])
+    dataset = open_images(config)
+    run = build_run(fill_in(config, len(dataset)))
+    feed = build_feed(config, dataset, run.device, 0)
+    loop.step_ahead(run, next(feed))
+    batch = next(feed)
+    batch.global_crops[:, 0, 0, 0] = float("nan")
+    before = {name: value.clone() for name, value in run.method.state_dict().items()}
+    with pytest.raises(loop.NotFinite):
+        loop.step_ahead(run, batch).record()
+    assert all(torch.equal(value, before[name]) for name, value in run.method.state_dict().items())

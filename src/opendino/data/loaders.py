@@ -404,8 +404,7 @@ def pretrain_loader(
         keep_to_one_thread()
     sampler = InfiniteSampler(len(dataset), seed, 0, rank, world)
     sizes = CropSizes(crops, patch_size, seed)
-    if masks.pad == "auto":
-        masks = replace(masks, pad="always" if device.type == "cuda" else "never")
+    masks = replace(masks, pad="always" if masks.pads(device.type) else "never")
     steps = _Steps(dataset, sizes, masks, sampler, batch_size, fast=fast, bare=on_device)
     bad = BadImages(dataset.name, config.max_bad_rate, config.min_bad_count, len(dataset))
     mean_std = normalization(channels, crops.mean, crops.std)

@@ -52,6 +52,10 @@ class MaskConfig:
         if not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
             raise ConfigError(f"masks.aspect = {self.aspect} is not a range of ratios; use two rising positive numbers")
 
+    def pads(self, device: str) -> bool:
+        """Whether lists are filled up on a kind of device, "cpu" or "cuda"."""
+        return self.pad == "always" or (self.pad == "auto" and device == "cuda")
+
 
 class BatchMasks(NamedTuple):
     """Masks of all global crops of a batch, and what the losses need of them.

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from opendino.distributed import world_size
 from opendino.errors import ConfigError
-from opendino.parallel.compile import compile_blocks
+from opendino.parallel.compile import Mode, begin_step, compile_blocks
 from opendino.parallel.ddp import average_gradients
 from opendino.parallel.recompute import Recompute, recompute_blocks
 
@@ -26,14 +26,26 @@ class ParallelConfig:
     Attributes:
         mode: "ddp" keeps the whole networks on every process, "fsdp" a share of them; "auto" takes "none" for one
             process, "fsdp" for large networks on several CUDA devices, else "ddp".
-        compile: let torch.compile make one kernel after the other of each block.
+        compile: let torch.compile make one kernel after the other of each block, and of heads where masked patches
+            are filled up (`masks.pad`).
+        compile_mode: of torch.compile, for blocks. "reduce-overhead" replays each block as one CUDA graph, for models
+            so small that a GPU waits for the CPU; it takes memory, and needs parameters that stay where they are, so
+            no "fsdp". "max-autotune-no-cudagraphs" tries out more kernels, for minutes.
         recompute: what of a student's block is computed again in the backward pass and not kept: nothing, all, or
             all but matrix products and attention.
     """
 
     mode: Literal["auto", "none", "ddp", "fsdp"] = "auto"
     compile: bool = False
+    compile_mode: Mode = "default"
     recompute: Recompute = "none"
+
+    def __post_init__(self) -> None:
+        if self.compile_mode != "default" and not self.compile:
+            raise ConfigError(
+                f"parallel.compile_mode = {self.compile_mode}, but nothing is compiled; add parallel.compile=true"
+            )
+        _check_graphs(self, self.mode)
 
 
 if TYPE_CHECKING:
@@ -55,11 +67,13 @@ class Layout:
         mode: "none", "ddp" or "fsdp".
     """
 
-    def __init__(self, mode: str = "none", empty: nn.ModuleDict | None = None) -> None:
-        self.mode, self._empty = mode, empty
+    def __init__(self, mode: str = "none", empty: nn.ModuleDict | None = None, graphs: bool = False) -> None:
+        self.mode, self._empty, self._graphs = mode, empty, graphs
 
     def begin_step(self) -> None:
         """Before the first pass of a step, when no gradient of the last one is held any more."""
+        if self._graphs:
+            begin_step()
 
     def reduce(self, student: nn.Module) -> None:
         """After the backward pass: make the gradients those of the batch of all processes."""
@@ -126,8 +140,21 @@ def choose_mode(mode: str, device: str, parameters: int) -> str:
     return "fsdp" if device == "cuda" and parameters >= LARGE else "ddp"
 
 
+def _check_graphs(config: ParallelConfig, mode: str) -> None:
+    if config.compile_mode == "reduce-overhead" and mode == "fsdp":
+        raise ConfigError(
+            "parallel.compile_mode = reduce-overhead makes CUDA graphs, which need parameters that stay where they are "
+            "and parallel.mode = fsdp moves them; use parallel.mode=ddp, or leave the mode of compilation out"
+        )
+
+
 def lay_out(
-    method: Method, optimizer: Optimizer, config: ParallelConfig | None = None, precision: str = "fp32"
+    method: Method,
+    optimizer: Optimizer,
+    config: ParallelConfig | None = None,
+    precision: str = "fp32",
+    *,
+    padded: bool = False,
 ) -> Layout:
     """Put networks on the processes as the settings say; in place, before the first step.
 
@@ -136,6 +163,7 @@ def lay_out(
         optimizer: of the student.
         config: settings.
         precision: "fp32" or "bf16".
+        padded: whether the lists of masked patches are filled up, so that heads see few shapes.
 
     Raises:
         ConfigError: the mode does not fit the number of processes, or compilation is not possible here.
@@ -143,6 +171,7 @@ def lay_out(
     config, student, teacher = config or ParallelConfig(), method.student, method.teacher
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     mode = choose_mode(config.mode, trained[0].device.type, sum(parameter.numel() for parameter in trained))
+    _check_graphs(config, mode)
     if mode == "none" and not config.compile:
         recompute_blocks(student, config.recompute)
         return Layout(mode)
@@ -151,7 +180,7 @@ def lay_out(
     empty = skeleton(teacher) if mode == "fsdp" or config.compile else None
     recompute_blocks(student, config.recompute)
     if config.compile:
-        compile_blocks(student, teacher)
+        compile_blocks(student, teacher, mode=config.compile_mode, heads=padded)
     if mode == "fsdp":
         shard(student, teacher, optimizer, precision)
-    return Layout(mode, empty)
+    return Layout(mode, empty, graphs=config.compile_mode == "reduce-overhead")

@@ -166,7 +166,8 @@ def _lay_out(config: PretrainConfig, run: Run) -> None:
             )
         choose_mode(config.parallel.mode, run.device.type, trained)
     run.accumulate, run.most_not_finite = config.train.accumulate, config.train.max_not_finite
-    run.layout = lay_out(run.method, run.optimizer, config.parallel, run.precision)
+    padded = config.masks.pads(run.device.type)
+    run.layout = lay_out(run.method, run.optimizer, config.parallel, run.precision, padded=padded)
     run.ahead = can_go_ahead(run)
     if world_size() > 1:
         _log.info("%d processes, parallel.mode = %s", world_size(), run.layout.mode)

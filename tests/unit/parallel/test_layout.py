@@ -55,7 +55,7 @@ def test_alone_nothing_changes():
 
 
 def test_a_compiled_teacher_is_looked_at_as_a_plain_copy(monkeypatch):
-    monkeypatch.setattr(layout, "compile_blocks", lambda *networks: 0)
+    monkeypatch.setattr(layout, "compile_blocks", lambda *networks, **how: 0)
     method = made()
     laid = lay_out(method, torch.optim.SGD(method.student.parameters()), ParallelConfig(compile=True))
     shared = method.teacher
@@ -69,3 +69,25 @@ def test_a_compiled_teacher_is_looked_at_as_a_plain_copy(monkeypatch):
             assert tensor.equal(shared.state_dict()[name]), name
     assert method.teacher is shared
     assert isinstance(laid, Layout)
+
+
+def test_graphs_are_refused_where_parameters_move():
+    graphs = {"compile": True, "compile_mode": "reduce-overhead"}
+    with pytest.raises(ConfigError, match=r"use parallel\.mode=ddp"):
+        ParallelConfig(mode="fsdp", **graphs)
+    with pytest.raises(ConfigError, match=r"add parallel\.compile=true"):
+        ParallelConfig(compile_mode="reduce-overhead")
+
+
+@pytest.mark.parametrize(("mode", "marks"), [("default", 0), ("reduce-overhead", 1)])
+def test_a_step_of_graphs_begins_where_it_is_said(mode, marks, monkeypatch):
+    """Which parts are compiled, how, and that the beginning of a step is marked for CUDA graphs alone."""
+    asked, marked = [], []
+    monkeypatch.setattr(layout, "compile_blocks", lambda *_, **how: asked.append(how))
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.append(1))
+    method = made()
+    optimizer = torch.optim.SGD(method.student.parameters())
+    how = lay_out(method, optimizer, ParallelConfig(compile=True, compile_mode=mode), padded=True)
+    assert asked == [{"mode": mode, "heads": True}]
+    how.begin_step()
+    assert len(marked) == marks
