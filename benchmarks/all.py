@@ -161,6 +161,7 @@ def attempt(name: str, words: str, asked: argparse.Namespace) -> str:
     seconds, used = time.monotonic() - began, _processor() - before
     took = f"{seconds:.0f} s, {used:.0f} s of processor time"
     if done.returncode:
+        print("\n".join(done.stdout.splitlines()[-40:]), file=sys.stderr, flush=True)
         return f"FAILED with {done.returncode} after {took}"
     if asked.quick:
         if used > SECONDS:
