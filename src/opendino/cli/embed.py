@@ -10,8 +10,8 @@ SUMMARY = "features of any images to Parquet or npy shards, continued where inte
 USAGE = """
 usage: opendino embed DATA --model MODEL --out DIR [recipe.yaml] [key=value ...]
 
-DATA    a folder (nested; odd files are skipped and listed), a list (.txt), a manifest (.csv, .tsv, .parquet), or
-        Parquet files that hold the images
+DATA    a folder (nested; odd files are skipped and listed), an image, a list (.txt), a manifest (.csv, .tsv, .parquet),
+        or Parquet files that hold the images
 MODEL   anything that opendino.load takes: a run, a folder or file of weights, a published name
 DIR     shards, each with row, path, width, height, label and features of its images; give the same command again after
         an interruption and it continues: no image twice, none missing
