@@ -6,15 +6,6 @@ from opendino.errors import ModelError
 from opendino.fast.merging import Merged
 from opendino.fast.optimize import optimize
 from opendino.models.classifier import LinearClassifier
-from opendino.models.vision_transformer import VisionTransformer
-
-
-def backbone(**settings):
-    sizes = {"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 3, "num_heads": 2, "init_values": 1.0}
-    model = VisionTransformer(**(sizes | settings)).eval()
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=1.0 if "gamma" in name or "norm" in name else 0.0, std=0.2)
-    return model
 
 
 def test_by_hand():
@@ -36,7 +27,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize(("dtype", "close"), [("fp32", 1e-5), ("bf16", 3e-2)])
 @torch.no_grad()
-def test_equal_tokens_lose_nothing_as_one(dtype, close):
+def test_equal_tokens_lose_nothing_as_one(backbone, dtype, close):
     """Without positions, 8 equal patches above 8 others: of 16 tokens 8, 4 and 2 are left, and all that they say."""
     model = backbone(num_register_tokens=2)
     model.pos_embed.zero_()
@@ -57,7 +48,7 @@ def test_equal_tokens_lose_nothing_as_one(dtype, close):
 
 
 @torch.no_grad()
-def test_merged_patches_are_equal_and_others_are_not():
+def test_merged_patches_are_equal_and_others_are_not(backbone):
     model = backbone()
     images = torch.randn(2, 3, 28, 28)
     patches = optimize(model, "fp32", merge=0.25).forward_features(images)["x_norm_patchtokens"]
@@ -68,7 +59,7 @@ def test_merged_patches_are_equal_and_others_are_not():
     torch.testing.assert_close(alone, patches[1:], rtol=1e-4, atol=1e-5)
 
 
-def test_what_it_cannot_be_done_for():
+def test_what_it_cannot_be_done_for(backbone):
     with pytest.raises(ModelError, match="no share"):
         optimize(backbone(), merge=0.6)
     odd = backbone()

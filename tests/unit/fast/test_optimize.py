@@ -14,14 +14,6 @@ from opendino.models.classifier import LinearClassifier
 from opendino.models.vision_transformer import VisionTransformer
 
 
-def backbone(**settings):
-    sizes = {"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 3, "num_heads": 2, "init_values": 1.0}
-    model = VisionTransformer(**(sizes | settings)).eval()
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=1.0 if "gamma" in name or "norm" in name else 0.0, std=0.2)
-    return model
-
-
 def apart(found, wanted):
     """Largest difference, in units of the largest number there is."""
     if not found.numel() or found.dtype == torch.bool:
@@ -36,7 +28,7 @@ def apart(found, wanted):
 )
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @torch.no_grad()
-def test_every_method_gives_the_same_numbers(settings, dtype):
+def test_every_method_gives_the_same_numbers(backbone, settings, dtype):
     model = backbone(**settings)
     fast = optimize(model, dtype)
     close = {"fp32": 1e-5, "bf16": 3e-2}[dtype]
@@ -66,7 +58,7 @@ def test_every_method_gives_the_same_numbers(settings, dtype):
 @pytest.mark.skipif(not onednn.int8_available(), reason="this processor has no fast 8-bit products")
 @pytest.mark.parametrize("settings", [{}, {"ffn_layer": "swiglu"}, {"ffn_layer": "identity"}])
 @torch.no_grad()
-def test_eight_bits_come_near(settings):
+def test_eight_bits_come_near(backbone, settings):
     model = backbone(**settings)
     images = torch.randn(3, 3, 28, 28)
     wanted, fast = model.forward_features(images), optimize(model, "int8")
@@ -77,7 +69,7 @@ def test_eight_bits_come_near(settings):
     assert torch.equal(fast(images[1:2])[0], fast(images)[1])
 
 
-def test_eight_bits_are_refused_where_there_are_none(monkeypatch):
+def test_eight_bits_are_refused_where_there_are_none(backbone, monkeypatch):
     monkeypatch.setattr(onednn, "int8_available", lambda: False)
     with pytest.raises(ModelError, match="8-bit products"):
         optimize(backbone(), "int8")
@@ -106,7 +98,7 @@ def test_published_shape_within_the_tolerances():
 
 
 @torch.no_grad()
-def test_the_model_is_left_as_it_is_and_autocast_is_not_asked():
+def test_the_model_is_left_as_it_is_and_autocast_is_not_asked(backbone):
     model, images = backbone().train(), torch.randn(1, 3, 28, 28)
     before = copy.deepcopy(model.state_dict())
     fast = optimize(model, "fp32", 28)
@@ -123,7 +115,7 @@ def test_the_model_is_left_as_it_is_and_autocast_is_not_asked():
 
 
 @torch.no_grad()
-def test_classifier_and_a_block_that_is_not_ours():
+def test_classifier_and_a_block_that_is_not_ours(backbone):
     model = LinearClassifier(backbone(), classes=5, layers=2).eval()
     images = torch.randn(2, 3, 28, 28)
     torch.testing.assert_close(optimize(model)(images), model(images), atol=1e-4, rtol=1e-4)
@@ -139,7 +131,7 @@ def test_classifier_and_a_block_that_is_not_ours():
     torch.testing.assert_close(optimize(plain)(images), plain(images), atol=1e-4, rtol=1e-4)
 
 
-def test_baked_and_half_precision_models():
+def test_baked_and_half_precision_models(backbone):
     baked, images = backbone().bake(14), torch.randn(1, 3, 14, 14)
     torch.testing.assert_close(optimize(baked)(images), baked(images).detach(), atol=2e-5, rtol=2e-5)
     half = backbone().bfloat16()
@@ -147,7 +139,7 @@ def test_baked_and_half_precision_models():
     assert optimize(half)(images.bfloat16()).dtype == torch.float32
 
 
-def test_what_cannot_be():
+def test_what_cannot_be(backbone):
     fast = optimize(backbone())
     for wrong, words in (
         (lambda: optimize(torch.nn.Linear(2, 2)), "no model"),
@@ -162,7 +154,7 @@ def test_what_cannot_be():
     assert isinstance(fast.to("cpu").eval(), FastVisionTransformer)
 
 
-def test_only_our_own_backbones_are_made_fast_unasked():
+def test_only_our_own_backbones_are_made_fast_unasked(backbone):
     model, other = backbone(), torch.nn.Identity()
     assert isinstance(fast_if_it_pays(model, "bf16"), FastVisionTransformer)
     assert fast_if_it_pays(other, "fp32") is other
