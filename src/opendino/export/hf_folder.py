@@ -5,9 +5,11 @@ Where transformers is installed, its own class opens the folder too and has to g
 several sizes.
 """
 
+import contextlib
 import importlib.util
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ def write(source: str, out: Path, config: ExportConfig) -> Exported:
         if importlib.util.find_spec("transformers") is None:
             notes.append(_WITHOUT)
         else:
-            differences += _by_transformers(out, config)
+            found, more = _by_transformers(out, config)
+            differences, notes = differences + found, notes + more
         worst = max(differences, key=lambda one: one.largest if one.largest == one.largest else float("inf"))
         if not worst.largest <= allowed:
             raise ConversionError(
@@ -68,24 +71,54 @@ def _own_rule(report: Report) -> Iterator[str]:
         )
 
 
-def _by_transformers(folder: Path, config: ExportConfig) -> Iterator[Difference]:
-    """Transformers' own class against ours, both from the folder, with transformers' rule for positions."""
-    from transformers import AutoModel, AutoModelForImageClassification
+def _by_transformers(folder: Path, config: ExportConfig) -> tuple[list[Difference], list[str]]:
+    """Transformers' own class against ours, both from the folder, with transformers' rule for positions.
 
-    ours: Any = load(str(folder), positions="hf")
+    Where transformers has no place for the model (a table that is not square, an MLP of a fraction of the width), the
+    class of `opendino.hf` stands in, and a note says so.
+
+    Raises:
+        ConversionError: neither opens the folder.
+    """
+    with _quiet():
+        try:
+            return list(_compared(folder, config, "transformers", "hf")), []
+        except Exception as error:  # transformers raises what its own checks raise
+            reason = str(error).strip().splitlines()[0]
+            note = f"transformers' own class cannot run it ({reason}); opendino.hf can, and was compared in its place"
+        try:
+            return list(_compared(folder, config, "opendino.hf", None)), [note]
+        except Exception as error:
+            raise ConversionError(f"{folder}: transformers cannot open it ({reason}); nothing was written") from error
+
+
+def _compared(folder: Path, config: ExportConfig, library: str, rule: str | None) -> Iterator[Difference]:
+    classes = import_module(library)
+    ours: Any = load(str(folder)) if rule is None else load(str(folder), positions=rule)
     backbone, classifies = backbone_of(ours), isinstance(ours, LinearClassifier)
-    size = (ours.input_spec.size[0], ours.input_spec.size[1])
-    try:
-        theirs: Any = (AutoModelForImageClassification if classifies else AutoModel).from_pretrained(str(folder)).eval()
-    except Exception as error:  # transformers raises what its own checks raise
-        reason = str(error).strip().splitlines()[0]
-        raise ConversionError(f"{folder}: transformers cannot open it ({reason}); nothing was written") from error
-    name = "logits" if classifies else "last_hidden_state"
-    for kind, images in trials(ours, size, config):
+    kind = classes.AutoModelForImageClassification if classifies else classes.AutoModel
+    theirs: Any = kind.from_pretrained(str(folder)).eval()
+    name, size = "logits" if classifies else "last_hidden_state", ours.input_spec.size
+    for images_kind, images in trials(ours, (size[0], size[1]), config):
         with torch.no_grad():
             found = getattr(theirs(images), name)
             wanted = ours(images) if classifies else _tokens(backbone.forward_features(images))
-        yield Difference(tuple(images.shape), f"{name} by transformers", float((found - wanted).abs().max()), kind)
+        largest = float((found - wanted).abs().max())
+        yield Difference(tuple(images.shape), f"{name} by {library}", largest, images_kind)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar for the weights of one file."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _tokens(found: Any) -> Tensor:  # noqa: ANN401  a FeatureDict

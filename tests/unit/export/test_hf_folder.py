@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from opendino import hf
 from opendino.checkpoint.hub import load
+from opendino.checkpoint.weights import save_weights
 from opendino.errors import ConversionError
 from opendino.export import hf_folder
 from opendino.export.shipping import Difference, ExportConfig, export, largest
@@ -30,7 +32,7 @@ def test_transformers_computes_the_same(weights, tmp_path):
 
 
 def test_another_result_leaves_no_folder(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_folder, "_by_transformers", lambda *_: [Difference((1, 3, 8, 8), "x", float("nan"))])
+    monkeypatch.setattr(hf_folder, "_by_transformers", lambda *_: ([Difference((1, 3, 8, 8), "x", float("nan"))], []))
     with pytest.raises(ConversionError, match=r"x of images \[1, 3, 8, 8\] differ by nan, more than"):
         export(weights, tmp_path / "hub", ExportConfig(to="hf"))
     assert not (tmp_path / "hub").exists()
@@ -58,11 +60,26 @@ def test_without_transformers_that_is_said(weights, tmp_path, monkeypatch):
     assert done.notes[-1].startswith("transformers is not installed")
 
 
-def test_a_folder_that_transformers_does_not_open_is_not_left(weights, tmp_path, monkeypatch):
+@pytest.mark.parametrize("settings", [{"mlp_ratio": 3.5}, {"img_size": (16, 24), "in_chans": 5}])
+def test_what_transformers_has_no_place_for_is_compared_by_our_own_class(tmp_path, settings):
+    shape = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 1}
+    backbone = VisionTransformer(**(shape | settings))
+    torch.nn.init.normal_(backbone.pos_embed, std=0.5)
+    save_weights(backbone, tmp_path / "w")
+    done = export(str(tmp_path / "w"), tmp_path / "hub", ExportConfig(to="hf"))
+    assert largest(done.differences) <= 1e-5
+    if "mlp_ratio" in settings and transformers.__version__ < "5":
+        return  # it took fractions then
+    assert {one.of for one in done.differences[1:]} == {"last_hidden_state by opendino.hf"}
+    assert any("transformers' own class cannot run it" in note for note in done.notes)
+
+
+def test_a_folder_that_nobody_opens_is_not_left(weights, tmp_path, monkeypatch):
     def refuse(*_arguments, **_settings):
         raise ValueError("no such thing\nand more")
 
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", refuse)
+    monkeypatch.setattr(hf.AutoModel, "from_pretrained", refuse)
     with pytest.raises(ConversionError, match=r"transformers cannot open it \(no such thing\); nothing was written"):
         export(weights, tmp_path / "hub", ExportConfig(to="hf"))
     assert not (tmp_path / "hub").exists()
