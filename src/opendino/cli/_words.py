@@ -82,3 +82,16 @@ def find_recipe(word: str) -> Path:
     close = difflib.get_close_matches(stem.rpartition("/")[2], ends, n=1)
     hint = f"did you mean {ends[close[0]]}?" if close else "`opendino config ls` lists the shipped ones"
     raise ConfigError(f"{word}: no such recipe; {hint}")
+
+
+def find_training(word: str) -> Path:
+    """As `find_recipe`, for a training.
+
+    Raises:
+        ConfigError: also where it is a configuration of other code.
+    """
+    from opendino.cli._foreign import refuse_foreign
+
+    recipe = find_recipe(word)
+    refuse_foreign(recipe)
+    return recipe

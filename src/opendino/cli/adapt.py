@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opendino.cli._words import find_recipe, recipes, split
+from opendino.cli._words import find_training, recipes, split
 from opendino.cli.pretrain import _announce
 from opendino.cli.pretrain import _report as report_training
 from opendino.errors import ConfigError
@@ -83,4 +83,4 @@ def _told_apart(names: list[str]) -> tuple[Path | None, str]:
     for several, what in ((named, "recipes"), (starts, "starts")):
         if len(several) > 1:
             raise ConfigError(f"{several[0]} and {several[1]} are two {what}, and one is taken; leave one out")
-    return find_recipe(named[0]) if named else None, starts[0] if starts else ""
+    return find_training(named[0]) if named else None, starts[0] if starts else ""

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opendino.cli._foreign import refuse_foreign
 from opendino.cli._words import find_recipe, recipes, split
 from opendino.errors import ConfigError
 
@@ -157,17 +158,8 @@ def _read(name: str | None, overrides: list[str]) -> "PretrainConfig":
         return load(PretrainConfig, None, overrides)
     run = Path(name) / "config.yaml"
     path = run if run.is_file() else find_recipe(name)
-    try:
-        return load(_kind_of(path), path, overrides)
-    except ConfigError:
-        from opendino.train.official_config import is_official
-
-        if not is_official(path):
-            raise
-    raise ConfigError(
-        f"{name}: a training configuration of the official DINOv2 code, not a recipe; make one of it by opendino "
-        f"config import {name} gpus=N out=RECIPE.yaml, with the N GPUs that it was meant for"
-    )
+    refuse_foreign(path)
+    return load(_kind_of(path), path, overrides)
 
 
 def _kind_of(recipe: Path) -> "type[PretrainConfig]":

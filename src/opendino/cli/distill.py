@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from opendino.cli._words import find_recipe, split
+from opendino.cli._words import find_training, split
 from opendino.cli.pretrain import _announce, _report
 from opendino.config import parse_override
 from opendino.errors import ConfigError
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Plan, say what was chosen, train."""
     names, words = split(argv)
     words = spelled_out(words)
-    recipe = find_recipe(names[0]) if names else None
+    recipe = find_training(names[0]) if names else None
     from opendino import logs
     from opendino.distributed import together
     from opendino.train.distill import DistillRunConfig, distill, plan_distill

@@ -4,7 +4,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from opendino.cli._words import find_recipe, split
+from opendino.cli._words import find_training, split
 
 if TYPE_CHECKING:
     from opendino.train.plan import Plan
@@ -35,7 +35,7 @@ Several processes share a run by torchrun --nproc-per-node 8 -m opendino pretrai
 def main(argv: list[str]) -> int:
     """Plan, say what was chosen, train."""
     names, words = split(argv)
-    recipe = find_recipe(names[0]) if names else None
+    recipe = find_training(names[0]) if names else None
     from opendino import logs
     from opendino.distributed import together
     from opendino.train.loop import Stopped
