@@ -45,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 _PLAN = "plan.json"
 _FREE = ("device", "threads")  # what the features do not depend on
+_LATER = {"merge": 0.0}  # what older plans do not name, with its value in them: such folders are continued
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,11 @@ def embed(model: str, data: str, out: str | Path, config: EmbedConfig = EmbedCon
     config = replace(config, decoder=chosen.decoder)
     embedder = open_embedder(str(model), config.settings)
     dataset = _open(str(model), str(data), config)
-    settings = {name: value for name, value in asdict(config).items() if name not in (*_FREE, "engine", "overwrite")}
+    settings = {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in (*_FREE, "engine", "overwrite") and (name not in _LATER or value != _LATER[name])
+    }
     inputs = {"data": _state(data, dataset), "model": model_hash(embedder.backbone)}
     shapes = {name: list(shape) for name, shape in embedder.shapes.items()}
     named = {"model_name": str(model), "data_name": str(data), "images": len(dataset), "shapes": shapes}
@@ -293,7 +298,7 @@ def _differences(there: dict[str, Any], wanted: dict[str, Any]) -> str:
         return f"by the stage {there.get('stage')}"
     told = []
     for group in ("parameters", "inputs"):
-        before, now = there.get(group, {}), wanted[group]
+        before, now = _LATER | there.get(group, {}), _LATER | wanted[group]
         told += [name if group == "inputs" else f"{name}={before.get(name)}"
                  for name in now if before.get(name) != now[name]]  # fmt: skip
     return ", ".join(told[:4]) or f"by {there.get('made_by')}"

@@ -151,6 +151,19 @@ def test_other_work_is_not_removed_unasked(weights, picture_folder, odd_folder, 
         embed(weights, str(picture_folder), tmp_path / "mine", config())
 
 
+def test_a_folder_begun_before_a_setting_was_there_is_continued(weights, picture_folder, tmp_path):
+    out = tmp_path / "out"
+    embed(weights, str(picture_folder), out, config())
+    # Older plans do not know of merged patches.
+    assert "merge" not in json.loads((out / "plan.json").read_text())["parameters"]
+    assert not embed(weights, str(picture_folder), out, config()).made
+    with pytest.raises(ConfigError, match=r"otherwise \(merge=0\.0\)"):
+        embed(weights, str(picture_folder), out, config(merge=0.25))
+    embed(weights, str(picture_folder), out, config(merge=0.25, overwrite=True))
+    with pytest.raises(ConfigError, match=r"otherwise \(merge=0\.25\)"):
+        embed(weights, str(picture_folder), out, config())
+
+
 def test_nothing_readable_is_an_error(weights, tmp_path):
     root = tmp_path / "images"
     root.mkdir()
