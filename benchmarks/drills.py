@@ -11,6 +11,7 @@ kills of a training on two ranks of torchrun. `--quick` kills each 3 times.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -254,24 +255,37 @@ def ranks(work: Work, kills: int, home: Path, dice: random.Random) -> Outcome:
         with (home / "log.txt").open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
 
-    begun, met, starts = time.monotonic(), 0, 0
+    begun = time.monotonic()
     if start(home / "whole").wait(_LATE):
         return Outcome(0, 1, 0, [f"without a kill: see {home / 'log.txt'}"], 0.0)
-    seconds = time.monotonic() - begun
-    while met < kills:
-        process, starts = start(home / "killed"), starts + 1
-        time.sleep(dice.uniform(0.3, 0.9) * seconds)  # what is before is the start of Python and torch
-        alive = process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL) if alive else None
-        process.wait()
-        met += alive
-        if not alive:
-            break
-    code = start(home / "killed").wait(_LATE)
-    failures = (
-        [f"exit status {code}"] if code else different(work.outputs(home / "killed"), work.outputs(home / "whole"), "")
-    )
-    return Outcome(met, starts + 1, 1, failures, seconds)
+    seconds, wanted = time.monotonic() - begun, work.outputs(home / "whole")
+    met, starts, ends, failures = 0, 0, 0, []
+    while True:
+        folder = home / f"killed_{ends}"
+        process, starts = start(folder), starts + 1
+        if met < kills:
+            time.sleep(dice.uniform(0.3, 0.9) * seconds)  # what is before is the start of Python and torch
+            if process.poll() is None:
+                for one in family(process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(one, signal.SIGKILL)
+                process.wait()
+                met += 1
+                continue
+        code, ends = process.wait(_LATE), ends + 1
+        failures += [f"exit status {code}"] if code else different(work.outputs(folder), wanted, folder.name)
+        if code or met >= kills:
+            return Outcome(met, starts, ends, failures, seconds)
+
+
+def family(process: int) -> list[int]:
+    """A process and all that it began, the eldest first: torchrun gives each rank a session of its own."""
+    found = [process]
+    for one in found:
+        for path in Path(f"/proc/{one}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += [int(child) for child in path.read_text().split()]
+    return found
 
 
 def main() -> None:
