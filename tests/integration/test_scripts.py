@@ -3,7 +3,11 @@
 
 import gzip
 import importlib.util
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +56,21 @@ def test_phases_of_an_image(picture_folder):
     found = benchmark.phases(open_dataset(picture_folder), crops, 4, 3)
     assert list(found) == ["decode", "crops", "jitter, grey", "blur, solarize", "masks, collate"]
     assert found["decode"] > 0 < found["crops"]
+
+
+def test_a_drill_meets_all_that_a_process_began():
+    """A session of its own, as torchrun gives to each rank, is out of reach for a signal to the group."""
+    drills = script(ROOT / "benchmarks" / "drills.py")
+    begin = "import subprocess, sys; subprocess.Popen(['sleep', '60'], start_new_session=True); sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", begin], stdin=subprocess.PIPE)
+    late = time.monotonic() + 20
+    while len(found := drills.family(process.pid)) < 2 and time.monotonic() < late:
+        time.sleep(0.05)
+    for one in found:
+        os.kill(one, signal.SIGKILL)
+    process.communicate()
+    assert found[0] == process.pid
+    assert len(found) == 2
 
 
 def test_garments_are_the_first_of_each_class(tmp_path, monkeypatch):
