@@ -14,6 +14,7 @@ Decisions, the same for every reader of the package:
   become RGB.
 - **Any other number of channels** must be there exactly: as bands, or as the pages of a file of one-band pages. TIFF
   files of many samples are read by `tiff.py`.
+- **Animations** (GIF, WebP, PNG) are their first frame.
 - **More than 8 bits**: unsigned 16-bit integers are divided by 65,535. Floats must lie in 0..1. For everything else,
   and for 12-bit data in 16-bit files, `value_range` says which two values become 0 and 1; beyond them is clipped.
 - **Size**: Pillow's guard against decompression bombs holds (178,956,970 pixels).
