@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opendino.cli._words import find_training, recipes, split
-from opendino.cli.pretrain import _announce
+from opendino.cli.pretrain import _announce, carry_out
 from opendino.cli.pretrain import _report as report_training
 from opendino.errors import ConfigError
 
@@ -44,7 +44,6 @@ def main(argv: list[str]) -> int:
     from opendino.train.adapt import adapt
     from opendino.train.adapt_config import typed
     from opendino.train.adapt_plan import UNSAID, plan_adaptation
-    from opendino.train.loop import Stopped
 
     logs.setup()
     planned = plan_adaptation(recipe, words)
@@ -55,14 +54,7 @@ def main(argv: list[str]) -> int:
     print(f"starting from {origin.source}: {of_run}, sha256 {origin.sha256[:12]}...")
     own = {key: choice for key, choice in planned.choices.items() if choice.reason not in UNSAID}
     _announce(dataclasses.replace(planned, choices=own))
-    chosen = {key: choice.value for key, choice in planned.choices.items()}
-    try:
-        adapted = adapt(typed(planned.config), chosen, planned.dataset)
-    except Stopped as stopped:
-        print(f"stopped and saved in {planned.config.output_dir}; the same command continues", file=sys.stderr)
-        return 128 + stopped.signal
-    _report(adapted, planned.config.data)
-    return 0
+    return carry_out(planned, lambda chosen: adapt(typed(planned.config), chosen, planned.dataset), _report)
 
 
 def _report(adapted: "Adapted", data: str) -> None:

@@ -2,11 +2,10 @@
 """`opendino distill`: train small backbones on what a frozen large one says, or continue such a run."""
 
 import json
-import sys
 from collections.abc import Sequence
 
 from opendino.cli._words import find_training, split
-from opendino.cli.pretrain import _announce, _report
+from opendino.cli.pretrain import _announce, _report, carry_out
 from opendino.config import parse_override
 from opendino.errors import ConfigError
 
@@ -37,21 +36,14 @@ def main(argv: list[str]) -> int:
     from opendino import logs
     from opendino.distributed import together
     from opendino.train.distill import DistillRunConfig, distill, plan_distill
-    from opendino.train.loop import Stopped
 
     logs.setup()
     with together():
         planned = plan_distill(recipe, words)
     assert isinstance(planned.config, DistillRunConfig)
     _announce(planned)
-    chosen = {key: choice.value for key, choice in planned.choices.items()}
-    try:
-        outcome = distill(planned.config, chosen, planned.dataset)
-    except Stopped as stopped:
-        print(f"stopped and saved in {planned.config.output_dir}; the same command continues", file=sys.stderr)
-        return 128 + stopped.signal
-    _report(outcome, planned.config.data)
-    return 0
+    config = planned.config
+    return carry_out(planned, lambda chosen: distill(config, chosen, planned.dataset), _report)
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:

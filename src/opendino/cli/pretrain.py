@@ -2,13 +2,16 @@
 """`opendino pretrain`: train a backbone from images alone, or continue a run."""
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opendino.cli._words import find_training, split
 
 if TYPE_CHECKING:
     from opendino.train.plan import Plan
     from opendino.train.pretrain import Outcome
+
+T = TypeVar("T")
 
 SUMMARY = "train a backbone from images alone, or continue a run"
 USAGE = """
@@ -38,7 +41,6 @@ def main(argv: list[str]) -> int:
     recipe = find_training(names[0]) if names else None
     from opendino import logs
     from opendino.distributed import together
-    from opendino.train.loop import Stopped
     from opendino.train.plan import plan
     from opendino.train.pretrain import pretrain
 
@@ -46,13 +48,28 @@ def main(argv: list[str]) -> int:
     with together():
         planned = plan(recipe, words)
     _announce(planned)
-    chosen = {key: choice.value for key, choice in planned.choices.items()}
+    return carry_out(planned, lambda chosen: pretrain(planned.config, chosen, planned.dataset), _report)
+
+
+def carry_out(planned: "Plan", train: Callable[[dict[str, Any]], T], report: Callable[[T, str], None]) -> int:
+    """Train, and say what came of it, or that a signal stopped it.
+
+    Args:
+        planned: the training.
+        train: does it, given the values of the settings that were chosen.
+        report: says what came of it, given that and the data's name.
+
+    Returns:
+        Exit code of the command.
+    """
+    from opendino.train.loop import Stopped
+
     try:
-        outcome = pretrain(planned.config, chosen, planned.dataset)
+        outcome = train({key: choice.value for key, choice in planned.choices.items()})
     except Stopped as stopped:
         print(f"stopped and saved in {planned.config.output_dir}; the same command continues", file=sys.stderr)
         return 128 + stopped.signal
-    _report(outcome, planned.config.data)
+    report(outcome, planned.config.data)
     return 0
 
 

@@ -4,18 +4,23 @@
 Read next: `_features.py`.
 """
 
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from opendino import config as settings
 from opendino.data.datasets import ImageDataset, open_dataset
+from opendino.distributed import is_main
 from opendino.errors import ConfigError, DataError
-from opendino.eval._features import FeatureConfig, Features, extract
+from opendino.eval._features import FeatureConfig, Features, extract, place
+from opendino.eval._results import Results, describe
 from opendino.eval.adapters import Backbone
 
 
@@ -92,6 +97,55 @@ def extract_pair(backbone: Backbone, data: LabelledConfig, features: FeatureConf
     return LabelledFeatures(
         train, val, pair.train_labels[train.rows], pair.val_labels[val.rows], {**asdict(data), **counts}, notes
     )
+
+
+@runtime_checkable
+class PairConfig(Protocol):
+    """Settings of a protocol that learns from frozen features of one part and is measured on those of another."""
+
+    @property
+    def data(self) -> LabelledConfig:
+        """The two parts."""
+        ...
+
+    @property
+    def features(self) -> FeatureConfig:
+        """How they are embedded."""
+        ...
+
+
+def measure_pair(
+    name: str,
+    backbone: Backbone,
+    config: PairConfig,
+    evaluate: Callable[[LabelledFeatures], tuple[dict[str, float], list[str]]],
+    *,
+    out: Path | None,
+    source: Mapping[str, object] | None,
+) -> Results:
+    """A protocol on the frozen features of a labelled pair; every process of a group calls it.
+
+    Args:
+        name: of the protocol.
+        backbone: moved to `config.features.device`.
+        config: of the protocol.
+        evaluate: figures of the features, and notes on what had to be changed.
+        out: folder for the JSON file, or None.
+        source: where the model came from, for the record.
+
+    Raises:
+        ConfigError: a setting that does not fit the data.
+        DataError: a part cannot be opened or has no labels.
+    """
+    start = time.perf_counter()
+    place(backbone, config.features)
+    pair = extract_pair(backbone, config.data, config.features)
+    figures, notes = evaluate(pair)
+    model, seconds = describe(backbone, source or {}), time.perf_counter() - start
+    results = Results(name, figures, pair.record, model, settings.to_dict(config), seconds, (*pair.notes, *notes))
+    if out is not None and is_main():
+        results.write(out)
+    return results
 
 
 def open_pair(config: LabelledConfig, channels: int = 3) -> LabelledPair:

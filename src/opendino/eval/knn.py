@@ -10,7 +10,6 @@ Read next: `_features.py`, `_data.py`.
 """
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +20,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from opendino import config as settings
-from opendino.distributed import all_reduce_sum, is_main, rank, world_size
+from opendino.distributed import all_reduce_sum, rank, world_size
 from opendino.errors import ConfigError
-from opendino.eval._data import LabelledConfig, extract_pair
-from opendino.eval._features import FeatureConfig, FeatureKind, place
-from opendino.eval._results import Results, describe
+from opendino.eval._data import LabelledConfig, LabelledFeatures, measure_pair
+from opendino.eval._features import FeatureConfig, FeatureKind
+from opendino.eval._results import Results
 from opendino.eval.adapters import Backbone
 from opendino.neighbours.exact import SearchConfig, nearest
 from opendino.neighbours.matrix import InMemory
@@ -92,29 +90,14 @@ def run(
         ConfigError: a setting that does not fit the data.
         DataError: a part cannot be opened or has no labels.
     """
-    start = time.perf_counter()
-    place(backbone, config.features)
-    pair = extract_pair(backbone, config.data, config.features)
-    figures, notes = evaluate(
-        pair.train.select(config.knn.feature, normalize=True),
-        pair.train_labels,
-        pair.val.select(config.knn.feature, normalize=True),
-        pair.val_labels,
-        config.knn,
-        device=next(backbone.parameters()).device,
-    )
-    results = Results(
-        "knn",
-        figures,
-        pair.record,
-        describe(backbone, source or {}),
-        settings.to_dict(config),
-        time.perf_counter() - start,
-        (*pair.notes, *notes),
-    )
-    if out is not None and is_main():
-        results.write(out)
-    return results
+    kind = config.knn.feature
+
+    def figures(pair: LabelledFeatures) -> tuple[dict[str, float], list[str]]:
+        train, val = (part.select(kind, normalize=True) for part in (pair.train, pair.val))
+        device = next(backbone.parameters()).device
+        return evaluate(train, pair.train_labels, val, pair.val_labels, config.knn, device=device)
+
+    return measure_pair("knn", backbone, config, figures, out=out, source=source)
 
 
 def evaluate(

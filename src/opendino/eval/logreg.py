@@ -8,7 +8,6 @@ ended: the optimum of a convex problem does not depend on the start, the time do
 Read next: `_softmax.py`, `_features.py`, `_data.py`.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +17,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from opendino import config as settings
-from opendino.distributed import is_main
 from opendino.errors import ConfigError, DataError
-from opendino.eval._data import LabelledConfig, extract_pair
-from opendino.eval._features import FeatureConfig, FeatureKind, place
-from opendino.eval._results import Results, describe
+from opendino.eval._data import LabelledConfig, LabelledFeatures, measure_pair
+from opendino.eval._features import FeatureConfig, FeatureKind
+from opendino.eval._results import Results
 from opendino.eval._softmax import Fit, fit, principal_axes
 from opendino.eval.adapters import Backbone
 
@@ -88,28 +85,13 @@ def run(
         ConfigError: a setting that does not fit the data.
         DataError: a part cannot be opened, has no labels, or has a single class.
     """
-    start = time.perf_counter()
-    place(backbone, config.features)
-    pair = extract_pair(backbone, config.data, config.features)
-    figures, notes = evaluate(
-        pair.train.select(config.logreg.feature, normalize=False),
-        pair.train_labels,
-        pair.val.select(config.logreg.feature, normalize=False),
-        pair.val_labels,
-        config.logreg,
-    )
-    results = Results(
-        "logreg",
-        figures,
-        pair.record,
-        describe(backbone, source or {}),
-        settings.to_dict(config),
-        time.perf_counter() - start,
-        (*pair.notes, *notes),
-    )
-    if out is not None and is_main():
-        results.write(out)
-    return results
+    kind = config.logreg.feature
+
+    def figures(pair: LabelledFeatures) -> tuple[dict[str, float], list[str]]:
+        train, val = (part.select(kind, normalize=False) for part in (pair.train, pair.val))
+        return evaluate(train, pair.train_labels, val, pair.val_labels, config.logreg)
+
+    return measure_pair("logreg", backbone, config, figures, out=out, source=source)
 
 
 def evaluate(

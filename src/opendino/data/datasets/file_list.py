@@ -10,7 +10,43 @@ from opendino.errors import DataError
 _TRIED = 20
 
 
-class FileListDataset(ImageDataset):
+class ListedFiles(ImageDataset):
+    """Images that lie in files of their own, named by a table of paths.
+
+    Attributes:
+        _folder: that relative paths start from.
+        _paths: relative or absolute.
+    """
+
+    _folder: Path
+    _paths: PathTable
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> Path:
+        """Path of one image."""
+        return self._folder / self._paths[index]
+
+    def identify(self, index: int) -> str:
+        """Path of one image as it is opened."""
+        return shown(str(self.read(index)))
+
+    def _require_files(self) -> None:
+        """Check that at least one of the first files exists: single ones may be missing, not all.
+
+        Raises:
+            DataError: none exists.
+        """
+        paths = [self.read(index) for index in range(min(_TRIED, len(self)))]
+        if not any(_there(path) for path in paths):
+            raise DataError(
+                f"{self.name}: none of its first {len(paths)} files exists, such as {paths[0]}; paths are relative to "
+                "the folder of the list"
+            )
+
+
+class FileListDataset(ListedFiles):
     """Images named by a list, in its order.
 
     Args:
@@ -27,31 +63,7 @@ class FileListDataset(ImageDataset):
         self._paths = _split_lines(source)
         if not len(self._paths):
             raise DataError(f"{source}: the list is empty; write one path a line")
-        require_files([self.read(index) for index in range(min(_TRIED, len(self)))], str(source))
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def read(self, index: int) -> Path:
-        """Path of one image."""
-        return self._folder / self._paths[index]
-
-    def identify(self, index: int) -> str:
-        """Path of one image as it is opened."""
-        return shown(str(self.read(index)))
-
-
-def require_files(paths: list[Path], source: str) -> None:
-    """Check that at least one of the first paths of a table exists: single files may be missing, not all.
-
-    Raises:
-        DataError: none exists.
-    """
-    if not any(_there(path) for path in paths):
-        raise DataError(
-            f"{source}: none of its first {len(paths)} files exists, such as {paths[0]}; paths are relative to the "
-            "folder of the list"
-        )
+        self._require_files()
 
 
 def _there(path: Path) -> bool:

@@ -8,16 +8,14 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from opendino.data.datasets._base import DEFAULT, DecodeOptions, ImageDataset
+from opendino.data.datasets._base import DEFAULT, DecodeOptions
 from opendino.data.datasets._columns import FAULTS, LABELS, NAMES, PATHS, find, is_text, read_labels
-from opendino.data.datasets._paths import PathTable, shown
-from opendino.data.datasets.file_list import require_files
+from opendino.data.datasets._paths import PathTable
+from opendino.data.datasets.file_list import ListedFiles
 from opendino.errors import DataError
 
-_TRIED = 20
 
-
-class ManifestDataset(ImageDataset):
+class ManifestDataset(ListedFiles):
     """Images named by a table, in its order.
 
     Args:
@@ -45,18 +43,7 @@ class ManifestDataset(ImageDataset):
             raise DataError(f"{source}: {error}") from error
         except FAULTS as error:
             raise DataError(f"{source}: cannot be read as a table ({error})") from error
-        require_files([self.read(index) for index in range(min(_TRIED, len(self)))], str(source))
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def read(self, index: int) -> Path:
-        """Path of one image."""
-        return self._folder / self._paths[index]
-
-    def identify(self, index: int) -> str:
-        """Path of one image as it is opened."""
-        return shown(str(self.read(index)))
+        self._require_files()
 
 
 def _read(source: Path, path_column: str, label_column: str) -> pa.Table:
