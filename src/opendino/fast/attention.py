@@ -65,6 +65,6 @@ def _in_parts(qkv: Float[Tensor, "B T D3"], heads: int, bias: Float[Tensor, "B T
                 if of_part is not None:
                     scores += of_part[some]
                 # what is mixed takes the place of the queries, which nobody needs any more
-                q[some, these] = torch.bmm(torch.softmax(scores, dim=-1), v[some])
+                q[some, these] = torch.bmm(torch.softmax(scores, dim=-1, out=scores), v[some])
         out[first_image : first_image + n].copy_(q.view(n, heads, T, d).transpose(1, 2))
     return out.view(B, T, heads * d)

@@ -52,14 +52,16 @@ class FastVisionTransformer(VisionTransformer):
     def _tokens(self, x: Tensor, masks: Tensor | None) -> Float[Tensor, "B T D"]:
         return super()._tokens(x.to(self.cls_token.dtype), masks)
 
-    def _after_blocks(self, tokens: Float[Tensor, "B T D"], wanted: set[int]) -> list[Float[Tensor, "B T D"]]:
-        if not self.merge:
-            return super()._after_blocks(tokens, wanted)
-        blocks, protected = cast("list[FastBlock]", list(self.blocks)), 1 + self.num_register_tokens
-        return merged_blocks(blocks, tokens, wanted, share=self.merge, protected=protected)
-
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 tokens D"]:
         return self.tables.of(grid, super()._positions)
+
+
+class MergingVisionTransformer(FastVisionTransformer):
+    """One that merges tokens on the way; the other does not pass by here, and holds no tokens but the last ones."""
+
+    def _after_blocks(self, tokens: Float[Tensor, "B T D"], wanted: set[int]) -> list[Float[Tensor, "B T D"]]:
+        blocks, protected = cast("list[FastBlock]", list(self.blocks)), 1 + self.num_register_tokens
+        return merged_blocks(blocks, tokens, wanted, share=self.merge, protected=protected)
 
 
 def optimize(
@@ -162,7 +164,7 @@ def _backbone(
     fast: Any = copy.deepcopy(model, {id(model.blocks): nn.ModuleList()}).float()
     fast.blocks = blocks
     fast.eval().requires_grad_(False)
-    fast.__class__ = FastVisionTransformer
+    fast.__class__ = MergingVisionTransformer if merge else FastVisionTransformer
     fast.tables, fast.merge = Tables(), merge
     if image_size is not None and not fast.baked:
         patch = fast.patch_size
