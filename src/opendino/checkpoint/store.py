@@ -221,6 +221,14 @@ def prune(output_dir: Path, config: CheckpointConfig, written: int | None = None
             shutil.rmtree(doomed, ignore_errors=True)
 
 
+def catch_up(output_dir: Path, config: CheckpointConfig, newest: Path) -> None:
+    """Drop what a process was killed before it could drop; nothing where the folder can only be read."""
+    passing = [step for step in _folders(output_dir) if not config.milestone_every or step % config.milestone_every]
+    if len(passing) > config.keep:
+        with contextlib.suppress(OSError):
+            prune(output_dir, config, step_of(newest))
+
+
 def _spare(steps: list[int], folders: Mapping[int, Path], keep: int, written: int | None) -> list[int]:
     """Steps older than the newest `keep` that are whole to the last byte; those are read only if something is older."""
     whole = 0

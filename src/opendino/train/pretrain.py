@@ -124,7 +124,7 @@ def _pretrain(
         with together():
             if stored is not None and writable and is_main():
                 claim.lock()  # before the folder is touched: another process may be writing the same run
-        before = _restore(run, folder)
+        before = _restore(run, folder, config.checkpoint)
         if run.step and writable:
             mend_weights(run, folder, run.step * config.train.batch_size, dataset.name)
         if run.step == run.total:
@@ -260,13 +260,15 @@ class _Before(NamedTuple):
     seconds: float = 0.0
 
 
-def _restore(run: Run, folder: Path) -> _Before:
+def _restore(run: Run, folder: Path, kept: store.CheckpointConfig) -> _Before:
     """Bring a run to its newest checkpoint, if there is one."""
     newest = None
     with together():
         if is_main():
             store.clean(folder)
             newest = store.latest(folder)
+            if newest is not None:
+                store.catch_up(folder, kept, newest)
     number = largest(-1 if newest is None else store.step_of(newest))[0]
     if number < 0:
         return _Before()

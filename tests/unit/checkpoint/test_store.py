@@ -144,6 +144,29 @@ def test_leftovers_of_a_killed_process_are_no_checkpoints(tmp_path):
     assert store.load(folder).step == 3
 
 
+def test_what_a_kill_left_is_dropped_when_the_run_goes_on(tmp_path, monkeypatch):
+    """Killed between the last checkpoint and the removal of the oldest, with milestones at multiples of 4."""
+    config = CheckpointConfig(keep=2, milestone_every=4)
+    with monkeypatch.context() as killed:
+        killed.setattr(store, "prune", lambda *_: None)
+        for step in (3, 4, 5, 6):
+            newest = store.save(tmp_path, step, tensors(), {}, config)
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    with monkeypatch.context() as readonly:
+        readonly.setattr(store, "prune", _no_room)
+        store.catch_up(tmp_path, config, newest)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
+    for _ in range(2):
+        store.catch_up(tmp_path, config, newest)
+        assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+            "step_00000004", "step_00000005", "step_00000006",
+        ]  # fmt: skip
+
+
+def _no_room(*_):
+    raise OSError(30, "Read-only file system")
+
+
 def test_no_checkpoint_yet(tmp_path):
     assert store.latest(tmp_path) is None
     store.clean(tmp_path)
