@@ -126,10 +126,14 @@ def embed(model: str, data: str, out: str | Path, config: EmbedConfig = EmbedCon
     Raises:
         DataError: no image can be read, or the folder holds something else.
         ConfigError: a setting that does not fit the model, a decoder that is not installed, the folder holds the
-            work of other settings, or another command works in it.
+            work of other settings or lies among the images, or another command works in it.
         CheckpointError: the model cannot be opened.
     """
     out = Path(out)
+    if Path(data).is_dir() and Path(data).resolve() in (out.resolve(), *out.resolve().parents):
+        raise ConfigError(
+            f"{out}: lies in {data}, which would not be the same when the work is continued; name a folder beside it"
+        )
     chosen = choose_decoder(config.decoder, "decoder")
     _log.info("decoder %s (%s)", *chosen)
     config = replace(config, decoder=chosen.decoder)

@@ -164,6 +164,13 @@ def test_a_folder_begun_before_a_setting_was_there_is_continued(weights, picture
         embed(weights, str(picture_folder), out, config())
 
 
+@pytest.mark.parametrize("place", ["features", "deep/features", "."])
+def test_features_among_the_images_are_refused(weights, odd_folder, place):
+    with pytest.raises(ConfigError, match=r"lies in .*name a folder beside it"):
+        embed(weights, str(odd_folder), odd_folder / place, config())
+    assert not (odd_folder / "features").exists()
+
+
 def test_nothing_readable_is_an_error(weights, tmp_path):
     root = tmp_path / "images"
     root.mkdir()

@@ -58,17 +58,18 @@ def test_a_photograph_is_decoded_as_the_others_were(tmp_path, decoder):
     if decoder == "fast":
         pytest.importorskip("simplejpeg")
         pytest.importorskip("cv2")
-    rng = np.random.default_rng(0)
+    rng, images = np.random.default_rng(0), tmp_path / "images"
+    images.mkdir()
     for number in range(3):
         coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
-        coarse.resize((200, 150)).save(tmp_path / f"{number}.jpg", quality=80)
+        coarse.resize((200, 150)).save(images / f"{number}.jpg", quality=80)
     torch.manual_seed(0)
     backbone = VisionTransformer(img_size=16, patch_size=4, embed_dim=64, depth=2, num_heads=1)
     save_weights(backbone, tmp_path / "w")
     config = EmbedConfig(size=16, device="cpu", decoder=decoder)
-    index = open_index(embed(str(tmp_path / "w"), str(tmp_path), tmp_path / "features", config).folder)
+    index = open_index(embed(str(tmp_path / "w"), str(images), tmp_path / "features", config).folder)
     assert index.decoder == decoder
-    taken = index.open_image(tmp_path / "1.jpg", 3)
+    taken = index.open_image(images / "1.jpg", 3)
     assert isinstance(taken, Photo) == (decoder == "fast")
     best = index.hits(index.vectors_of([taken], index.embedder(device="cpu")), 1)[0][0]
     assert best.row == 1

@@ -122,8 +122,9 @@ def test_images_are_decoded_as_those_of_the_index(served, tmp_path):
 
     deep = np.random.default_rng(0).integers(0, 4096, (16, 16)).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
+    (tmp_path / "list.txt").write_text("deep.png\n")
     config = EmbedConfig(features=("patch_mean",), size=16, device="cpu", value_range=(0.0, 4095.0))
-    wanted = matrix(embed(str(served / "w"), str(tmp_path), tmp_path / "features", config).folder)
+    wanted = matrix(embed(str(served / "w"), str(tmp_path / "list.txt"), tmp_path / "features", config).folder)
     data = (tmp_path / "deep.png").read_bytes()
     for words in (
         [f"index={tmp_path / 'features'}"],
