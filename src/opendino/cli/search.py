@@ -126,11 +126,15 @@ def _duplicates(names: list[str], words: list[str]) -> int:
         print(f"keep {group.images[0].path}")
         for hit in group.spare:
             print(f"  {hit.score:.4f}  {hit.path}")
-    spare = [hit.path for group in groups for hit in group.spare]
+    spare = [hit for group in groups for hit in group.spare]
     more = ", the 20 largest are shown" if len(groups) > 20 else ""
-    print(f"{len(groups)} groups{more}; {len(spare)} of {len(index)} images are spare")
+    said = f"{len(groups)} group{'s' if len(groups) != 1 else ''}{more}"
+    print(f"{said}; {len(spare)} of {len(index)} images are spare")
+    chained = sum(hit.score <= settings.threshold for hit in spare)
+    if chained:
+        print(f"{chained} of these are like the image to keep only by way of others; look at them with page=")
     if settings.list:
-        text = "".join(f"{path}\n" for path in spare)
+        text = "".join(f"{hit.path}\n" for hit in spare)
         print(f"written: {write_whole(Path(settings.list), text, error=DataError)}")
     if settings.page:
         from opendino.search.page import duplicates_page

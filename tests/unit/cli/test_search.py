@@ -9,9 +9,11 @@ from opendino.cli import search
 from opendino.embed import EmbedConfig, embed
 from opendino.errors import ConfigError
 from opendino.models.vision_transformer import VisionTransformer
+from opendino.search import Group
+from opendino.search.index import Hit
 
 
-def test_build_ask_and_find_duplicates(tmp_path, picture_folder, capsys):
+def test_build_ask_and_find_duplicates(tmp_path, picture_folder, capsys, monkeypatch):
     shutil.copytree(picture_folder / "class0", tmp_path / "images")
     shutil.copy(tmp_path / "images" / "00.png", tmp_path / "images" / "zz.png")
     torch.manual_seed(0)
@@ -29,8 +31,12 @@ def test_build_ask_and_find_duplicates(tmp_path, picture_folder, capsys):
     spare = tmp_path / "spare.txt"
     words = ["duplicates", folder, "threshold=0.999999", f"list={spare}", f"page={tmp_path / 'd.html'}"]
     assert search.main(words) == 0
-    assert "1 groups; 1 of 11 images are spare" in capsys.readouterr().out
+    assert "1 group; 1 of 11 images are spare\n" in capsys.readouterr().out
     assert spare.read_text() == f"{tmp_path / 'images' / 'zz.png'}\n"
+    chain = Group([Hit(score, at, at, f"{at}.png") for at, score in enumerate((1.0, 0.95, 0.3))])
+    monkeypatch.setattr("opendino.search.find_duplicates", lambda *_: [chain])
+    assert search.main(["duplicates", folder]) == 0
+    assert "1 of these are like the image to keep only by way of others" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="row:N was wanted"):
         search.main(["query", folder, "row:x"])
     with pytest.raises(ConfigError, match=r"gone\.jpg: there is no such file; a query is an image file, or row:N"):
