@@ -27,6 +27,7 @@ from opendino.methods.dinov2 import DINOv2, StudentViews, Targets
 from opendino.methods.guide import Guide, Guided, Said, on_grid
 from opendino.methods.method import StepOutput
 from opendino.methods.settings import DINOv2Config
+from opendino.models.outputs import FeatureDict
 from opendino.models.vision_transformer import VisionTransformer
 
 TERMS = ("dino_local", "dino_global", "ibot", "koleo")
@@ -135,8 +136,6 @@ class FeatureDistill(Guided):
     Raises:
         ModelError: neither CLS nor patches have a weight.
 
-    With `koleo` and a batch in several passes neighbours are looked for within each pass.
-
     Source: Zhang et al. 2025 (Proteus): CLS and patch tokens of a foundation model suffice, without its heads;
         Ranzinger et al. 2024 (AM-RADIO): two-layer projectors for each kind of token, resized patch grids.
     Differs: Proteus adds masked patches and AM-RADIO several teachers; neither is here.
@@ -178,14 +177,44 @@ class FeatureDistill(Guided):
 
     def learn(self, batch: PretrainBatch, said: Said, teacher_temp: float) -> StepOutput:  # noqa: ARG002 (as others)
         """Loss of a batch of which the guide has been asked already."""
-        config, zero = self.config, torch.zeros((), device=batch.global_crops.device)
-        with_locals = bool(config.dino.loss_weight) and len(batch.local_crops) > 0
+        terms, cls = self._terms(batch, said)
+        if self.config.koleo.loss_weight:
+            terms["koleo"] = self._koleo(cls)
+        loss = sum(terms.values(), start=torch.zeros((), device=cls.device))
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def passes(self, batch: PretrainBatch, teacher_temp: float, parts: int) -> Iterator[StepOutput]:
+        """As `Method.passes`; KoLeo looks for neighbours in the whole batch, by the way of `DINOv2.passes`."""
+        if parts == 1 or not self.config.koleo.loss_weight:
+            yield from super().passes(batch, teacher_temp, parts)
+            return
+        pieces, device = batch.split(parts), batch.global_crops.device
+        # What stochastic depth draws here, the passes that learn draw again.
+        with torch.no_grad(), torch.random.fork_rng([device.index] if device.type == "cuda" else []):
+            tokens = [self._tokens(piece)[0]["x_norm_clstoken"].unflatten(0, (-1, piece.images)) for piece in pieces]
+        with torch.enable_grad():
+            whole = torch.cat(tokens, dim=1).float().requires_grad_()
+            koleo = self._koleo(whole)
+            (pull,) = torch.autograd.grad(koleo, whole)
+        for piece, part in zip(pieces, pull.split([piece.images for piece in pieces], dim=1), strict=True):
+            terms, cls = self._terms(piece, self.guide(piece))
+            terms = {name: term / parts for name, term in (terms | {"koleo": koleo.detach()}).items()}
+            pulled = (cls.float() * part).sum()
+            loss = sum(terms.values(), start=pulled - pulled.detach())  # the gradient alone: the value is in the term
+            yield StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def _tokens(self, batch: PretrainBatch) -> list[FeatureDict]:
+        with_locals = bool(self.config.dino.loss_weight) and len(batch.local_crops) > 0
         shown = [batch.global_crops, batch.local_crops] if with_locals else [batch.global_crops]
-        features = cast("VisionTransformer", self.student["backbone"]).forward_features(shown)
+        return cast("VisionTransformer", self.student["backbone"]).forward_features(shown)
+
+    def _terms(self, batch: PretrainBatch, said: Said) -> tuple[dict[str, Tensor], Float[Tensor, "G B D"]]:
+        """The weighted terms but KoLeo, whose place is kept, and class tokens of the global crops."""
+        config, features = self.config, self._tokens(batch)
         cls = features[0]["x_norm_clstoken"]
-        terms = dict.fromkeys(TERMS, zero)
+        terms = dict.fromkeys(TERMS, torch.zeros((), device=cls.device))
         if config.dino.loss_weight:
-            of_locals = features[-1]["x_norm_clstoken"] if with_locals else cls[:0]
+            of_locals = features[1]["x_norm_clstoken"] if len(features) > 1 else cls[:0]
             local, global_ = self._cls_terms(cls, of_locals, said.cls, batch.images)
             terms["dino_local"], terms["dino_global"] = (
                 config.dino.loss_weight * local,
@@ -195,12 +224,12 @@ class FeatureDistill(Guided):
             wanted = on_grid(said.patches, grid_of(self.student, batch))
             projected = self.student["patch_projector"](features[0]["x_norm_patchtokens"])
             terms["ibot"] = config.ibot.loss_weight * feature_loss(projected, wanted, self.kind).mean()
-        if config.koleo.loss_weight:
-            by_crop = cls.unflatten(0, (-1, batch.images))
-            crops = [gather_rows(crop) for crop in by_crop] if config.koleo.gather else by_crop
-            terms["koleo"] = config.koleo.loss_weight * torch.stack([koleo_loss(crop) for crop in crops]).sum()
-        loss = sum(terms.values(), start=zero)
-        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+        return terms, cls.unflatten(0, (-1, batch.images))
+
+    def _koleo(self, by_crop: Float[Tensor, "G B D"]) -> Float32[Tensor, ""]:
+        koleo = self.config.koleo
+        crops = [gather_rows(crop) for crop in by_crop] if koleo.gather else list(by_crop)
+        return koleo.loss_weight * torch.stack([koleo_loss(crop) for crop in crops]).sum()
 
     def _cls_terms(
         self,
