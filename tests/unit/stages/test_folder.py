@@ -2,7 +2,6 @@
 import json
 import os
 import signal
-import threading
 
 import pyarrow as pa
 import pytest
@@ -114,11 +113,17 @@ class Outliving:
 
 
 @pytest.mark.parametrize("other_plan", [False, True])
-def test_a_worker_that_outlives_its_run_is_waited_for_and_begins_no_more(tmp_path, caplog, other_plan):
+def test_a_worker_that_outlives_its_run_is_waited_for_and_begins_no_more(tmp_path, caplog, monkeypatch, other_plan):
     first = Stage(tmp_path / "s", "test", {"data": "abc"}, {"k": 1})
     first.begin()
     worker = Outliving(first.folder)
-    threading.Timer(0.3, lambda: os.write(worker.go, b"xx")).start()
+    wait = stage_folder.locked
+
+    def waited_for(*where, **how):
+        os.write(worker.go, b"xx")  # as soon as it is, and no sooner
+        return wait(*where, **how)
+
+    monkeypatch.setattr(stage_folder, "locked", waited_for)
     second = Stage(first.folder, "test", {"data": "abc"}, {"k": 2 if other_plan else 1})
     second.begin()
     assert "waits for a worker of an earlier run, which still makes part 0" in caplog.text
