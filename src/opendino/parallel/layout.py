@@ -4,7 +4,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
@@ -180,7 +180,10 @@ def lay_out(
     empty = skeleton(teacher) if mode == "fsdp" or config.compile else None
     recompute_blocks(student, config.recompute)
     if config.compile:
-        compile_blocks(student, teacher, mode=config.compile_mode, heads=padded)
+        # A frozen guide beside the two (`methods/guide.py`) too, if it is asked of the same number of crops each time.
+        guide: Any = getattr(method, "guide", None) if getattr(method, "has_guide", False) else None
+        guides = [] if guide is None or guide.memory is not None else [guide]
+        compile_blocks(student, teacher, *guides, mode=config.compile_mode, heads=padded)
     if mode == "fsdp":
         shard(student, teacher, optimizer, precision)
     return Layout(mode, empty, graphs=config.compile_mode == "reduce-overhead")

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -91,3 +93,13 @@ def test_a_step_of_graphs_begins_where_it_is_said(mode, marks, monkeypatch):
     assert asked == [{"mode": mode, "heads": True}]
     how.begin_step()
     assert len(marked) == marks
+
+
+@pytest.mark.parametrize("memory", [None, object()])
+def test_a_guide_is_compiled_unless_it_remembers(memory, monkeypatch):
+    """What it remembers is not asked again, so it would see another number of crops each time."""
+    asked, method = [], made()
+    monkeypatch.setattr(layout, "compile_blocks", lambda *networks, **_: asked.append(networks))
+    method.has_guide, method.guide = True, SimpleNamespace(memory=memory)
+    lay_out(method, torch.optim.SGD(method.student.parameters()), ParallelConfig(compile=True))
+    assert asked == [(method.student, method.teacher, *([method.guide] if memory is None else []))]
