@@ -268,7 +268,7 @@ def _no_strangers(folder: Path) -> None:
         return
     ours = (_LOCK, _LOCKS)
     if any(path.name not in ours and not is_leftover(path.name, _PLAN) for path in folder.iterdir()):
-        raise DataError(f"{folder}: holds files that no stage of curation wrote; name another folder with out=")
+        raise DataError(f"{folder}: holds files and no plan of what wrote them; name an empty folder with out=")
 
 
 def sha256(path: Path) -> str:

@@ -52,7 +52,7 @@ def test_a_new_beginning_keeps_finished_parts_of_the_same_plan_only(tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(DataError, match="no stage of curation wrote"):
+    with pytest.raises(DataError, match="no plan of what wrote them"):
         Stage(tmp_path, "test", {}, {}).begin()
     assert (tmp_path / "holiday.jpg").exists()
 
