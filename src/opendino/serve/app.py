@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from io import BytesIO
@@ -136,14 +136,29 @@ class Service:
         data = await images_of(request, self.config.limits)
         if len(data) > self.config.batching.queue:
             raise HTTPException(413, f"{len(data)} images; the queue holds {self.config.batching.queue}")
-        # Said before decoding, or what waits for a decoder would be a second queue, without a bound.
-        if self.opening + self.queue.waiting + len(data) > self.config.batching.queue:
-            raise BusyError
-        self.opening += len(data)
-        try:
+        with self._room(len(data)):
             return [await asyncio.to_thread(work, one) for one in data]
+
+    async def stored(self, index: Index, row: int, work: Callable[[Decoded], T]) -> T:
+        """What is made of an image of the index, beside the loop.
+
+        Raises:
+            BusyError: as `opened`.
+            HTTPException: 404, it is not where it was.
+        """
+        with self._room(1):
+            return await asyncio.to_thread(lambda: work(_stored(index, row)))
+
+    @contextlib.contextmanager
+    def _room(self, images: int) -> Iterator[None]:
+        """Said before decoding, or what waits for a decoder would be a second queue, without a bound."""
+        if self.opening + self.queue.waiting + images > self.config.batching.queue:
+            raise BusyError
+        self.opening += images
+        try:
+            yield
         finally:
-            self.opening -= len(data)
+            self.opening -= images
 
     def picture(self, data: bytes) -> Decoded:
         """An image as people see it."""
@@ -285,7 +300,7 @@ def _add_index(app: FastAPI, service: Service) -> None:
         found = index()
         _position(found, row)
         async with asyncio.timeout(service.config.limits.seconds):
-            picture = await asyncio.to_thread(_stored, found, row)
+            picture = await service.stored(found, row, lambda picture: picture)
             made = await service.queue.alone(lambda: service.pca(picture))
         return Response(made, media_type="image/png")
 
@@ -296,7 +311,8 @@ def _add_index(app: FastAPI, service: Service) -> None:
         _position(found, row)
         if not 1 <= side <= _MOST:
             raise HTTPException(422, f"side = {side}: give 1 to {_MOST}")
-        made = await asyncio.to_thread(lambda: _encoded(thumbnail(_stored(found, row), side), "JPEG"))
+        async with asyncio.timeout(service.config.limits.seconds):
+            made = await service.stored(found, row, lambda picture: _encoded(thumbnail(picture, side), "JPEG"))
         return Response(made, media_type="image/jpeg")
 
 

@@ -182,7 +182,10 @@ def test_images_that_are_being_decoded_count_as_waiting(client, served):
         refused = client.post(path, content=data)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
+    for path in ("/image/4", "/pca?row=4"):  # those of the index are decoded too
+        assert client.get(path).status_code == 429, path
     service.opening = 7
+    assert client.get("/image/4").status_code == 200
     assert client.post("/embed", content=data).status_code == 200
     assert service.opening == 7
     several = [("a", ("a", data, "image/png"))] * 2
