@@ -380,7 +380,9 @@ def cost(found: Sequence[Found]) -> str:
     rows = []
     for row in found[0]["figures"]["rows"]:
         points = ", ".join(f"{at:,.0f}: {ratio(seconds)}" for at, seconds in row["points"])
-        more = f"{1e3 * row['each']:.2g} ms" if abs(row["each"]) < 1 else f"{row['each']:.2f} s"
+        each_one = abs(row["each"])
+        scale, unit = (1, "s") if each_one >= 0.1 else (1e3, "ms") if each_one >= 1e-4 else (1e6, "us")
+        more = f"{scale * row['each']:.3g} {unit}"
         name = row["name"]
         rows.append([names.get(name, name), points, ratio(row["power"]), f"{more} {units[name]}"])
     return markdown(["grows", "points", "power of the fit", "one more costs"], rows, left=2)

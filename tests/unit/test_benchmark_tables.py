@@ -282,7 +282,7 @@ def test_cost_as_it_grows(tables):
     ]
     lines = _cells(tables.cost([_found({"rows": rows})]))
     assert lines[1] == ["images", "2: 2.54, 8: 11.50", "1.09", "1.55 s an image"]
-    assert lines[2] == ["prototypes", "4,096: 2.50, 65,536: 3.50", "0.12", "0.019 ms a prototype"]
+    assert lines[2] == ["prototypes", "4,096: 2.50, 65,536: 3.50", "0.12", "19 us a prototype"]
 
 
 def test_the_plan_by_model(tables):
