@@ -221,12 +221,15 @@ def prune(output_dir: Path, config: CheckpointConfig, written: int | None = None
             shutil.rmtree(doomed, ignore_errors=True)
 
 
-def catch_up(output_dir: Path, config: CheckpointConfig, newest: Path) -> None:
-    """Drop what a process was killed before it could drop; nothing where the folder can only be read."""
+def catch_up(output_dir: Path, config: CheckpointConfig) -> None:
+    """Drop what a process was killed before it could drop; nothing where the folder can only be read.
+
+    No checkpoint is trusted here, as none has just been written: those that stay are read to the last byte first.
+    """
     passing = [step for step in _folders(output_dir) if not config.milestone_every or step % config.milestone_every]
     if len(passing) > config.keep:
         with contextlib.suppress(OSError):
-            prune(output_dir, config, step_of(newest))
+            prune(output_dir, config)
 
 
 def _spare(steps: list[int], folders: Mapping[int, Path], keep: int, written: int | None) -> list[int]:

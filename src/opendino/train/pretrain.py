@@ -268,7 +268,7 @@ def _restore(run: Run, folder: Path, kept: store.CheckpointConfig) -> _Before:
             store.clean(folder)
             newest = store.latest(folder)
             if newest is not None:
-                store.catch_up(folder, kept, newest)
+                store.catch_up(folder, kept)
     number = largest(-1 if newest is None else store.step_of(newest))[0]
     if number < 0:
         return _Before()

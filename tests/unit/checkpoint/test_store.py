@@ -150,17 +150,32 @@ def test_what_a_kill_left_is_dropped_when_the_run_goes_on(tmp_path, monkeypatch)
     with monkeypatch.context() as killed:
         killed.setattr(store, "prune", lambda *_: None)
         for step in (3, 4, 5, 6):
-            newest = store.save(tmp_path, step, tensors(), {}, config)
+            store.save(tmp_path, step, tensors(), {}, config)
     before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     with monkeypatch.context() as readonly:
         readonly.setattr(store, "prune", _no_room)
-        store.catch_up(tmp_path, config, newest)
+        store.catch_up(tmp_path, config)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
     for _ in range(2):
-        store.catch_up(tmp_path, config, newest)
+        store.catch_up(tmp_path, config)
         assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
             "step_00000004", "step_00000005", "step_00000006",
         ]  # fmt: skip
+
+
+def test_nothing_is_dropped_for_a_newest_one_that_is_damaged(tmp_path):
+    """As long as it should be and of other bytes, which only reading all of it shows."""
+    for step in (1, 2):
+        newest = store.save(tmp_path, step, tensors(), {}, CheckpointConfig(keep=9))
+    damaged = next(newest.glob("*.safetensors"))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert store.latest(tmp_path) == newest
+    store.catch_up(tmp_path, CheckpointConfig(keep=1))
+    with pytest.raises(CheckpointError, match="continues from an earlier checkpoint"):
+        store.load(newest)
+    shutil.rmtree(newest)
+    assert store.load(store.latest(tmp_path)).step == 1
 
 
 def _no_room(*_):
