@@ -33,12 +33,15 @@ class ParallelConfig:
             no "fsdp". "max-autotune-no-cudagraphs" tries out more kernels, for minutes.
         recompute: what of a student's block is computed again in the backward pass and not kept: nothing, all, or
             all but matrix products and attention.
+        ahead: on a GPU hand over the next step before the figures of this one are read, and let the device leave out
+            what is not finite; without it each step is waited for.
     """
 
     mode: Literal["auto", "none", "ddp", "fsdp"] = "auto"
     compile: bool = False
     compile_mode: Mode = "default"
     recompute: Recompute = "none"
+    ahead: bool = True
 
     def __post_init__(self) -> None:
         if self.compile_mode != "default" and not self.compile:

@@ -168,7 +168,7 @@ def _lay_out(config: PretrainConfig, run: Run) -> None:
     run.accumulate, run.most_not_finite = config.train.accumulate, config.train.max_not_finite
     padded = config.masks.pads(run.device.type)
     run.layout = lay_out(run.method, run.optimizer, config.parallel, run.precision, padded=padded)
-    run.ahead = can_go_ahead(run)
+    run.ahead = config.parallel.ahead and can_go_ahead(run)
     if world_size() > 1:
         _log.info("%d processes, parallel.mode = %s", world_size(), run.layout.mode)
 

@@ -9,6 +9,7 @@ import torch
 
 from opendino.config import load, to_yaml
 from opendino.errors import TrainingError
+from opendino.train import loop
 from opendino.train import pretrain as module
 from opendino.train.config import PretrainConfig
 from opendino.train.pretrain import open_images, pretrain
@@ -24,6 +25,17 @@ def test_how_images_are_read_is_handed_on(config):
     student = dataclasses.replace(config.student, in_chans=1)
     dataset = open_images(dataclasses.replace(config, images=images, student=student))
     assert (dataset.options.value_range, dataset.options.orient, dataset.options.channels) == ((0.0, 4095.0), False, 1)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_going_ahead_can_be_switched_off(config, monkeypatch, ahead):
+    """On a device where it works, which `can_go_ahead` says of GPUs alone."""
+    monkeypatch.setattr(module, "can_go_ahead", lambda run: True)
+    went = []
+    step = loop.step_ahead
+    monkeypatch.setattr(loop, "step_ahead", lambda run, batch: went.append(run.step) or step(run, batch))
+    pretrain(dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, ahead=ahead)))
+    assert went == (list(range(6)) if ahead else [])
 
 
 def test_a_run_leaves_what_it_says(config):
