@@ -147,7 +147,7 @@ def test_other_work_is_not_removed_unasked(weights, picture_folder, odd_folder, 
     assert embed(weights, str(odd_folder), out, config(overwrite=True)).images == 41
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not remove")
-    with pytest.raises(DataError, match="holds files that no stage"):
+    with pytest.raises(DataError, match="holds files and no plan of what wrote them"):
         embed(weights, str(picture_folder), tmp_path / "mine", config())
 
 
