@@ -12,7 +12,7 @@ def test_the_report(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert main(["doctor"]) == 0
     report = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert report["torch"] == torch.__version__
+    assert report["torch"].partition("+")[0] == torch.__version__.partition("+")[0]  # the build may stand behind
     assert report["numpy"] == importlib.metadata.version("numpy")
     assert "OMP_NUM_THREADS is 1" in report["threads"]
     assert report["cuda"] == "none; training runs on the CPU"
