@@ -177,3 +177,20 @@ def test_a_model_without_patch_tokens_is_refused(home, capsys, monkeypatch):
     monkeypatch.setattr("opendino.eval.adapters.open_backbone", open_pooling)
     words = ["segment", "timm:pooling", f"data.train={home / 'good'}", f"data.val={home / 'good'}"]
     refused(capsys, [*words, *FAST, *MASKED], "Pooling: its last block gives (1, 3) where 4 patch tokens were wanted")
+
+
+@pytest.mark.parametrize("protocol", ["knn", "logreg"])
+def test_features_that_are_not_finite_are_refused_with_their_images(home, capsys, tmp_path, protocol):
+    torch.manual_seed(0)
+    backbone = VisionTransformer(img_size=16, patch_size=8, embed_dim=64, depth=1, num_heads=1)
+    backbone.norm.weight.data.fill_(3e38)  # finite itself, and its products with what is above one are not
+    save_weights(backbone, tmp_path / "huge")
+    words = [protocol, tmp_path / "huge", f"data.train={home / 'train'}", f"data.val={home / 'val'}"]
+    out = f"out={tmp_path / 'out'}"
+    refused(
+        capsys,
+        [*words, *CLASSIFIERS[protocol], *FAST, out],
+        "features of 4 of 4 images are not finite in fp32",
+        "a/0.png",
+    )
+    assert not list(tmp_path.glob("out/*.json"))

@@ -18,7 +18,7 @@ from torch import Tensor
 from opendino import config as settings
 from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.distributed import is_main
-from opendino.errors import ConfigError, DataError
+from opendino.errors import ConfigError, DataError, ModelError
 from opendino.eval._features import FeatureConfig, Features, extract, place
 from opendino.eval._results import Results, describe
 from opendino.eval.adapters import Backbone
@@ -87,16 +87,29 @@ def extract_pair(backbone: Backbone, data: LabelledConfig, features: FeatureConf
     Raises:
         ConfigError: as `open_pair`.
         DataError: as `open_pair`, or no image of a part can be read.
+        ModelError: features that are not finite: no figure made of them would mean anything.
     """
     pair = open_pair(data, backbone.input_spec.channels)
     train = extract(backbone, pair.train, features, what=f"training images, {data.train}")
     val = extract(backbone, pair.val, features, what=f"held-out images, {data.val}")
+    for part, dataset in ((train, pair.train), (val, pair.val)):
+        _refuse_not_finite(part, dataset, features.precision)
     skipped = [*train.skipped, *val.skipped]
     counts = {"train_images": len(train), "val_images": len(val), "classes": len(pair.classes), "skipped": skipped}
     notes = (f"{len(skipped)} images could not be read and were left out",) if skipped else ()
     return LabelledFeatures(
         train, val, pair.train_labels[train.rows], pair.val_labels[val.rows], {**asdict(data), **counts}, notes
     )
+
+
+def _refuse_not_finite(features: Features, dataset: ImageDataset, precision: str) -> None:
+    bad = ~(features.cls.isfinite().all(dim=1) & features.patch_mean.isfinite().all(dim=1))
+    if bool(bad.any()):
+        first = [dataset.identify(int(row)) for row in features.rows[bad][:3]]
+        raise ModelError(
+            f"features of {int(bad.sum())} of {len(features)} images are not finite in {precision} ({', '.join(first)}"
+            f"{', ...' if bad.sum() > len(first) else ''}): look at the weights, or try features.precision=fp32"
+        )
 
 
 @runtime_checkable

@@ -166,7 +166,11 @@ def predict(
     matrix, search = InMemory(bank), exactly(device)
     for rows in torch.arange(len(queries)).split(_QUERIES_AT_ONCE)[rank() :: world_size()]:
         similarities, indices = nearest(queries[rows].float(), matrix, max(ks), search)
-        votes = tally(similarities.to(device), bank_labels[indices].to(device), ks, classes, temperature)
+        # Features that are not finite, as of a run that breaks down, have no neighbours and are nobody's.
+        none = indices < 0
+        labels = bank_labels[indices.clamp(min=0)].to(device)
+        votes = tally(similarities.masked_fill(none, -torch.inf).to(device), labels, ks, classes, temperature)
+        votes = votes.nan_to_num(0.0)
         best[:, rows] = _ranking(votes).cpu()
     return best if world_size() == 1 else all_reduce_sum(best.to(device)).cpu()
 

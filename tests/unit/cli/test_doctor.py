@@ -19,6 +19,13 @@ def test_the_report(capsys, monkeypatch):
     assert "GiB free" in report["disk"]
 
 
+def test_the_function_finds_what_the_command_prints(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_storage", lambda: [("disk", "of a moment")])
+    found = doctor.doctor()
+    assert main(["doctor"]) == 0
+    assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [list(one) for one in found]
+
+
 def test_what_is_missing_says_what_it_is_good_for(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_OPTIONAL", {"no-such-package": ("nothing", "miracles")})
     monkeypatch.setattr(doctor, "_CORE", ("no-such-core",))

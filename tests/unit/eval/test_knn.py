@@ -145,6 +145,14 @@ def test_top5_counts_only_classes_with_a_vote():
     assert figures["top5_k10"] == pytest.approx(25)
 
 
+def test_features_that_are_not_finite_are_neighbours_of_nobody():
+    bank, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    queries = torch.stack([torch.full((4,), torch.nan), bank[3]])
+    best = knn.predict(bank, labels, queries, [1, 3], 2)
+    assert best[:, 0].tolist() == [[-1] * 5] * 2
+    assert best[:, 1, 0].tolist() == [1, 1]
+
+
 def test_k_beyond_the_bank_is_left_out_and_said():
     bank, labels = points(30, 4, 3, 0)
     figures, notes = knn.evaluate(bank, labels, bank, labels, VoteConfig(k=(10, 20, 100, 200)))
