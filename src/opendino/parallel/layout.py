@@ -48,7 +48,7 @@ class ParallelConfig:
             raise ConfigError(
                 f"parallel.compile_mode = {self.compile_mode}, but nothing is compiled; add parallel.compile=true"
             )
-        _check_graphs(self, self.mode)
+        _check_graphs(self.compile_mode, self.mode)
 
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def choose_mode(mode: str, device: str, parameters: int) -> str:
     return "fsdp" if device == "cuda" and parameters >= LARGE else "ddp"
 
 
-def _check_graphs(config: ParallelConfig, mode: str) -> None:
-    if config.compile_mode == "reduce-overhead" and mode == "fsdp":
+def _check_graphs(compile_mode: Mode, mode: str) -> None:
+    if compile_mode == "reduce-overhead" and mode == "fsdp":
         raise ConfigError(
             "parallel.compile_mode = reduce-overhead makes CUDA graphs, which need parameters that stay where they are "
             "and parallel.mode = fsdp moves them; use parallel.mode=ddp, or leave the mode of compilation out"
@@ -174,7 +174,7 @@ def lay_out(
     config, student, teacher = config or ParallelConfig(), method.student, method.teacher
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     mode = choose_mode(config.mode, trained[0].device.type, sum(parameter.numel() for parameter in trained))
-    _check_graphs(config, mode)
+    _check_graphs(config.compile_mode, mode)
     if mode == "none" and not config.compile:
         recompute_blocks(student, config.recompute)
         return Layout(mode)
