@@ -33,10 +33,11 @@ _LOWER = 0.1  # of a run's learning rate; the published phase has "a reduced bas
 _LENGTHS = ("optim.warmup", "optim.cooldown", "optim.freeze_last_layer", "teacher.temp_warmup")
 # What belongs to a machine or to the length of a run is chosen anew.
 _NOT_INHERITED = ("student.", "output_dir", "train.iterations", "train.epochs", "train.threads", "train.device")
-_NOT_INHERITED += ("parallel.", "checkpoint.", "log.every", "loader.workers", "knn.every", "knn.share")
+_NOT_INHERITED += ("parallel.", "checkpoint.", "log.every", "loader.workers", "knn.every", "knn.share", "knn.max_")
 _NOT_INHERITED += ("crops.early_", "crops.mixed_sizes")
 _OF_DISTILLATION = ("masks.probability", "koleo.")  # which is without masks and may be without KoLeo
 _OF_THE_IMAGES = ("data", "images.", "crops.")
+_LOOKED_AT = ("knn.train", "knn.val")  # beside the run's images; other images get looks of their own
 _FREE = ("drop_path_rate", "drop_path_uniform", "in_chans", "img_size", "init_values")
 _LOCAL = 7 / 16  # of the global crops' side, as published: 98 of 224
 
@@ -95,7 +96,7 @@ def choices_by(start: Start, config: AdaptConfig, given: Mapping[str, Any]) -> d
     del shape["student.in_chans"]  # see `_settle_channels`
     if config.resolution:
         shape["student.img_size"] = Choice(config.resolution, "the position table is resized once")
-    of_kind = _by_run(start) if start.kind == "checkpoint" else _by_weights(start, config, given)
+    of_kind = _by_run(start, config) if start.kind == "checkpoint" else _by_weights(start, config, given)
     chosen = found | shape | of_kind
     return chosen | _sizes(start, config, given, arguments["patch_size"])
 
@@ -112,10 +113,11 @@ def check_resolution(resolution: int, patch_size: int) -> None:
         raise ConfigError(f"resolution = {resolution} is not a multiple of the patch size {patch_size}; use {fitting}")
 
 
-def _by_run(start: Start) -> dict[str, Choice]:
+def _by_run(start: Start, config: AdaptConfig) -> dict[str, Choice]:
     """A phase of the same training: everything as it was, compressed, at a lower rate."""
     known = start.settings
     changed = (*_NOT_INHERITED, *_OF_DISTILLATION) if "distill.teacher" in known else _NOT_INHERITED
+    changed += () if config.data == known.get("data") else _LOOKED_AT
     passed_on = [key for key in fields_of(PretrainConfig) if key in known and not key.startswith(changed)]
     chosen = {key: Choice(known[key], INHERITED) for key in passed_on}
     depth = ("student.drop_path_rate", "student.drop_path_uniform")

@@ -59,6 +59,17 @@ def test_lengths_in_steps_become_shares(tiny_run):
     assert chosen["train.iterations"].value == 10_000
 
 
+def test_other_images_are_not_looked_at_by_those_of_the_run(tiny_run):
+    start = open_start(str(tiny_run))
+    looked = {**start.settings, "data": "cats", "knn.train": "cats", "knn.val": "cats_held_out", "knn.max_train": 9000}
+    start = dataclasses.replace(start, settings=looked)
+    same = choices_by(start, AdaptConfig(init="x", data="cats"), {})
+    other = choices_by(start, AdaptConfig(init="x", data="dogs"), {})
+    assert (same["knn.train"].value, same["knn.val"].value) == ("cats", "cats_held_out")
+    assert set(same) - set(other) == {"knn.train", "knn.val"}
+    assert "knn.max_train" not in same, "for this machine, chosen anew"
+
+
 def test_what_only_distillation_leaves_out_comes_back(tiny_run):
     start = open_start(str(tiny_run))
     distilled = {**start.settings, "distill.teacher": "runs/large", "masks.probability": 0.0, "koleo.loss_weight": 0.0}
