@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an image to the class of every pixel: a head that learned, or patches that vote; `segment.py` measures them."""
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from opendino.errors import ConfigError, DataError
 from opendino.eval._dense import evaluating, feature_maps, slide, to_pixels
 from opendino.eval._features import FeatureConfig, transform_of
 from opendino.eval._masked import Masked
+from opendino.eval._pace import Pace
 from opendino.eval._segmentation import IGNORE, augmented, scaled, to_square
 from opendino.eval.adapters import Backbone
 from opendino.eval.knn import exactly, tally
@@ -27,7 +27,6 @@ from opendino.neighbours.exact import nearest
 from opendino.neighbours.matrix import InMemory
 from opendino.optim.schedules import steps_of
 
-_log = logging.getLogger(__name__)
 _SCALES = (1.0, 1.32, 1.73, 2.28, 3.0)
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "linear": {"layers": 1, "crop": 512, "stride": 341, "short": 512, "long": 2048, "ratio": (0.5, 2.0)},
@@ -173,6 +172,7 @@ class Linear(Segmenter):
         config = self.config
         optimizer = torch.optim.AdamW(self.head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         warmup = steps_of(config.warmup, config.iterations, "segment.warmup")
+        pace = Pace("segment", config.iterations)
         self.head.train()
         with evaluating(self.backbone):
             for step in range(config.iterations):
@@ -184,8 +184,8 @@ class Linear(Segmenter):
                 if bool(torch.isfinite(loss)):  # a batch of nothing but ignored pixels has none
                     loss.backward()
                     optimizer.step()
-                if step % 50 == 0:
-                    _log.info("segment: step %d of %d, loss %.3f", step, config.iterations, loss.item())
+                if pace.due(step):
+                    pace.tell(step, f"loss {loss.item():.3f}")
 
 
 class Neighbours(Segmenter):

@@ -7,7 +7,6 @@ never taken from a file of weights. Images are padded to the patch; what is pred
 Read next: `_depth.py` (losses and figures), `layers/depth_head.py`, `layers/dpt.py`, `_pixel_data.py` (the layouts).
 """
 
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from opendino.eval._dense import agree, evaluating, feature_maps, load_head, to_
 from opendino.eval._depth import errors, eval_crop, gradient_loss, learned, sig_loss, valid
 from opendino.eval._depth_crops import cut_published, random_view
 from opendino.eval._features import FeatureConfig, place, transform_of
+from opendino.eval._pace import Pace
 from opendino.eval._pixel_data import Pairs, open_pairs
 from opendino.eval._results import Results, describe
 from opendino.eval.adapters import Backbone
@@ -36,7 +36,6 @@ from opendino.layers.depth_head import LinearDepthHead, layers_of
 from opendino.layers.dpt import DPTHead
 from opendino.optim.schedules import cosine, steps_of
 
-_log = logging.getLogger(__name__)
 _PUBLISHED = {
     "nyu": {"min_depth": 1e-3, "max_depth": 10.0, "scale": 1000.0, "crop": "eigen"},
     "kitti": {"min_depth": 1e-3, "max_depth": 80.0, "scale": 256.0, "crop": "kitti_eigen"},
@@ -197,7 +196,7 @@ class Estimator:
         config = self.config.depth
         optimizer = torch.optim.AdamW(self.head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         warmup = steps_of(config.warmup, config.iterations, "depth.warmup")
-        lr = cosine(config.lr, 0.0, config.iterations, warmup)
+        lr, pace = cosine(config.lr, 0.0, config.iterations, warmup), Pace("depth", config.iterations)
         self.head.train()
         with evaluating(self.backbone):
             for step in range(config.iterations):
@@ -218,8 +217,8 @@ class Estimator:
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.head.parameters(), config.clip_grad)
                 optimizer.step()
-                if step % 50 == 0:
-                    _log.info("depth: step %d of %d, loss %.3f", step, config.iterations, loss.item())
+                if pace.due(step):
+                    pace.tell(step, f"loss {loss.item():.3f}")
 
 
 class Measured:

@@ -30,6 +30,7 @@ from opendino.errors import ConfigError, DataError, TrainingError
 from opendino.eval import _metrics
 from opendino.eval._data import LabelledConfig, LabelledPair, open_pair
 from opendino.eval._features import FeatureConfig, framing, place, transform_of
+from opendino.eval._pace import Pace
 from opendino.eval._results import Results, describe
 from opendino.eval._test_sets import TestSetsConfig, measure
 from opendino.eval.adapters import Backbone
@@ -190,7 +191,7 @@ def train(classifier: LinearClassifier, pair: LabelledPair, config: FinetuneConf
     optimizer = torch.optim.AdamW(groups_of(classifier, tune), lr=tune.lr)
     crops = Crops(pair, transform_of(classifier.backbone, config.features), tune.seed)
     classifier.train()
-    bf16 = config.features.precision == "bf16"
+    bf16, pace = config.features.precision == "bf16", Pace("finetune", steps)
     for step in range(steps):
         taken = [crops[place] for place in range(step * tune.batch_size, (step + 1) * tune.batch_size)]
         kept = [(picture, label) for picture, label in taken if picture is not None]
@@ -207,10 +208,10 @@ def train(classifier: LinearClassifier, pair: LabelledPair, config: FinetuneConf
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in classifier.parameters() if p.requires_grad], tune.clip_grad)
         optimizer.step()
-        if step % 50 == 0 or step == steps - 1:
+        if pace.due(step):
             if not torch.isfinite(loss):
                 raise TrainingError(f"finetune: the loss of step {step} is {loss.item()}; use a smaller finetune.lr")
-            _log.info("finetune: step %d of %d, loss %.3f", step, steps, loss.item())
+            pace.tell(step, f"loss {loss.item():.3f}")
     merge_lora(classifier.backbone)
     classifier.eval()
 

@@ -35,6 +35,7 @@ from opendino.eval import _metrics
 from opendino.eval._data import LabelledConfig, LabelledPair, open_pair
 from opendino.eval._features import FeatureConfig, Features, cores, extract, place, tokens_of, transform_of
 from opendino.eval._linear_heads import Heads, Kind
+from opendino.eval._pace import Pace
 from opendino.eval._results import Results, describe
 from opendino.eval._test_sets import TestSetsConfig, measure, real_figure
 from opendino.eval.adapters import Backbone
@@ -182,13 +183,13 @@ def train(
     )
     path = None if out is None or not linear.every else Path(out) / f"linear-{_key(config, model_hash)}.safetensors"
     step = _restore(heads, path)
-    share = cosine(1.0, 0.0, linear.iterations)
+    share, pace = cosine(1.0, 0.0, linear.iterations), Pace("linear", linear.iterations)
     batches = _augmented if linear.augment else _fixed
     for tokens, labels in batches(backbone, pair, config, max(kind.blocks for kind in kinds), step):
         losses = heads.step(tokens.to(device), labels.to(device), share(step))
+        if pace.due(step):
+            pace.tell(step, f"losses {losses.min():.3f} to {losses.max():.3f}")
         step += 1
-        if step % 100 == 0 or step == linear.iterations:
-            _log.info("linear: step %d of %d, losses %.3f to %.3f", step, linear.iterations, losses.min(), losses.max())
         if path is not None and step % linear.every == 0:
             _keep(heads, path, step)
     if path is not None and step % linear.every:

@@ -175,7 +175,10 @@ class Index:
         """
         place = int(np.searchsorted(self._row, row))
         if place == len(self._row) or self._row[place] != row:
-            raise DataError(f"{self.folder}: row {row} is not in the index; rows go from 0 to {self._row[-1]}")
+            raise DataError(
+                f"{self.folder}: row {row} is not in the index: it has {len(self)} of the "
+                f"rows 0 to {self._row[-1]}; images that could not be read have none"
+            )
         return place
 
     @property

@@ -329,8 +329,8 @@ def _position(index: Index, row: int) -> int:
     if 0 <= row < 2**62:
         with contextlib.suppress(DataError):
             return index.position_of(row)
-    rows = index.table["row"]
-    raise HTTPException(404, f"row {row} is not in the index; its {len(index)} rows go from {rows[0]} to {rows[-1]}")
+    have = f"it has {len(index)} of the rows 0 to {index.table['row'][-1]}; images that could not be read have none"
+    raise HTTPException(404, f"row {row} is not in the index: {have}")
 
 
 def _stored(index: Index, row: int) -> Decoded:
