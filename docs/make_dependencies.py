@@ -30,6 +30,9 @@ NAMED = {
 }
 """Where the metadata say it in a text or not at all; read from the package's files."""
 
+CUDA = ("nvidia-", "cuda-")
+"""What a CUDA build of torch brings along; the CPU build needs none of it."""
+
 
 def main(folders: list[str]) -> str:
     """The page."""
@@ -62,8 +65,8 @@ Written by `python docs/make_dependencies.py`, from what the packages say of the
 the names to `pyproject.toml`. Nothing copyleft is among them; where a licence binds changes to a package's own files
 (MPL), it says so. The wheels of numpy, scipy and opencv-python-headless hold compiled libraries beside their own code
 (libgfortran under the GPL with GCC's exception; in OpenCV's FFmpeg, LGPL-2.1), whose terms matter to who passes those
-wheels on. No code of theirs is in this repository. Data shipped: the garments of Fashion-MNIST (MIT), with the licence
-beside them."""
+wheels on. CUDA builds of torch bring NVIDIA's libraries under NVIDIA's own terms. No code of theirs is in this
+repository. Data shipped: the garments of Fashion-MNIST (MIT), with the licence beside them."""
 
 
 def licence(distribution: Distribution) -> str:
@@ -75,6 +78,8 @@ def licence(distribution: Distribution) -> str:
     name, metadata = _plain(distribution.name), distribution.metadata
     if name in WEAK or name in NAMED:
         return WEAK.get(name) or NAMED[name]
+    if name.startswith(CUDA):
+        return "NVIDIA's own: with CUDA builds of torch alone, used as it is"
     classifiers = [
         one.rpartition(" :: ")[2] for one in metadata.get_all("Classifier") or () if one.startswith("License ::")
     ]

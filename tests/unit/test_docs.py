@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documents point at what is there."""
 
+import email.message
 import importlib
 import itertools
 import re
 import runpy
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,27 @@ def test_dependencies_are_those_of_the_project():
     for one in itertools.chain(project["dependencies"], *project["optional-dependencies"].values()):
         name = re.match(r"[\w-]+", one)[0]
         assert f"| {name} | `{one[len(name) :]}` |" in page, f"{one}: run docs/make_dependencies.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "said"),
+    [
+        ("some-tool", "MIT", "MIT"),
+        ("nvidia-cudnn-cu13", "LicenseRef-NVIDIA-Proprietary", "NVIDIA's own: with CUDA builds of torch alone"),
+        ("some-tool", "GPL-3.0", None),
+        ("some-tool", "Proprietary", None),
+    ],
+)
+def test_licences_are_told_or_refused(name, stated, said):
+    metadata = email.message.Message()
+    metadata["License-Expression"] = stated
+    licence = runpy.run_path(str(ROOT / "docs/make_dependencies.py"))["licence"]
+    package = types.SimpleNamespace(name=name, metadata=metadata)
+    if said is None:
+        with pytest.raises(SystemExit, match="not among the permissive"):
+            licence(package)
+    else:
+        assert licence(package).startswith(said)
 
 
 def test_what_is_installed_is_permissive():
