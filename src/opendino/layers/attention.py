@@ -54,6 +54,16 @@ class Attention(nn.Module):
         packed, groups = pack(xs)
         return unpack(self(packed, groups), groups)
 
+    def first_tokens(self, x: Float[Tensor, "B T D"], n: int) -> Float[Tensor, "B n D"]:
+        """The first `n` tokens of `self(x)`: of the others keys and values alone. For a plain linear layer as `qkv`."""
+        D, weight, bias = self.qkv.in_features, self.qkv.weight, self.qkv.bias
+        of_queries, of_rest = (None, None) if bias is None else (bias[:D], bias[D:])
+        q = F.linear(x[:, :n], weight[:D], of_queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        # [B, T, 2 D] -> 2 x [B, A, T, D/A]
+        both = F.linear(x, weight[D:], of_rest).unflatten(-1, (2, self.num_heads, -1))
+        k, v = both.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
     def _attend(self, qkv: Float[Tensor, "B T D3"]) -> Float[Tensor, "B T D"]:
         B, T, D3 = qkv.shape
         # [B, T, 3 D] -> 3 x [B, A, T, D/A]
