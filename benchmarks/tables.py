@@ -209,12 +209,19 @@ def loader_ways(found: Sequence[Found]) -> str:
 
 
 def loader_waits(found: Sequence[Found]) -> str:
-    waits = found[0]["figures"]["waits"].items()
     rows = [
-        [name, str(one["workers"]), short(one["made"]), short(one["taken"]), f"{100 * one['waits']:.1f} %"]
-        for name, one in waits
+        [
+            f"`{one['decoder']}`",
+            f"`{one['thread']}`",
+            str(one["workers"]),
+            short(one["made"]),
+            short(one["taken"]),
+            f"{100 * one['waits']:.1f} %",
+        ]
+        for one in found[0]["figures"]["waits"]
     ]
-    return markdown(["decoder", "workers", "images/s made", "images/s taken", "of its time it waits"], rows)
+    header = ["`loader.decoder`", "`loader.thread`", "workers", "images/s made", "images/s taken", "of its time it waits"]
+    return markdown(header, rows)
 
 
 def loader_phases(found: Sequence[Found]) -> str:

@@ -174,7 +174,7 @@ LOADER = {
             "over_torchvision": {"pillow": 2.0, "fast": 8.0, "torchvision": 1.0},
         }
     },
-    "waits": {"fast": {"workers": 1, "made": 125.4, "taken": 87.8, "waits": 0.041}},
+    "waits": [{"decoder": "fast", "thread": "always", "workers": 1, "made": 125.4, "taken": 87.8, "waits": 0.0041}],
 }
 
 
@@ -187,7 +187,14 @@ def test_the_loader_by_way_and_by_what_waits(tables):
         ["`loader.decoder=fast`", "5.00", "200", "8.0"],
     ]
     assert lines[4][1:] == ["-", "-", "-"]
-    assert _cells(tables.loader_waits([_found(LOADER)]))[1] == ["fast", "1", "125", "87.8", "4.1 %"]
+    assert _cells(tables.loader_waits([_found(LOADER)]))[1] == [
+        "`fast`",
+        "`always`",
+        "1",
+        "125",
+        "87.8",
+        "0.4 %",
+    ]
 
 
 def test_the_loader_by_phase_and_its_listing(tables):

@@ -75,6 +75,15 @@ class PretrainBatch:
         """The same batch in page-locked memory, for asynchronous copies; the loader's pinning thread calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: Any) -> None:  # noqa: ANN401  torch's own
+        """Tell torch that another stream than the one that made the tensors uses them too; on CUDA alone."""
+
+        def tell(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(tell)
+
     def finish(self, mean: Sequence[float], std: Sequence[float]) -> "PretrainBatch":
         """The same batch with all effects done on its device, and normalised."""
         crops = {"global_crops": self.global_effects, "local_crops": self.local_effects}

@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from opendino.config import check_numbers
+from opendino.data.ahead import Ahead, OnItsWay
 from opendino.data.augment import Crops, CropsConfig, MultiCrop, check_crops
 from opendino.data.collate import PretrainBatch, Skipped, collate
 from opendino.data.datasets import ImageDataset
@@ -57,6 +58,8 @@ class LoaderConfig:
             the speed, equal but for rounding (see `fast.py`); "auto" is fast where these are installed.
         photometric: who flips, colours and blurs the crops: the "worker" that cut them, or the "device", for whole
             batches (see `effects.py`); "auto" is the device on CUDA.
+        thread: whether a thread takes batches from the workers and brings them to the device while the step before
+            them runs; "auto" on CUDA, where a copy costs time. It holds one batch more on the device.
     """
 
     workers: int = -1
@@ -65,6 +68,7 @@ class LoaderConfig:
     min_bad_count: int = 10
     decoder: Decoder = "pillow"
     photometric: Literal["auto", "worker", "device"] = "auto"
+    thread: Literal["auto", "always", "never"] = "auto"
 
     def __post_init__(self) -> None:
         # -1 workers: to be chosen
@@ -250,9 +254,11 @@ class PretrainLoader:
         bad: BadImages,
         normalization: tuple[tuple[float, ...], tuple[float, ...]],
         device: torch.device,
+        *,
+        thread: bool,
     ) -> None:
         self.step, self.waited, self.bad, self.slow = start_step, 0.0, bad, 0
-        self._mean_std, self._device = normalization, device
+        self._mean_std, self._device, self._thread = normalization, device, thread
         self._steps = _Count(start_step)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=_MANY_WORKERS)
@@ -268,7 +274,7 @@ class PretrainLoader:
                 worker_init_fn=_begin_worker,
                 generator=torch.Generator(),  # nothing is drawn from it; without it the global one would be moved on
             )
-        self._running: list[Iterator[PretrainBatch | _Failure]] = []  # the workers of now, or nothing
+        self._running: list[Iterator[PretrainBatch | OnItsWay | _Failure]] = []  # the workers of now, or nothing
         # The workers ignore SIGTERM, by which Python would end them at its own end, so they are told before that.
         weakref.finalize(self, _end, self._running)
 
@@ -282,16 +288,18 @@ class PretrainLoader:
         if isinstance(batch, _Failure):
             self.close()
             raise DataError(batch.message)
+        batch = batch.take() if isinstance(batch, OnItsWay) else batch.to(self._device, non_blocking=True)
         self.bad.add(batch)
         self._count_slow(batch)
         self.step += 1
-        return batch.to(self._device, non_blocking=True).finish(*self._mean_std)
+        return batch.finish(*self._mean_std)
 
-    def _fetch(self) -> "PretrainBatch | _Failure":
+    def _fetch(self) -> "PretrainBatch | OnItsWay | _Failure":
         try:
             if not self._running:
                 self._steps.start = self.step
-                self._running.append(_start(self._loader))
+                batches = _start(self._loader)
+                self._running.append(Ahead(batches, _bring_to(self._device)) if self._thread else batches)
             return next(self._running[0])
         except RuntimeError as error:
             self.close()
@@ -328,9 +336,19 @@ class _Count:
 
 def _end(running: list[Iterator]) -> None:
     while running:
-        stop = getattr(running.pop(), "_shutdown_workers", None)
+        batches = running.pop()
+        if isinstance(batches, Ahead):
+            batches.close()
+            batches = batches.items
+        stop = getattr(batches, "_shutdown_workers", None)
         if stop is not None:
             stop()
+
+
+def _bring_to(device: torch.device) -> "Callable[[PretrainBatch | _Failure], OnItsWay | _Failure]":
+    """What the thread does with each batch."""
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    return lambda batch: batch if isinstance(batch, _Failure) else OnItsWay(batch, device, stream)
 
 
 def _unchanged(batch: object) -> object:
@@ -408,4 +426,5 @@ def pretrain_loader(
     steps = _Steps(dataset, sizes, masks, sampler, batch_size, fast=fast, bare=on_device)
     bad = BadImages(dataset.name, config.max_bad_rate, config.min_bad_count, len(dataset))
     mean_std = normalization(channels, crops.mean, crops.std)
-    return PretrainLoader(steps, start_step, workers, config.prefetch, bad, mean_std, device)
+    thread = workers > 0 and (config.thread == "always" or (config.thread == "auto" and device.type == "cuda"))
+    return PretrainLoader(steps, start_step, workers, config.prefetch, bad, mean_std, device, thread=thread)

@@ -3,6 +3,7 @@ import itertools
 import logging
 import os
 import signal
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -118,6 +119,19 @@ def test_waiting_is_measured(image_folder):
     loader.close()
 
 
+@pytest.mark.parametrize(
+    ("thread", "workers", "wanted"),
+    [("auto", 1, False), ("never", 1, False), ("always", 0, False), ("always", 1, True)],
+)
+def test_a_thread_takes_batches_out_where_there_are_workers(image_folder, thread, workers, wanted):
+    loader = feed(image_folder, workers=workers, config=LoaderConfig(thread=thread))
+    next(loader)
+    running = [one.name for one in threading.enumerate()]
+    assert ("opendino batches" in running) is wanted
+    loader.close()
+    assert "opendino batches" not in [one.name for one in threading.enumerate()]
+
+
 def test_the_global_generator_is_left_alone(image_folder):
     state = torch.get_rng_state()
     take(feed(image_folder), 1)
@@ -189,11 +203,11 @@ def test_one_readable_image_is_enough_to_begin(image_folder):
     assert len(set(batch.ids.tolist())) == 1
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_of_a_worker_is_a_sentence(image_folder, workers):
+@pytest.mark.parametrize(("workers", "thread"), [(0, "never"), (1, "never"), (1, "always")])
+def test_an_error_of_a_worker_is_a_sentence(image_folder, workers, thread):
     dataset = open_dataset(image_folder)
     dataset.label = lambda index: None
-    broken = feed(dataset, workers=workers)
+    broken = feed(dataset, workers=workers, config=LoaderConfig(thread=thread))
     broken._loader.dataset.sizes.at = lambda step: 1 / 0
     with pytest.raises(
         DataError, match=r"^the batch of step 0 cannot be made \(ZeroDivisionError: division by zero\)$"
@@ -201,17 +215,19 @@ def test_an_error_of_a_worker_is_a_sentence(image_folder, workers):
         next(broken)
 
 
-def test_a_killed_worker_is_a_sentence(image_folder):
-    loader = feed(image_folder, workers=1)
+@pytest.mark.parametrize("thread", ["never", "always"])
+def test_a_killed_worker_is_a_sentence(image_folder, thread):
+    loader = feed(image_folder, workers=1, config=LoaderConfig(thread=thread))
     loader._loader.dataset.sizes.at = lambda step: os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(DataError, match=r"no data came for step 0 \(.*worker.*loader\.workers"):
         next(loader)
     loader.close()
 
 
-def test_a_closed_loader_goes_on_where_it_was(image_folder):
+@pytest.mark.parametrize("thread", ["never", "always"])
+def test_a_closed_loader_goes_on_where_it_was(image_folder, thread):
     whole = take(feed(image_folder), 3)
-    loader = feed(image_folder, workers=1)
+    loader = feed(image_folder, workers=1, config=LoaderConfig(thread=thread))
     for expected in whole:
         assert torch.equal(next(loader).global_crops, expected.global_crops)
         loader.close()
@@ -280,8 +296,9 @@ def test_batches_are_equal_with_any_workers_and_after_a_resume(tmp_path, oracle,
     crops = CropsConfig(global_size=32, local_size=16, local_number=2)
     alone = feed(folder, crops=crops, config=config)
     batches = take(alone, 5)
-    for workers in (1, 3):
-        again = take(feed(folder, crops=crops, config=config, workers=workers), 5)
+    for workers, thread in ((1, "never"), (3, "auto"), (2, "always")):
+        by_others = replace(config, thread=thread)
+        again = take(feed(folder, crops=crops, config=by_others, workers=workers), 5)
         assert all(map(same, batches, again))
     assert all(map(same, batches[3:], take(feed(folder, crops=crops, config=config, start_step=3, workers=1), 2)))
     assert alone.bad.failed == len([one for batch in batches for one in batch.skipped]) > 0
