@@ -20,8 +20,8 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("photometric", ["worker", "device"])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_those_of_the_cpu(tmp_path, workers, photometric):
+@pytest.mark.parametrize(("workers", "thread"), [(0, "auto"), (2, "never"), (2, "auto")])
+def test_batches_are_those_of_the_cpu(tmp_path, workers, thread, photometric):
     for number in range(8):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
@@ -29,7 +29,7 @@ def test_batches_are_those_of_the_cpu(tmp_path, workers, photometric):
     for device in ("cpu", "cuda"):
         loader = pretrain_loader(
             open_dataset(tmp_path), CropsConfig(global_size=32, local_size=16), MaskConfig(), 8, 4, workers=workers,
-            device=device, config=LoaderConfig(photometric=photometric),
+            device=device, config=LoaderConfig(photometric=photometric, thread=thread),
         )  # fmt: skip
         both.append(list(itertools.islice(loader, 5)))
         loader.close()
