@@ -2,6 +2,8 @@
 """Multi-head self-attention over one batch, or over several crop groups packed together; read `block.py` next."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,14 @@ from torch import Tensor, nn
 
 from opendino.errors import ModelError
 from opendino.layers.packing import Groups, pack, unpack
+from opendino.onednn import seconds_of
+
+Way = Literal["auto", "fused", "written"]
+"""How bfloat16 is mixed on a CPU: by PyTorch's fused kernel, or by its products written out, which "auto" is too."""
+
+_TRIED: tuple[Way, ...] = ("fused", "written")
+_CLOSE = 0.02  # of their norm, to results and gradients of float32
+_SCORES, _TOKENS = 2**19, 512  # of a trial at most, where a single image or head has no more
 
 
 class Attention(nn.Module):
@@ -21,9 +31,14 @@ class Attention(nn.Module):
         qkv_bias: whether the fused projection has a bias.
         proj_bias: whether the output projection has a bias.
 
+    Attributes:
+        way: of bfloat16 on a CPU, see `use_attention`; anything else is PyTorch's fused kernel's.
+
     Source: official `layers/attention.py`; keys `qkv`, `proj`; scale 1/sqrt(D/A).
     Differs: no attention or projection dropout, which every published recipe sets to zero.
     """
+
+    way: Way = "auto"
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, proj_bias: bool = True) -> None:
         super().__init__()
@@ -65,18 +80,76 @@ class Attention(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def _attend(self, qkv: Float[Tensor, "B T D3"]) -> Float[Tensor, "B T D"]:
-        B, T, D3 = qkv.shape
-        # [B, T, 3 D] -> 3 x [B, A, T, D/A]
-        q, k, v = qkv.view(B, T, 3, self.num_heads, D3 // (3 * self.num_heads)).permute(2, 0, 3, 1, 4).unbind(0)
-        return _mix_values(q, k, v).transpose(1, 2).reshape(B, T, D3 // 3)
+        return _attend(qkv, self.num_heads, self.way)
 
 
-def _mix_values(
+def use_attention(module: nn.Module, way: Way) -> int:
+    """Have all attention in a module mix bfloat16 on a CPU in one way.
+
+    Args:
+        module: changed in place.
+        way: "written" is what a layer does by itself ("auto"), for training was faster with it wherever it was tried;
+            `faster_way` asks the machine at hand.
+
+    Returns:
+        How many layers there are.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, Attention)]
+    for layer in layers:
+        layer.way = way
+    return len(layers)
+
+
+def faster_way(shapes: Sequence[tuple[int, int]], heads: int, width: int) -> tuple[Way, float]:
+    """Which way trains faster in bfloat16 on this CPU, by a short trial of both in turn, with the backward pass.
+
+    Args:
+        shapes: images and tokens of each group of crops; of many, few are tried and the time of all is worked out.
+        heads: of the layers.
+        width: of a head.
+
+    Returns:
+        "fused" or "written", and the time of the written-out way over the fused one's; it is infinite where the
+        written-out way strays from float32 by more than 2 %.
+    """
+    generator, seconds = torch.Generator().manual_seed(0), [0.0, 0.0]
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        for images, tokens in shapes:
+            some_heads = min(heads, max(_SCORES // tokens**2, 1))
+            some = min(images, max(min(_SCORES // (tokens**2 * some_heads), _TOKENS // tokens), 1))
+            exact = torch.randn(some, tokens, 3 * some_heads * width, generator=generator)
+            qkv, wanted = exact.bfloat16(), _both_passes(exact, some_heads, "fused")
+            for found, truth in zip(_both_passes(qkv, some_heads, "written"), wanted, strict=True):
+                if not (found.float() - truth).norm() <= _CLOSE * truth.norm():
+                    return "fused", float("inf")
+            ways = [partial(_both_passes, qkv, some_heads, way) for way in _TRIED]
+            whole = images * heads / (some * some_heads)
+            seconds = [one + whole * taken for one, taken in zip(seconds, seconds_of(ways, rounds=3), strict=True)]
+    ratio = seconds[1] / max(seconds[0], 1e-9)
+    return ("written" if ratio < 1 else "fused"), ratio
+
+
+def _both_passes(qkv: Float[Tensor, "B T D3"], heads: int, way: Way) -> tuple[Tensor, Tensor]:
+    """What attention gives, and its gradient."""
+    qkv = qkv.detach().requires_grad_()
+    mixed = _attend(qkv, heads, way)
+    return mixed.detach(), torch.autograd.grad(mixed, qkv, mixed.detach())[0]
+
+
+def _attend(qkv: Float[Tensor, "B T D3"], heads: int, way: Way) -> Float[Tensor, "B T D"]:
+    """softmax(q k^T / sqrt(d)) v of each head."""
+    B, T, D3 = qkv.shape
+    # [B, T, 3 D] -> 3 x [B, A, T, D/A]
+    q, k, v = qkv.view(B, T, 3, heads, D3 // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    if way != "fused" and q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        mixed = _written_out(q, k, v)
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v)
+    return mixed.transpose(1, 2).reshape(B, T, D3 // 3)
+
+
+def _written_out(
     q: Float[Tensor, "B A T d"], k: Float[Tensor, "B A T d"], v: Float[Tensor, "B A T d"]
 ) -> Float[Tensor, "B A T d"]:
-    """softmax(q k^T / sqrt(d)) v, by whichever of PyTorch's ways is the faster one for this device and dtype."""
-    # Fused, bfloat16 on a CPU takes 0.9 to 1.8 times as long, backward 1.5 to 5 times (benchmarks/attention.py).
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return scores.softmax(dim=-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return scores.softmax(dim=-1).to(v.dtype) @ v

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -29,13 +29,14 @@ from opendino.data.preview import preview
 from opendino.distributed import is_main, joined, largest, rank, together, world_size
 from opendino.errors import CheckpointError, ConfigError, TrainingError
 from opendino.files import write_whole
+from opendino.layers.attention import Way, use_attention
 from opendino.layers.fast_linear import use_fast_linears
 from opendino.logs import JsonLines
 from opendino.machine import cores
 from opendino.methods.method import Method
 from opendino.parallel.layout import choose_mode, lay_out
 from opendino.train import run_folder, state
-from opendino.train.config import PretrainConfig, check, early_steps, fill_in, method_config
+from opendino.train.config import PretrainConfig, check, early_steps, fill_in, method_config, try_attention
 from opendino.train.glance import Glance
 from opendino.train.loop import NotFinite, Run, Stopped, can_go_ahead, train
 from opendino.train.metrics import MetricLog
@@ -47,6 +48,8 @@ from opendino.train.threads import choose_threads
 from opendino.train.upkeep import Upkeep, mend_weights
 
 _log = logging.getLogger(__name__)
+
+_WAYS = get_args(Way)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ def _pretrain(
         stored = run_folder.read(folder)
         dataset = open_images(config, dataset)
         config = fill_in(config, len(dataset))
+    config = _settle_attention(config, stored)
+    with together():
         if stored is not None:
             run_folder.check_same(folder, stored, config, dataset.facts())
         run = build(config)
@@ -149,6 +154,26 @@ def _pretrain(
         finally:
             feed.close()
     return _outcome(config, run, folder, begun, before)
+
+
+def _settle_attention(config: PretrainConfig, stored: Stored | None) -> PretrainConfig:
+    """The config with the way of attention that all processes take: the run's so far, or what a trial says.
+
+    Trials on a busy machine differ from one to the next, and the last bits of a run that goes on must not.
+    """
+    way, why = config.train.attention, ""
+    if way == "auto" and stored is not None:
+        kept = stored.settings.get("train.attention")  # runs of before have none, and go on as they were
+        way = kept if kept in _WAYS else way
+    elif way == "auto" and is_main():
+        cpu = config.train.device == "cpu" or not torch.cuda.is_available()
+        way, why = try_attention(config) if cpu else ("fused", "not on a CPU")
+    agreed = _WAYS[largest(_WAYS.index(way) if is_main() else -1)[0]]
+    if config.train.attention != "auto":
+        return config
+    if why:
+        _log.info("train.attention = %s: %s", agreed, why)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, attention=agreed))
 
 
 def _lay_out(config: PretrainConfig, run: Run) -> None:
@@ -215,6 +240,7 @@ def build_run(config: PretrainConfig, make: Callable[[PretrainConfig], Method] |
         torch.set_float32_matmul_precision("high")  # what autocast leaves in float32 may use TensorFloat-32
     method = make(config) if make else build_method(config.student, config.crops, method_config(config), config.seed)
     method.to(device)
+    use_attention(method, config.train.attention)
     if device.type == "cpu" and config.train.onednn:
         use_fast_linears(method)
     return Run(

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from opendino.errors import ModelError
-from opendino.layers.attention import Attention
+from opendino.layers import attention as module
+from opendino.layers.attention import Attention, Way, faster_way, use_attention
 
 
 def by_hand(attention, x):
@@ -56,26 +57,76 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         Attention(10, 3)
 
 
-def test_bfloat16_on_a_cpu_is_as_near_to_float32_as_the_fused_kernel():
-    """There the products are written out, for speed; forward and backward."""
+@pytest.mark.parametrize("way", ["auto", "written"])
+def test_bfloat16_written_out_is_as_near_to_float32_as_the_fused_kernel(way):
+    """Forward and backward; "auto" is written out on a CPU."""
     torch.manual_seed(0)
     attention = Attention(128, num_heads=2)
     x = torch.randn(4, 17, 128)
 
-    def run(dtype, fused):
+    def run(dtype, way):
         exact = Attention(128, num_heads=2).to(dtype)
         exact.load_state_dict(attention.state_dict())
+        exact.way = way
         inputs = x.clone().to(dtype).requires_grad_()
-        if fused:
-            q, k, v = exact.qkv(inputs).view(4, 17, 3, 2, 64).permute(2, 0, 3, 1, 4).unbind(0)
-            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-            out = exact.proj(mixed.transpose(1, 2).reshape(4, 17, 128))
-        else:
-            out = exact(inputs)
+        out = exact(inputs)
         out.square().sum().backward()
+        assert inputs.grad is not None
         return out.detach().float(), inputs.grad.float()
 
-    expected = run(torch.float32, fused=True)
-    for ours, theirs, exact in zip(run(torch.bfloat16, False), run(torch.bfloat16, True), expected, strict=True):
+    expected, fused = run(torch.float32, "fused"), run(torch.bfloat16, "fused")
+    assert not torch.equal(run(torch.bfloat16, way)[0], fused[0])  # two ways, not one twice
+    for ours, theirs, exact in zip(run(torch.bfloat16, way), fused, expected, strict=True):
         assert (ours - exact).norm() <= 1.2 * (theirs - exact).norm() + 1e-6
         assert (ours - exact).norm() <= 0.02 * exact.norm()
+
+
+def test_the_switch_turns_to_the_fused_kernel_and_back(monkeypatch):
+    asked = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(module.F, "scaled_dot_product_attention", lambda *qkv: asked.append(1) or fused(*qkv))
+    layers = torch.nn.Sequential(Attention(8, 2), torch.nn.Sequential(Attention(8, 2)))
+    x = torch.randn(2, 3, 8)
+    expected: dict[Way, int] = {"auto": 0, "fused": 2, "written": 0}
+    for way, calls in expected.items():
+        assert use_attention(layers, way) == 2
+        asked.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            layers(x)
+        assert len(asked) == calls, way
+    asked.clear()
+    layers(x)
+    assert len(asked) == 2  # float32 is the fused kernel's, whatever is said
+    assert use_attention(torch.nn.Linear(2, 2), "fused") == 0
+
+
+@pytest.mark.parametrize(("fused", "written", "way"), [(1.0, 0.25, "written"), (1.0, 1.5, "fused")])
+def test_a_trial_takes_the_faster_way_of_all_crops(monkeypatch, fused, written, way):
+    """Times are counted for all images and heads, however few of them are tried."""
+    monkeypatch.setattr(module, "seconds_of", lambda ways, rounds: [fused, written])
+    assert faster_way([(2, 5), (3, 4)], 2, 4) == (way, pytest.approx(written / fused))
+    tried = []
+    monkeypatch.setattr(module, "seconds_of", lambda ways, rounds: tried.append(ways[0]()[0].shape) or [1.0, 2.0])
+    faster_way([(100_000, 5), (3, 2000)], 4, 2)
+    assert [shape[0] * shape[1] <= 2000 for shape in tried] == [True, True]
+    assert tried[1][2] == 2  # one head of two channels
+
+
+def test_a_trial_weighs_groups_by_their_size(monkeypatch):
+    """Ten times as many small images, on which the written-out way loses."""
+    taken = {257: [2.0, 1.0], 5: [1.0, 1.5]}
+    monkeypatch.setattr(module, "seconds_of", lambda ways, rounds: taken[ways[0]()[0].shape[1]])
+    assert faster_way([(1, 257), (1, 5)], 1, 4) == ("written", pytest.approx(2.5 / 3))
+    assert faster_way([(1, 257), (1020, 5)], 1, 4) == ("fused", pytest.approx(16 / 12))  # 102 are tried
+
+
+def test_a_way_that_is_wrong_is_not_taken(monkeypatch):
+    monkeypatch.setattr(module, "_written_out", lambda q, k, v: 1.1 * module.F.scaled_dot_product_attention(q, k, v))
+    monkeypatch.setattr(module, "seconds_of", lambda ways, rounds: [1.0, 0.1])
+    assert faster_way([(2, 5)], 2, 4) == ("fused", float("inf"))
+
+
+def test_a_trial_on_this_machine():
+    way, ratio = faster_way([(4, 37), (2, 65)], 2, 64)
+    assert way == ("written" if ratio < 1 else "fused")
+    assert 0 < ratio < float("inf")
