@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opendino.errors import CheckpointError, OpendinoError, advice
+from opendino.errors import CheckpointError, ConfigError, OpendinoError, advice
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _PARTIAL = ".partial"
+_TRIED = 4096  # bytes: a full disk still takes names
 
 
 def write_whole(
@@ -113,6 +114,27 @@ def writing(path: Path, error: type[OpendinoError] = CheckpointError) -> Iterato
         raise error(
             f"{path}: could not be written ({fault.strerror or fault}); {advice(fault)} and give the same command again"
         ) from fault
+
+
+def check_place(folder: Path, said: str = "") -> None:
+    """Refuse a place for results before the work for them begins, where it could not take them; leaves no trace.
+
+    Args:
+        folder: that files are to be written into; neither it nor those above it need be there yet.
+        said: what the sentence begins with, such as "out = PATH"; by default the folder.
+
+    Raises:
+        ConfigError: nothing can be written there: a part of the path is a file, or the disk says no.
+    """
+    import tempfile  # here, for `opendino --help` to be fast
+
+    try:
+        home = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=home) as nameless:
+            nameless.write(bytes(_TRIED))
+    except OSError as fault:
+        cause = fault.strerror or fault
+        raise ConfigError(f"{said or folder} cannot be written ({cause}); {advice(fault)}") from None
 
 
 def to_disk(path: Path) -> None:

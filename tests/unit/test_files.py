@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,41 @@ def test_a_full_disk_leaves_the_earlier_file_and_nothing_else(tmp_path, kind):
         write_whole(path, half, error=kind)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_a_place_is_tried_without_a_trace(tmp_path, monkeypatch):
+    files.check_place(tmp_path / "not" / "yet" / "there")
+    files.check_place(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    files.check_place(Path("here"))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"cannot be written .*; give a shorter name"):
+        files.check_place(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("number", "wanted"),
+    [(errno.ENOSPC, "make room"), (errno.EROFS, "name another folder"), (errno.EDQUOT, "make room")],
+)
+def test_a_place_that_takes_nothing(tmp_path, monkeypatch, number, wanted):
+    def no(dir):
+        assert dir == tmp_path
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", no)
+    with pytest.raises(ConfigError, match=f"^out = x cannot be written .*; {wanted}"):
+        files.check_place(tmp_path / "deep" / "x", "out = x")
+
+
+def test_a_place_without_room_for_a_page(tmp_path):
+    """The nameless file is truly written: a limit on sizes is met as a full disk would be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(ConfigError, match=r"cannot be written \(File too large\); make room"):
+            files.check_place(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_what_is_no_fault_of_the_disk_is_not_called_one(tmp_path):

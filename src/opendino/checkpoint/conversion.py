@@ -25,7 +25,7 @@ from opendino.checkpoint.convert._table import Converted, some
 from opendino.checkpoint.hub import Model, Opened, open_model
 from opendino.checkpoint.weights import WEIGHTS, save_weights
 from opendino.errors import CheckpointError, ConfigError, ConversionError
-from opendino.files import save_tensors, to_disk
+from opendino.files import check_place, save_tensors, to_disk
 from opendino.models.classifier import LinearClassifier
 from opendino.models.positions import set_positions
 from opendino.models.vision_transformer import VisionTransformer
@@ -108,7 +108,7 @@ def convert(source: str | Path, target: str | Path, config: ConvertConfig) -> Re
     Raises:
         CheckpointError: the source cannot be read, or the target not be written.
         ConversionError: the target's format has no place for the model, or gives other features; nothing is written.
-        ConfigError: the target's name is that of another kind.
+        ConfigError: the target's name is that of another kind, or its place cannot be written.
     """
     target, to = Path(target), config.to
     if target.exists():
@@ -119,6 +119,7 @@ def convert(source: str | Path, target: str | Path, config: ConvertConfig) -> Re
         raise ConfigError(
             f"{target}: is no name of weights; a file ends in {', '.join(_FILES)}, a folder in none of these"
         )
+    check_place(target.parent, str(target))
     opened = open_model(source, layers=config.layers, num_heads=config.num_heads, img_size=config.img_size)
     image = fixed_image(opened.backbone)
     wanted = features(opened.model, image)

@@ -20,10 +20,16 @@ def main(argv: Sequence[str]) -> int:
     if not places:
         raise ConfigError("opendino eval table: name results files, runs, or folders of results")
     from opendino.eval._table import gather, tables
+    from opendino.files import check_place, writing
 
+    if out:
+        check_place(Path(out).parent, f"out = {out}")
     text = tables(gather(places))
     print(text)
     if out:
-        with Path(out).open("a", encoding="utf-8") as file:
-            file.write(f"{text}\n\n")
+        path = Path(out)
+        with writing(path, ConfigError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{text}\n\n")
     return 0

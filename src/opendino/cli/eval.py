@@ -86,6 +86,7 @@ def main(argv: list[str]) -> int:
     from opendino.config import load as load_config
     from opendino.distributed import together
     from opendino.eval.adapters import open_backbone
+    from opendino.files import check_place
 
     logs.setup()
     place, config_class, _ = PROTOCOLS[protocol]
@@ -96,6 +97,8 @@ def main(argv: list[str]) -> int:
     config_type = getattr(module, config_class)
     defaults = defaults_of(protocol, model, out, fields_of(config_type))
     with together():
+        if out:
+            check_place(Path(out), f"out = {out}")
         config = load_config(config_type, find_recipe(recipe) if recipe else None, settings, defaults)
         backbone = open_backbone(model)
     source = {"source": model, "command": shlex.join(["opendino", "eval", *argv])}

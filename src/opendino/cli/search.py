@@ -94,12 +94,24 @@ def _build(names: list[str], words: list[str]) -> int:
     return 0
 
 
-def _query(names: list[str], words: list[str]) -> int:
+def _settings(words: list[str]) -> SearchSettings:
     from opendino.config import load
+    from opendino.files import check_place
+
+    settings = load(SearchSettings, None, words)
+    for name in ("page", "list"):
+        path = getattr(settings, name)
+        if path:
+            check_place(Path(path).parent, f"{name} = {path}")
+    return settings
+
+
+def _query(names: list[str], words: list[str]) -> int:
     from opendino.search import open_index
     from opendino.search.asking import answer, open_query
 
-    settings, index = load(SearchSettings, None, words), open_index(names[0])
+    settings = _settings(words)
+    index = open_index(names[0])
     queries = [open_query(index, name, settings.model, settings.device) for name in names[1:]]
     hits = answer(index, queries, settings.k)
     for query, found in zip(queries, hits, strict=True):
@@ -115,12 +127,12 @@ def _query(names: list[str], words: list[str]) -> int:
 
 
 def _duplicates(names: list[str], words: list[str]) -> int:
-    from opendino.config import load
     from opendino.errors import DataError
     from opendino.files import write_whole
     from opendino.search import find_duplicates, open_index
 
-    settings, index = load(SearchSettings, None, words), open_index(names[0])
+    settings = _settings(words)
+    index = open_index(names[0])
     groups = find_duplicates(index, settings.threshold, settings.neighbours)
     for group in groups[:20]:
         print(f"keep {group.images[0].path}")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`opendino view`: pictures of what a backbone sees."""
 
+from pathlib import Path
+
 from opendino.cli._words import split
 from opendino.errors import ConfigError
 
@@ -41,8 +43,10 @@ def main(argv: list[str]) -> int:
     from opendino.checkpoint.hub import load_backbone
     from opendino.cli._decoding import decoding_of
     from opendino.config import load as load_config
+    from opendino.files import check_place
 
     logs.setup()
     config = load_config(config_class, None, words, decoding_of(names[1]))
+    check_place(Path(config.out).parent, f"out = {config.out}")
     print(f"written: {module.run(load_backbone(names[1]), names[2:], config)}")
     return 0

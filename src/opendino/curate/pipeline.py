@@ -35,6 +35,7 @@ from opendino.curate.mix import MixConfig
 from opendino.curate.prune import PruneConfig
 from opendino.curate.retrieve import RetrieveConfig
 from opendino.errors import ConfigError
+from opendino.files import check_place
 from opendino.neighbours.exact import SearchConfig
 from opendino.stages.engines import Engine, met
 from opendino.stages.folder import alone, counts_of
@@ -96,6 +97,8 @@ def run(config: CurateConfig, until: str = "report", told: Callable[[str, dict[s
     """
     if config.out == Path():
         raise ConfigError("out: names no folder; give one for the results, out=DIR")
+    if not config.out.is_dir():  # else it may be finished, whether it can be written or not
+        check_place(config.out)
     last = STAGES.index(until)
     with met(config.engine):
         _beforehand.check(config, copies=last >= STAGES.index("dedup"), embeds=last >= STAGES.index("embed"))

@@ -37,7 +37,7 @@ from opendino.embed._progress import Within, watching
 from opendino.embed.features import FeatureSettings, open_embedder, same_shape
 from opendino.errors import ConfigError, DataError
 from opendino.eval._results import model_hash
-from opendino.files import write_whole
+from opendino.files import check_place, write_whole
 from opendino.stages.engines import Engine, run_stage
 from opendino.stages.folder import Stage, alone, marker, parts_of, state_of, write_array, write_table
 
@@ -134,6 +134,8 @@ def embed(model: str, data: str, out: str | Path, config: EmbedConfig = EmbedCon
         raise ConfigError(
             f"{out}: lies in {data}, which would not be the same when the work is continued; name a folder beside it"
         )
+    if not out.is_dir():  # else it may be finished, whether it can be written or not
+        check_place(out)
     chosen = choose_decoder(config.decoder, "decoder")
     _log.info("decoder %s (%s)", *chosen)
     config = replace(config, decoder=chosen.decoder)

@@ -26,7 +26,7 @@ from opendino.errors import CheckpointError, ConfigError, ConversionError
 from opendino.export import FORMATS
 from opendino.export.graph import Graph, backbone_of
 from opendino.export.heads import with_head
-from opendino.files import writing
+from opendino.files import check_place, writing
 from opendino.models.classifier import LinearClassifier
 
 Runner = Callable[[Images], dict[str, Tensor]]
@@ -145,13 +145,15 @@ def export(source: str, out: str | Path, config: ExportConfig = ExportConfig()) 
         config: the format.
 
     Raises:
-        ConfigError: a size that the model does not take, a name of another kind, or a package that is missing.
+        ConfigError: a size that the model does not take, a name of another kind, a place that cannot be written, or a
+            package that is missing.
         CheckpointError: the model cannot be opened, or the file not be written.
         ConversionError: what was written computes something else; it is removed.
     """
     out = Path(out)
     if out.exists():
         raise CheckpointError(f"{out}: exists already; give another name, or remove it")
+    check_place(out.parent, str(out))
     module = import_module(FORMATS[config.to][0])
     if config.to == "hf":
         return module.write(source, out, config)

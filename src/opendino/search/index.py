@@ -36,7 +36,7 @@ from opendino.data.photo import Photo, open_photo
 from opendino.embed import Embedder, FeatureSettings, open_embedder, reading
 from opendino.errors import ConfigError, DataError
 from opendino.eval._results import model_hash
-from opendino.files import read_json, write_whole, writing
+from opendino.files import check_place, read_json, write_whole, writing
 from opendino.neighbours import approximate
 from opendino.neighbours.exact import SearchConfig, nearest
 from opendino.neighbours.matrix import Held
@@ -286,6 +286,8 @@ def build(embedded: str | Path, out: str | Path = "", feature: str = "", search:
     foreign = out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir())  # locks are hidden
     if foreign and not (out / _INDEX).exists() and not (out / _VECTORS).exists():
         raise DataError(f"{out}: holds files that are no index; name another folder with out=")
+    if not out.is_dir():
+        check_place(out)
     with alone(embedded if embedded in out.parents else out):
         if not (out / _INDEX).exists() or _read(out) != about:  # else another process has built it while we waited
             _build(embedded, out, about, found, search)

@@ -30,7 +30,7 @@ from opendino.errors import ConfigError, TrainingError
 from opendino.eval import health, knn, logreg
 from opendino.eval._data import LabelledConfig, LabelledPair, open_pair
 from opendino.eval._features import FeatureConfig, Features, extract
-from opendino.files import is_leftover, write_whole
+from opendino.files import check_place, is_leftover, write_whole
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.neighbours.exact import nearest
 from opendino.neighbours.matrix import InMemory
@@ -268,6 +268,7 @@ def _claim(home: Path) -> None:
             f"output_dir = {home} holds files that are not of a demonstration, such as {strangers[0]}; "
             "name another folder for it"
         )
+    check_place(home, f"output_dir = {home}")
     home.mkdir(parents=True, exist_ok=True)
     write_whole(home / MARK, json.dumps({"opendino": __version__}) + "\n")
 

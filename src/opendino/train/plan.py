@@ -13,6 +13,7 @@ from typing import Any
 from opendino import config as settings
 from opendino.data.datasets import ImageDataset
 from opendino.errors import ConfigError
+from opendino.files import check_place
 from opendino.train import run_folder
 from opendino.train.config import PretrainConfig
 from opendino.train.facts import DataFacts, look_at_data, look_at_machine
@@ -52,7 +53,8 @@ def plan(
         more: what that kind chooses where the run is new, from the settings so far and those that were given.
 
     Raises:
-        ConfigError: a setting is unknown or of the wrong type, or the folder holds something else.
+        ConfigError: a setting is unknown or of the wrong type, or the folder holds something else, such as a run of
+            another kind, or cannot be written.
         DataError: the images cannot be opened, or none of those looked at can be read.
     """
     given = given_by(recipe, words)
@@ -63,11 +65,14 @@ def plan(
         raise ConfigError("data is missing: give data=FOLDER, a folder of images")
     if not first.output_dir:
         raise ConfigError("output_dir is missing: give output_dir=FOLDER, where the run is written")
-    stored = run_folder.read(Path(first.output_dir))
+    folder = Path(first.output_dir)
+    stored = run_folder.read(folder)
     if stored is not None:
+        run_folder.check_kind(folder, stored, kind)
         remembered = {key: Choice(value, "chosen at the start of this run") for key, value in stored.chosen.items()}
         choices = {key: choice for key, choice in remembered.items() if key not in given}
         return Plan(_load(kind, recipe, words, choices), choices, resumed=True)
+    check_place(folder, f"output_dir = {folder}")
     extra = {key: choice for key, choice in more(first, given).items() if key not in given} if more else {}
     known = given | {key: choice.value for key, choice in extra.items()}
     dataset = open_images(first)

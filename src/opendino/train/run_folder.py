@@ -8,14 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from opendino import __version__, locks
-from opendino.config import difference, leaves, read_yaml, to_yaml
+from opendino.config import difference, fields_of, leaves, read_yaml, to_yaml
 from opendino.config import flatten as flatten_tree
 from opendino.errors import CheckpointError, ConfigError
 from opendino.files import is_leftover, read_json, write_whole
@@ -28,6 +28,9 @@ FREE_TO_CHANGE = (
     *("distill.teacher", "distill.cache"),  # wherever they are by now: the teacher's weights are compared
 )
 """Settings that a resumed run may change: none changes what is computed, threads and device but for rounding."""
+
+_VERBS = {"distill": "distill", "origin": "adapt"}
+"""Group of settings that one kind of run alone has -> its verb."""
 
 _PATHS = ("data",)
 _SHOWN = 6
@@ -86,6 +89,30 @@ def read(folder: Path) -> Stored | None:
         raise CheckpointError(f"{folder}: its run cannot be read ({error}); name another output_dir") from None
 
 
+def check_kind(folder: Path, stored: Stored, kind: type) -> None:
+    """Refuse to continue a run by another verb than it was started by.
+
+    Args:
+        folder: of the run.
+        stored: what the folder says.
+        kind: the settings of this command.
+
+    Raises:
+        ConfigError: it is a run of another kind.
+    """
+    theirs, ours = _verb(stored.settings), _verb(fields_of(kind))
+    if theirs != ours:
+        raise ConfigError(
+            f"output_dir = {folder} holds a run of opendino {theirs}, which opendino {ours} cannot continue; name "
+            f"another output_dir, or continue that run by opendino {theirs}"
+        )
+
+
+def _verb(keys: Iterable[str]) -> str:
+    groups = {key.partition(".")[0] for key in keys}
+    return next((verb for group, verb in _VERBS.items() if group in groups), "pretrain")
+
+
 def check_same(folder: Path, stored: Stored, config: object, facts: Mapping[str, Any]) -> None:
     """Refuse to continue a run with other settings than it was started with.
 
@@ -98,6 +125,7 @@ def check_same(folder: Path, stored: Stored, config: object, facts: Mapping[str,
     Raises:
         ConfigError: they differ in something that changes numbers; the message names all of it.
     """
+    check_kind(folder, stored, type(config))
     # A setting that has come since the run began had its default then; one without a default follows from others, and
     # one that has gone since is passed over.
     defaults = {key: value for key, value in leaves(type(config)()).items() if value is not None}

@@ -14,6 +14,11 @@ def test_tables_are_printed_and_appended(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| ours  | 61.50 |" in printed
     assert page.read_text() == f"# Results\n\n{printed}\n"
+    deep = tmp_path / "not" / "yet" / "page.md"
+    assert verb.main(["table", str(tmp_path / "out"), f"out={deep}"]) == 0
+    assert deep.read_text() == f"{printed}\n"
+    with pytest.raises(ConfigError, match="check the path: a part of it is a file"):
+        verb.main(["table", str(tmp_path / "out"), f"out={page}/page.md"])
     with pytest.raises(ConfigError, match=r"k=3: no such setting"):
         verb.main(["table", str(tmp_path / "out"), "k=3"])
     with pytest.raises(ConfigError, match="name results files"):

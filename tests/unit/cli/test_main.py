@@ -62,6 +62,36 @@ def test_unknown_verb(word, hint, capsys):
     assert hint in capsys.readouterr().err
 
 
+BELOW = {
+    "pretrain": "data=nowhere output_dir={}/run",
+    "adapt": "nowhere data=nowhere output_dir={}/run",
+    "distill": "teacher=nowhere data=nowhere output_dir={}/run",
+    "demo": "output_dir={}/demo",
+    "embed": "nowhere --model nowhere --out {}/f",
+    "curate": "index.sources=[nowhere] embed.model=nowhere out={}/c",
+    "eval": "health nowhere data=nowhere out={}/eval",
+    "view": "pca nowhere nowhere out={}/x.png",
+    "export": "nowhere --to onnx {}/x.onnx",
+    "convert": "nowhere --to hf {}/hf",
+    "eval table": "nowhere out={}/x.md",
+    "search": "query nowhere row:0 page={}/x.html",
+}
+
+
+@pytest.mark.parametrize("verb", BELOW)
+def test_a_place_that_cannot_take_the_results_is_refused_first(verb, tmp_path, capsys):
+    place = tmp_path / "deep" / "file"
+    place.parent.mkdir()
+    place.write_text("mine")
+    assert main.main([*verb.split(), *BELOW[verb].format(place).split()]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert str(place) in line
+    assert line.endswith(" cannot be written (Not a directory); check the path: a part of it is a file")
+    assert [path.name for path in tmp_path.rglob("*")] == ["deep", "file"]
+
+
 class Verb:
     SUMMARY, USAGE = "", ""
 

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from opendino.errors import ConfigError, DataError
+from opendino.train.adapt_plan import plan_adaptation
 from opendino.train.config import PretrainConfig
+from opendino.train.distill import plan_distill
 from opendino.train.plan import plan
 from opendino.train.pretrain import open_images, pretrain
 from opendino.train.settings import Choice
@@ -54,6 +56,13 @@ def test_mistakes_show_before_the_images_are_opened(words, tmp_path):
         plan(None, [f"data={tmp_path / 'nowhere'}", words[1], "crops.globl_size=1"])
     with pytest.raises(DataError, match="nowhere"):
         plan(None, [f"data={tmp_path / 'nowhere'}", words[1]])
+
+
+def test_a_folder_of_another_kind_of_run_shows_before_settings_do(words, tmp_path, tiny_run):
+    with pytest.raises(ConfigError, match="holds a run of opendino pretrain, which opendino distill cannot continue"):
+        plan_distill(None, [words[0], f"output_dir={tiny_run}", "distill.teacher=nowhere", "train.iterations=3"])
+    with pytest.raises(ConfigError, match="holds a run of opendino pretrain, which opendino adapt cannot continue"):
+        plan_adaptation(None, [f"output_dir={tiny_run}", f"init={tiny_run}"])
 
 
 def test_words_that_are_no_settings(words):

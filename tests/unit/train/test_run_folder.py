@@ -10,6 +10,9 @@ import pytest
 
 from opendino.errors import CheckpointError, ConfigError
 from opendino.train import run_folder
+from opendino.train.adapt_config import AdaptConfig
+from opendino.train.config import PretrainConfig
+from opendino.train.distill import DistillRunConfig
 from opendino.train.run_folder import Claim, Stored
 
 
@@ -146,6 +149,23 @@ def test_a_run_of_an_older_version_continues(tmp_path):
     run_folder.check_same(tmp_path, stored, Config(derived=3), {})
     with pytest.raises(ConfigError, match=r"loader\.shuffle was True and is now False"):
         run_folder.check_same(tmp_path, stored, Config(loader=Loader(shuffle=False)), {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "verb"), [(PretrainConfig, "pretrain"), (DistillRunConfig, "distill"), (AdaptConfig, "adapt")]
+)
+def test_a_run_of_another_kind_is_told_as_such_alone(tmp_path, kind, verb):
+    stored = stored_by(tmp_path, kind())
+    for ours in (PretrainConfig, DistillRunConfig, AdaptConfig):
+        if ours is kind:
+            run_folder.check_kind(tmp_path, stored, ours)
+            continue
+        with pytest.raises(ConfigError) as caught:
+            run_folder.check_same(tmp_path, stored, ours(), {"images": 3})
+        said = str(caught.value)
+        assert f"holds a run of opendino {verb}, which opendino " in said
+        assert said.endswith(f"name another output_dir, or continue that run by opendino {verb}")
+        assert " was " not in said
 
 
 @pytest.mark.parametrize("spelled", ["x/", "./x", "y/../x", "absolute"])
