@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`opendino eval table`: results files side by side, as Markdown."""
+"""`opendino eval table`: results files side by side, as Markdown; on a terminal in lines that fit."""
 
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,12 +26,12 @@ def main(argv: Sequence[str]) -> int:
 
     if out:
         check_place(Path(out).parent, f"out = {out}")
-    text = tables(gather(places))
-    print(text)
+    results = gather(places)
+    print(tables(results, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     if out:
         path = Path(out)
         with writing(path, ConfigError):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
-                file.write(f"{text}\n\n")
+                file.write(f"{tables(results)}\n\n")
     return 0

@@ -27,10 +27,15 @@ def gather(places: Sequence[str]) -> list[Results]:
     return found
 
 
-def tables(results: Iterable[Results]) -> str:
+def tables(results: Iterable[Results], width: int | None = None) -> str:
     """One table for each protocol and data, headed by both; models in rows, figures in columns.
 
     A figure that a model lacks is left empty. Models are told apart by their source.
+
+    Args:
+        results: in any order.
+        width: most characters of a line; tables that are wider stand on their side, a few models at a time. None for
+            no such limit, as in a document.
     """
     groups: dict[tuple[str, str], list[Results]] = {}
     for one in results:
@@ -39,8 +44,33 @@ def tables(results: Iterable[Results]) -> str:
     for (protocol, data), members in sorted(groups.items(), key=lambda item: item[0]):
         figures = list(dict.fromkeys(name for one in members for name in one.figures))
         rows = [[str(one.model.get("source", "?")), *(_cell(one, name) for name in figures)] for one in members]
-        parts.append(f"**{protocol}**, {data}\n\n{markdown_table(['model', *figures], rows)}")
+        parts.append(f"**{protocol}**, {data}\n\n{_within(width, ['model', *figures], rows)}")
     return "\n\n".join(parts)
+
+
+def _within(width: int | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, or, where it is wider than a line, its columns as rows, with as many models side by side as fit."""
+    table = markdown_table(header, rows)
+    if width is None or _width(table) <= width:
+        return table
+    parts: list[str] = []
+    first = 0
+    while first < len(rows):
+        last = first + 1
+        while last < len(rows) and _width(_turned(header, rows[first : last + 1])) <= width:
+            last += 1
+        parts.append(_turned(header, rows[first:last]))
+        first = last
+    return "\n\n".join(parts)
+
+
+def _turned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    first, *others = zip(header, *rows, strict=True)
+    return markdown_table(first, others)
+
+
+def _width(table: str) -> int:
+    return len(table.partition("\n")[0])
 
 
 def data_name(results: Results) -> str:

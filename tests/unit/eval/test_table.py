@@ -28,6 +28,29 @@ def test_models_stand_in_rows_under_one_head_for_each_protocol_and_data():
     )
 
 
+def test_a_table_wider_than_a_line_stands_on_its_side():
+    figures = {"effective_rank": 61.5, "mean_cosine": 0.25, "uniformity": -3.0}
+    members = [result(name, figures, "health") for name in ("runs/one", "runs/two", "runs/three")]
+    flat = tables(members)
+    assert tables(members, 200) == flat
+    assert tables(members, 58) == flat
+    assert len(flat.splitlines()[2]) == 58
+    assert tables(members, 57) == (
+        "**health**, cifar\n\n"
+        "| model          | runs/one | runs/two | runs/three |\n"
+        "| :------------- | -------: | -------: | ---------: |\n"
+        "| effective_rank |    61.50 |    61.50 |      61.50 |\n"
+        "| mean_cosine    |     0.25 |     0.25 |       0.25 |\n"
+        "| uniformity     |    -3.00 |    -3.00 |      -3.00 |"
+    )
+    narrow = tables(members, 40).split("\n\n")
+    assert [part.splitlines()[0] for part in narrow[1:]] == [
+        "| model          | runs/one | runs/two |",
+        "| model          | runs/three |",
+    ]
+    assert tables(members, 3).count("| model ") == 3, "one at a time, however narrow"
+
+
 def test_files_folders_and_runs_are_gathered(tmp_path):
     file = result("a", {"top1": 1.0}).write(tmp_path / "run" / "eval")
     result("b", {"top1": 2.0}).write(tmp_path / "out")
