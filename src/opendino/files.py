@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PARTIAL = ".partial"
+_TENSORS = "*.safetensors"
 _TRIED = 4096  # bytes: a full disk still takes names
 
 
@@ -77,6 +78,32 @@ def save_tensors(tensors: "Mapping[str, Tensor]", path: Path, metadata: Mapping[
     save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
     with contextlib.suppress(OSError):  # some disks know no modes
         path.chmod(mode)
+
+
+@contextlib.contextmanager
+def usual_modes(folder: Path) -> Iterator[None]:
+    """The same for files of tensors that the block lets another library write: as before, or as any new file.
+
+    Args:
+        folder: of the files; it may be made in the block.
+    """
+    before = {path: path.stat().st_mode for path in folder.glob(_TENSORS)}
+    yield
+    for path in folder.glob(_TENSORS):
+        with contextlib.suppress(OSError):
+            mode = before[path] if path in before else _usual_mode(folder)
+            if path.stat().st_mode != mode:
+                path.chmod(mode)
+
+
+def _usual_mode(folder: Path) -> int:
+    """Of a new file, found by making one: to ask for the umask would be to set it, for other threads too."""
+    probe = folder / f".mode.{os.getpid()}{_PARTIAL}"
+    try:
+        probe.touch()
+        return probe.stat().st_mode
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401  whatever the file holds

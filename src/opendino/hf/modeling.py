@@ -9,6 +9,7 @@ missing, left over or of another shape (see `_loading.py`).
 
 import copy
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 
 from opendino.checkpoint.convert._hf_config import CONFIG
 from opendino.fast.block import Products
+from opendino.files import usual_modes
 from opendino.hf._fast import fast_copy
 from opendino.hf._layers import (
     Dinov2Embeddings,
@@ -88,6 +90,11 @@ class Dinov2PreTrainedModel(PreTrainedModel):
                 classes = adapter_classes(pretrained_model_name_or_path, arguments)
                 arguments |= {} if classes is None else {"num_labels": classes}
             return load_checked(cls, load, pretrained_model_name_or_path, arguments, strict=strict)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  as there
+        """As in transformers; who may read other new files may read the weights, which safetensors makes private."""
+        with usual_modes(Path(save_directory)):
+            return super().save_pretrained(save_directory, *args, **kwargs)
 
     def bake(self, size: int | tuple[int, int]) -> Any:  # noqa: ANN401  a model of this class
         """A copy for images of one size: its position table is resized now, so that an export holds no resizing.

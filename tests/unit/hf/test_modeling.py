@@ -2,6 +2,7 @@
 """The six models: their outputs from their parts, the losses by formula, what is asked for and what is given."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -267,6 +268,24 @@ def test_push_to_hub_sends_the_published_layout(tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     written = json.loads(sent["someone/processor"]["preprocessor_config.json"])
     assert written["image_processor_type"] == "BitImageProcessor"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664)])
+def test_saved_weights_may_be_read_by_those_who_may_read_other_files(tmp_path, mask, mode):
+    model = model_of("Model")
+    before = os.umask(mask)
+    try:
+        model.save_pretrained(tmp_path / "whole")
+        model.save_pretrained(str(tmp_path / "shards"), max_shard_size="20KB")
+        (tmp_path / "whole" / "model.safetensors").chmod(0o600)
+        model.save_pretrained(tmp_path / "whole")
+    finally:
+        os.umask(before)
+    shards = list((tmp_path / "shards").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert {path.stat().st_mode & 0o777 for path in (*shards, tmp_path / "whole" / "config.json")} == {mode}
+    assert (tmp_path / "whole" / "model.safetensors").stat().st_mode & 0o777 == 0o600, "made private on purpose"
+    assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.parametrize("numbers", [[99], [0, 4], [-5]])
