@@ -215,7 +215,11 @@ class Index:
 
     @cached_property
     def decoder(self) -> Literal["pillow", "fast"]:
-        """Who decoded the images; Pillow where the fast decoder did and is not installed here, with a warning."""
+        """Who decoded the images; Pillow, with a warning, where that is not recorded or the fast one is missing."""
+        if "decoder" not in self.about:
+            _log.warning("%s: does not say who decoded its images, and queries are decoded by Pillow; if that was the "
+                         "fast decoder scores may differ by 0.001; opendino search build EMBEDDED out=%s makes it anew",
+                         self.folder, self.folder)  # fmt: skip
         chosen = choose_decoder("auto" if self.about.get("decoder") == "fast" else "pillow").decoder
         if chosen != self.about.get("decoder", chosen):
             _log.warning("%s: its images were decoded by the fast decoder, which is not installed here; scores may "
@@ -334,7 +338,7 @@ def _about(embedded: Path, feature: str, found: reading.Summary, search: SearchC
         "data": settings["data_name"],
         "embedded": embedded_by,
         "opened": opened,
-        "decoder": settings["decoder"],
+        "decoder": settings.get("decoder", "pillow"),  # the only one when plans did not name it
         "search": asdict(replace(search, device="auto")),
     }
     return json.loads(json.dumps(about))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -82,6 +83,33 @@ def test_where_the_fast_decoder_is_missing_pillow_decodes_with_a_warning(embedde
     monkeypatch.setattr(fast, "missing_package", lambda: "simplejpeg")
     assert index.decoder == "pillow"
     assert "decoded by the fast decoder, which is not installed here" in caplog.text
+
+
+def test_an_index_that_names_no_decoder_says_so_once_and_what_to_do(embedded, tmp_path, caplog):
+    out = tmp_path / "index"
+    build(embedded, out)
+    about = json.loads((out / "index.json").read_text())
+    del about["decoder"]
+    (out / "index.json").write_text(json.dumps(about))
+    index = open_index(out)
+    assert not caplog.text
+    assert (index.decoder, index.decoder) == ("pillow", "pillow")
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.endswith(f"opendino search build EMBEDDED out={out} makes it anew")
+    caplog.clear()
+    build(embedded, out)
+    assert open_index(out).decoder in ("pillow", "fast")
+    assert not caplog.text
+
+
+def test_features_of_before_there_was_a_fast_decoder_were_decoded_by_pillow(embedded, tmp_path):
+    folder = tmp_path / "older"
+    shutil.copytree(embedded, folder)
+    for name in ("plan.json", "done.json"):
+        said = json.loads((folder / name).read_text())
+        del said.get("plan", said)["parameters"]["decoder"]
+        (folder / name).write_text(json.dumps(said))
+    assert build(folder).about["decoder"] == "pillow"
 
 
 def test_two_builders_of_one_index_do_not_meet(embedded, tmp_path):
