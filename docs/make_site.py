@@ -4,6 +4,11 @@
 Pages are copied beside each other as they lie in the checkout, so every link between them leads to the same place on
 the site as on a code host. Formulas become MathML. A link that leads nowhere, a page that the menu does not name and a
 name that does not resolve end the build. Nothing is fetched.
+
+    SITE_URL=https://HOST/SOME/PATH/ make docs
+
+says where the site will stand. All pages are linked relatively and need not know, but 404.html does: it is shown in
+place of any page that is not there, at whatever depth.
 """
 
 import ast
@@ -12,6 +17,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from latex2mathml.converter import convert
 from mkdocs.commands import build
@@ -38,8 +44,16 @@ def main() -> int:
     config.plugins.on_startup(command="build", dirty=False)
     build.build(config)
     config.plugins.on_shutdown()
+    _check_not_found(SITE / "html", urlsplit(config.site_url or "/").path)
     print(f"{len(list((SITE / 'html').rglob('*.html')))} pages: {(SITE / 'html' / 'index.html').relative_to(ROOT)}")
     return 0
+
+
+def _check_not_found(site: Path, place: str) -> None:
+    """End the build where a link of 404.html leads nowhere on a host that has the site at `place`."""
+    for link in re.findall(r'(?:href|src)="([^"#?]+)', (site / "404.html").read_text(encoding="utf-8")):
+        if "://" not in link and not (link.startswith(place) and (site / unquote(link.removeprefix(place))).exists()):
+            raise SystemExit(f"docs: 404.html links to {link}, which is not there")
 
 
 def _write(name: Path, text: str) -> None:
