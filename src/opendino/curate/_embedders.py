@@ -113,7 +113,7 @@ def open_embedder(config: EmbedConfig) -> Embedder:
     model = fast_if_it_pays(backbone, config.precision)
 
     def embed(images: Tensor) -> Tensor:
-        tokens = tokens_of(model, images.to(device), 1, config.precision)
+        tokens = tokens_of(model, images.to(device), 1, config.precision, patches=config.feature != "cls")
         parts = {"cls": [0], "patch_mean": [1], "both": [0, 1]}[config.feature]
         if len(parts) == 2:
             tokens = F.normalize(tokens, dim=2)

@@ -17,7 +17,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Float32
@@ -153,9 +153,7 @@ class Embedder:
         """
         images = images.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            taken = self._model.get_intermediate_layers(
-                images, n=sorted(self.layers), return_class_token=True, return_register_tokens=True
-            )
+            taken = self._taken(images, sorted(self.layers))
         by_layer = dict(zip(sorted(self.layers), taken, strict=True))
         grid = [side // self.backbone.patch_size for side in images.shape[2:]]
         found = []
@@ -167,6 +165,16 @@ class Embedder:
         if self.settings.normalize:
             found = [torch.nn.functional.normalize(one, dim=-1) for one in found]
         return {name: one.cpu() for name, one in zip(self.names, found, strict=True)}
+
+    def _taken(self, images: Images, layers: list[int]) -> Sequence[tuple[Tensor, ...]]:
+        """Patches, CLS and registers of each layer; no patches where no feature is made of them."""
+        if {"patches", "patch_mean"} & {*self.settings.features}:
+            taken = self._model.get_intermediate_layers(
+                images, n=layers, return_class_token=True, return_register_tokens=True
+            )
+            return cast("Sequence[tuple[Tensor, ...]]", taken)
+        leading = self._model.leading_tokens(images, layers)  # the last block does less
+        return [(tokens[:, 1:1], tokens[:, 0], tokens[:, 1:]) for tokens in leading]
 
     def of(self, pictures: Sequence[Decoded | Photo]) -> list[dict[str, Tensor]]:
         """Features of a few pictures, whatever their sizes; one dictionary a picture."""

@@ -81,8 +81,10 @@ class LabelledFeatures:
     notes: tuple[str, ...]
 
 
-def extract_pair(backbone: Backbone, data: LabelledConfig, features: FeatureConfig) -> LabelledFeatures:
-    """Open both parts and run them through a backbone; every process of a group calls it.
+def extract_pair(
+    backbone: Backbone, data: LabelledConfig, features: FeatureConfig, *, patches: bool = True
+) -> LabelledFeatures:
+    """Open both parts and run them through a backbone; every process of a group calls it. `patches` as for `extract`.
 
     Raises:
         ConfigError: as `open_pair`.
@@ -90,8 +92,8 @@ def extract_pair(backbone: Backbone, data: LabelledConfig, features: FeatureConf
         ModelError: features that are not finite: no figure made of them would mean anything.
     """
     pair = open_pair(data, backbone.input_spec.channels)
-    train = extract(backbone, pair.train, features, what=f"training images, {data.train}")
-    val = extract(backbone, pair.val, features, what=f"held-out images, {data.val}")
+    train = extract(backbone, pair.train, features, what=f"training images, {data.train}", patches=patches)
+    val = extract(backbone, pair.val, features, what=f"held-out images, {data.val}", patches=patches)
     for part, dataset in ((train, pair.train), (val, pair.val)):
         _refuse_not_finite(part, dataset, features.precision)
     skipped = [*train.skipped, *val.skipped]
@@ -103,7 +105,8 @@ def extract_pair(backbone: Backbone, data: LabelledConfig, features: FeatureConf
 
 
 def _refuse_not_finite(features: Features, dataset: ImageDataset, precision: str) -> None:
-    bad = ~(features.cls.isfinite().all(dim=1) & features.patch_mean.isfinite().all(dim=1))
+    made = [part for part in (features.cls, features.patch_mean) if part is not None]
+    bad = ~torch.cat(made, dim=1).isfinite().all(dim=1)
     if bool(bad.any()):
         first = [dataset.identify(int(row)) for row in features.rows[bad][:3]]
         raise ModelError(
@@ -133,6 +136,7 @@ def measure_pair(
     config: PairConfig,
     evaluate: Callable[[LabelledFeatures], tuple[dict[str, float], list[str]]],
     *,
+    patches: bool,
     out: Path | None,
     source: Mapping[str, object] | None,
 ) -> Results:
@@ -143,6 +147,7 @@ def measure_pair(
         backbone: moved to `config.features.device`.
         config: of the protocol.
         evaluate: figures of the features, and notes on what had to be changed.
+        patches: whether it takes mean patches too.
         out: folder for the JSON file, or None.
         source: where the model came from, for the record.
 
@@ -152,7 +157,7 @@ def measure_pair(
     """
     start = time.perf_counter()
     place(backbone, config.features)
-    pair = extract_pair(backbone, config.data, config.features)
+    pair = extract_pair(backbone, config.data, config.features, patches=patches)
     figures, notes = evaluate(pair)
     model, seconds = describe(backbone, source or {}), time.perf_counter() - start
     results = Results(name, figures, pair.record, model, settings.to_dict(config), seconds, (*pair.notes, *notes))

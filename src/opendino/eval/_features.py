@@ -24,6 +24,7 @@ from opendino.eval.adapters import Backbone
 from opendino.fast.optimize import fast_if_it_pays
 from opendino.machine import cores
 from opendino.models.input_spec import InputSpec
+from opendino.models.vision_transformer import VisionTransformer
 
 _log = logging.getLogger(__name__)
 
@@ -71,14 +72,14 @@ class Features:
 
     Attributes:
         cls: final, layer-normalised CLS token, float32, on the CPU.
-        patch_mean: mean of the final, layer-normalised patch tokens, float32, on the CPU.
+        patch_mean: mean of the final, layer-normalised patch tokens, float32, on the CPU; None if not asked for.
         blocks: CLS after each of the last blocks, normalised too, the last one equal to `cls`; where asked for.
         rows: position of each image in its data set.
         skipped: names of the images that could not be read.
     """
 
     cls: Float[Tensor, "n D"]
-    patch_mean: Float[Tensor, "n D"]
+    patch_mean: Float[Tensor, "n D"] | None
     rows: Int[Tensor, " n"]
     skipped: tuple[str, ...] = ()
     blocks: Float[Tensor, "n L D"] | None = None
@@ -92,8 +93,15 @@ class Features:
         Args:
             kind: CLS, mean patch, or both side by side.
             normalize: L2-normalise; for "both" each half first, so that neither outweighs the other in a cosine.
+
+        Raises:
+            ConfigError: mean patches that were not asked for.
         """
-        parts = {"cls": [self.cls], "patch_mean": [self.patch_mean], "both": [self.cls, self.patch_mean]}[kind]
+        parts = [self.cls] if kind != "patch_mean" else []
+        if kind != "cls":
+            if self.patch_mean is None:
+                raise ConfigError(f"features = {kind}: mean patches were not made; give extract patches=True")
+            parts.append(self.patch_mean)
         if normalize:
             parts = [F.normalize(part, dim=-1) / math.sqrt(len(parts)) for part in parts]
         return torch.cat(parts, dim=-1)
@@ -165,6 +173,7 @@ def extract(
     *,
     what: str = "features",
     blocks: int = 1,
+    patches: bool = True,
 ) -> Features:
     """Run every image of a data set through a backbone, in evaluation mode and without gradient.
 
@@ -177,6 +186,8 @@ def extract(
         config: how images become features, and where features are kept.
         what: name on the progress bar.
         blocks: of how many of the last blocks CLS is wanted; 1 gives only that of the last.
+        patches: whether the mean patch is wanted; what goes to or comes from a cache has it all the same. Without it
+            the last block does less, see `VisionTransformer.leading_tokens`.
 
     Raises:
         DataError: not one image could be read.
@@ -188,24 +199,22 @@ def extract(
     if kept is not None:
         _log.info("%s: %d features from %s", what, len(kept.tensors["rows"]), config.cache)
         return Features(**kept.tensors, skipped=kept.skipped)
-    features = _run(backbone, dataset, config, what, blocks)
+    features = _run(backbone, dataset, config, what, blocks, patches or bool(key))
     if key and is_main():
-        tensors = {"cls": features.cls, "patch_mean": features.patch_mean, "rows": features.rows}
-        _cache.write(
-            config.cache,
-            key,
-            tensors | ({} if features.blocks is None else {"blocks": features.blocks}),
-            features.skipped,
-        )
+        tensors = {name: getattr(features, name) for name in ("cls", "patch_mean", "rows", "blocks")}
+        there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        _cache.write(config.cache, key, there, features.skipped)
     return features
 
 
-def _run(backbone: Backbone, dataset: ImageDataset, config: FeatureConfig, what: str, blocks: int) -> Features:
+def _run(
+    backbone: Backbone, dataset: ImageDataset, config: FeatureConfig, what: str, blocks: int, patches: bool
+) -> Features:
     transform = transform_of(backbone, config)
     device = next(backbone.parameters()).device
     n, dim = len(dataset), backbone.embed_dim
     # CLS of the blocks, first to last, and behind them the mean patch of the last.
-    found = torch.zeros(n, blocks + 1, dim)
+    found = torch.zeros(n, blocks + patches, dim)
     readable = torch.zeros(n, dtype=torch.int64)
     pictures = _Pictures(dataset, transform, range(rank(), n, world_size()))
     training = backbone.training
@@ -219,7 +228,7 @@ def _run(backbone: Backbone, dataset: ImageDataset, config: FeatureConfig, what:
             _report_unreadable(dataset, batch)
             if rows:
                 images = torch.stack([picture for _, picture, _ in batch if picture is not None])
-                found[rows] = tokens_of(model, images.to(device), blocks, config.precision).cpu()
+                found[rows] = tokens_of(model, images.to(device), blocks, config.precision, patches).cpu()
                 readable[rows] = 1
     finally:
         backbone.train(training)
@@ -229,8 +238,8 @@ def _run(backbone: Backbone, dataset: ImageDataset, config: FeatureConfig, what:
         raise DataError(f"{what}: none of the {n} images could be read; see the lines above for the reason of each")
     skipped = tuple(dataset.identify(int(row)) for row in (readable == 0).nonzero().flatten())
     found = found[kept]
-    cls = found[:, -2].clone()
-    return Features(cls, found[:, -1].clone(), kept, skipped, found[:, :-1].clone() if blocks > 1 else None)
+    classes, mean = found[:, :blocks], found[:, blocks].clone() if patches else None
+    return Features(classes[:, -1].clone(), mean, kept, skipped, classes.clone() if blocks > 1 else None)
 
 
 def framing_of(backbone: Backbone, config: FeatureConfig) -> tuple[int, int]:
@@ -254,17 +263,23 @@ def transform_of(backbone: Backbone, config: FeatureConfig) -> EvalTransform:
 
 
 @torch.no_grad()
-def tokens_of(backbone: Backbone, images: Tensor, blocks: int, precision: str) -> Float[Tensor, "B LP D"]:
-    """CLS of each of the last blocks, and behind them the mean patch of the last, in float32."""
+def tokens_of(
+    backbone: Backbone, images: Tensor, blocks: int, precision: str, patches: bool = True
+) -> Float[Tensor, "B LP D"]:
+    """CLS of each of the last blocks, and behind them the mean patch of the last where it is wanted, in float32."""
+    last = []  # patches of the last block
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        if blocks == 1:
+        if not patches and isinstance(backbone, VisionTransformer):
+            classes = [tokens[:, 0] for tokens in backbone.leading_tokens(images, blocks)]
+        elif blocks == 1:
             tokens = backbone.forward_features(images)
-            classes, patches = [tokens["x_norm_clstoken"]], tokens["x_norm_patchtokens"]
+            classes, last = [tokens["x_norm_clstoken"]], [tokens["x_norm_patchtokens"]]
         else:
             layers = backbone.get_intermediate_layers(images, n=blocks, return_class_token=True)
-            classes, patches = [cls for _, cls in layers], layers[-1][0]
+            classes, last = [cls for _, cls in layers], [layers[-1][0]]
     # In float32 also after bfloat16: a mean over a thousand patches needs the digits.
-    return torch.stack([*(cls.float() for cls in classes), patches.float().mean(dim=1)], dim=1)
+    means = [tokens.float().mean(dim=1) for tokens in last if patches]
+    return torch.stack([*(cls.float() for cls in classes), *means], dim=1)
 
 
 def _gather(part: Tensor, device: torch.device) -> Tensor:

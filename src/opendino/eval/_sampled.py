@@ -48,7 +48,7 @@ def sampled(
             whole = pictures[:1]
             norms.append(_patches(backbone, whole, config, norm=False))
             similarities.append(patch_similarity(_patches(backbone, whole, config, norm=True)))
-            seen.append(tokens_of(backbone, pictures[1:], 1, config.precision)[:, 0].cpu())
+            seen.append(tokens_of(backbone, pictures[1:], 1, config.precision, patches=False)[:, 0].cpu())
     if len(seen) < 2:
         return {}
     features = torch.stack(seen)

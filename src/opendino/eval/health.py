@@ -152,9 +152,10 @@ def run(
         raise ConfigError(f"data = {config.data}: health compares images and found one; give two or more")
     heads, missing = _heads_of(config, backbone, str((source or {}).get("source", "")))
     figures = {f"cls_{name}": value for name, value in summary(features.cls).items()}
+    mean = features.select("patch_mean", normalize=False)
     if heads is not None:
         figures |= _of_prototypes(heads, dataset, features.cls, config)
-    figures |= {f"patch_mean_{name}": value for name, value in summary(features.patch_mean).items()}
+    figures |= {f"patch_mean_{name}": value for name, value in summary(mean).items()}
     if config.sample:
         figures |= sampled(backbone, dataset, config.features, images=config.sample, views=config.views)
     data = {"source": config.data, "images": len(features), "skipped": list(features.skipped)}
@@ -186,7 +187,8 @@ def _of_prototypes(
     heads: Heads, dataset: ImageDataset, cls: Float[Tensor, "n D"], config: HealthConfig
 ) -> dict[str, float]:
     """Figures of the prototypes, from the teacher's features and the student's of the same images."""
-    seen = extract(heads.student, dataset, replace(config.features, cache=""), what="images, by the student")
+    plain = replace(config.features, cache="")
+    seen = extract(heads.student, dataset, plain, what="images, by the student", patches=False)
     told = summary(cls, heads.teacher_probabilities(cls), student=heads.student_logarithms(seen.cls),
                    prototypes=heads.teacher_head.last_layer.weight_v)  # fmt: skip
     return {name: value for name, value in told.items() if name not in summary(cls)}

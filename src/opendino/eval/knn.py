@@ -97,7 +97,7 @@ def run(
         device = next(backbone.parameters()).device
         return evaluate(train, pair.train_labels, val, pair.val_labels, config.knn, device=device)
 
-    return measure_pair("knn", backbone, config, figures, out=out, source=source)
+    return measure_pair("knn", backbone, config, figures, patches=kind != "cls", out=out, source=source)
 
 
 def evaluate(

@@ -260,7 +260,7 @@ def _augmented(
 def tokens_of_features(found: Features) -> Float[Tensor, "n LP D"]:
     """What heads see of features: CLS of the last blocks, and behind them the mean patch."""
     blocks = found.cls[:, None] if found.blocks is None else found.blocks
-    return torch.cat([blocks, found.patch_mean[:, None]], dim=1)
+    return torch.cat([blocks, found.select("patch_mean", normalize=False)[:, None]], dim=1)
 
 
 def _key(config: LinearConfig, model_hash: str) -> str:

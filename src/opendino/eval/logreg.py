@@ -91,7 +91,7 @@ def run(
         train, val = (part.select(kind, normalize=False) for part in (pair.train, pair.val))
         return evaluate(train, pair.train_labels, val, pair.val_labels, config.logreg)
 
-    return measure_pair("logreg", backbone, config, figures, out=out, source=source)
+    return measure_pair("logreg", backbone, config, figures, patches=kind != "cls", out=out, source=source)
 
 
 def evaluate(

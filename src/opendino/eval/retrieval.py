@@ -190,8 +190,9 @@ def run(
         raise ConfigError("data is missing: give data.queries and data.database, or data.ground_truth and data.images")
     # Boxes are not part of a file, so features of cut queries are not kept.
     without = replace(config.features, cache="")
-    asked = extract(backbone, queries, without if truths else config.features, what="queries")
-    known = extract(backbone, database, config.features, what="database")
+    patches = config.retrieval.feature != "cls"
+    asked = extract(backbone, queries, without if truths else config.features, what="queries", patches=patches)
+    known = extract(backbone, database, config.features, what="database", patches=patches)
     skipped = [*asked.skipped, *known.skipped]
     if truths is not None and skipped:
         raise DataError(f"{skipped[0]}: cannot be read, and rows of the ground truth would shift")

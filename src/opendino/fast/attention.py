@@ -1,70 +1,139 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention for inference, by whichever way is the faster one for the device and the type; used by `block.py`."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from opendino.onednn import seconds_of
+
 SCORES_AT_ONCE = 2**20
 """Attention scores that are held at a time where the products are written out: two megabytes, about a core's cache."""
 
 _FEWEST_ROWS = 32
+_TRIAL_TOKENS = 1024
+_CLOSE, _NOISE = 5e-2, 1.1  # as in `onednn.py`
 
 
-def attend(qkv: Float[Tensor, "B T D3"], heads: int, bias: Tensor | None = None) -> Float[Tensor, "B T D"]:
+def attend(
+    q: Float[Tensor, "B t D"],
+    k: Float[Tensor, "B T D"],
+    v: Float[Tensor, "B T D"],
+    heads: int,
+    bias: Tensor | None = None,
+    *,
+    trial: bool = False,
+) -> Float[Tensor, "B t D"]:
     """softmax(q k^T + bias) v within each image; the queries are scaled already.
 
+    Float32 and other devices take PyTorch's fused kernel, which no other way was faster than. Bfloat16 on a CPU is
+    written out, or takes the way that a trial finds the faster one on this machine.
+
     Args:
-        qkv: queries, keys and values side by side, each of all heads.
+        q: queries of all heads, of every token or of the first ones.
+        k: keys.
+        v: values.
         heads: number of heads A.
-        bias: added to the scores, or true where a token may be seen; anything that fits [B, A, T, T].
+        bias: added to the scores, or true where a token may be seen; anything that fits [B, A, t, T].
+        trial: for bfloat16 on a CPU look once which way is the faster one for so many tokens.
     """
-    B, T, D3 = qkv.shape
-    # Fused, PyTorch's kernel takes 1.3 to 1.8 times as long in bfloat16 on a CPU (benchmarks/attention.py).
+    B, t, D = q.shape
+    T, d = k.shape[1], D // heads
     of_keys = bias is None or (bias.shape == (B, 1, 1, T) and bias.dtype != torch.bool)
-    if of_keys and qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
-        return _in_parts(qkv, heads, None if bias is None else bias.flatten(1))
-    q, k, v = qkv.view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    may_be_written = of_keys and q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if may_be_written and (t < T or not trial or written_out_pays(T, heads, d)):  # of few queries always faster
+        return _in_parts(q, k, v, heads, None if bias is None else bias.flatten(1))
+    return _fused(q, k, v, heads, bias)
+
+
+def written_out_pays(tokens: int, heads: int, width: int) -> bool:
+    """Whether attention in bfloat16 on this CPU is right, and not slower, with its products written out.
+
+    Args:
+        tokens: of an image.
+        heads: of a layer.
+        width: of a head.
+    """
+    return _trial(tokens, heads, width, torch.get_num_threads())
+
+
+@lru_cache(maxsize=256)
+def _trial(tokens: int, heads: int, width: int, _threads: int) -> bool:
+    images = max(_TRIAL_TOKENS // tokens, 1)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        qkv = torch.randn(images, tokens, 3 * heads * width, generator=torch.Generator().manual_seed(0))
+        q, k, v = qkv.bfloat16().chunk(3, dim=-1)
+        q = q * width**-0.5
+        ways = (lambda: _in_parts(q, k, v, heads, None), lambda: _fused(q, k, v, heads, None))
+        written, fused = (way().float() for way in ways)
+        if not (written - fused).abs().max() <= _CLOSE * fused.abs().max():
+            return False
+        new, old = seconds_of(ways)
+        return new < _NOISE * old
+
+
+def _fused(
+    q: Float[Tensor, "B t D"], k: Float[Tensor, "B T D"], v: Float[Tensor, "B T D"], heads: int, bias: Tensor | None
+) -> Float[Tensor, "B t D"]:
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-    return mixed.transpose(1, 2).reshape(B, T, D3 // 3)
+    return mixed.transpose(1, 2).flatten(2)
 
 
-def weights(qkv: Float[Tensor, "B T D3"], heads: int, bias: Tensor | None = None) -> Float[Tensor, "B A T T"]:
+def weights(
+    q: Float[Tensor, "B t D"], k: Float[Tensor, "B T D"], heads: int, bias: Tensor | None = None
+) -> Float[Tensor, "B A t T"]:
     """softmax(q k^T + bias) itself, for those who want to see it."""
-    B, T, _ = qkv.shape
-    q, k, _v = qkv.view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k))
     scores = q @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
     return scores.softmax(dim=-1)
 
 
-def _in_parts(qkv: Float[Tensor, "B T D3"], heads: int, bias: Float[Tensor, "B T"] | None) -> Float[Tensor, "B T D"]:
+def _in_parts(
+    q: Float[Tensor, "B t D"],
+    k: Float[Tensor, "B T D"],
+    v: Float[Tensor, "B T D"],
+    heads: int,
+    bias: Float[Tensor, "B T"] | None,
+) -> Float[Tensor, "B t D"]:
     """A few images at a time; or a few heads of one image, or queries of one head, where images are large.
 
     Args:
-        qkv: as `attend`.
+        q: as `attend`.
+        k: as `attend`.
+        v: as `attend`.
         heads: as `attend`.
         bias: of each key, for all heads and queries.
     """
-    B, T, D3 = qkv.shape
-    d = D3 // (3 * heads)
-    together = max(SCORES_AT_ONCE // (T * T), 1)
-    images, rows = max(together // heads, 1), min(max(SCORES_AT_ONCE // T, _FEWEST_ROWS), T)
-    out = qkv.new_empty(B, T, heads, d)
+    B, t, D = q.shape
+    T, d = k.shape[1], D // heads
+    together = max(SCORES_AT_ONCE // (t * T), 1)
+    images, rows = max(together // heads, 1), min(max(SCORES_AT_ONCE // T, _FEWEST_ROWS), t)
+    out = q.new_empty(B, t, heads, d)
     each = None if bias is None else bias.repeat_interleave(heads, dim=0)[:, None]  # of each head
-    for first_image, part in zip(range(0, B, images), qkv.view(B, T, 3, heads, d).split(images), strict=True):
-        n = len(part)
-        of_part = None if each is None else each[first_image * heads :]
-        q, keys, v = part.permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format).view(3, n * heads, T, d)
+    for first_image in range(0, B, images):
+        these_images = slice(first_image, first_image + images)
+        queries, keys, values = (_by_head(part[these_images], heads) for part in (q, k, v))
+        n = len(queries) // heads
+        of_part = None if each is None else each[first_image * heads :][: n * heads]
         step = n * heads if n > 1 else together
         for some in (slice(first, first + step) for first in range(0, n * heads, step)):
-            for these in (slice(first, first + rows) for first in range(0, T, rows)):
-                scores = torch.bmm(q[some, these], keys[some].transpose(1, 2))
+            for these in (slice(first, first + rows) for first in range(0, t, rows)):
+                scores = torch.bmm(queries[some, these], keys[some].transpose(1, 2))
                 if of_part is not None:
                     scores += of_part[some]
                 # what is mixed takes the place of the queries, which nobody needs any more
-                q[some, these] = torch.bmm(torch.softmax(scores, dim=-1, out=scores), v[some])
-        out[first_image : first_image + n].copy_(q.view(n, heads, T, d).transpose(1, 2))
-    return out.view(B, T, heads * d)
+                queries[some, these] = torch.bmm(torch.softmax(scores, dim=-1, out=scores), values[some])
+        out[these_images].copy_(queries.view(n, heads, t, d).transpose(1, 2))
+    return out.view(B, t, D)
+
+
+def _by_head(part: Float[Tensor, "B T D"], heads: int) -> Float[Tensor, "BA T d"]:
+    """A copy with the tokens of a head side by side."""
+    split = part.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return split.clone(memory_format=torch.contiguous_format).flatten(0, 1)

@@ -84,14 +84,17 @@ class FastBlock(nn.Module):
     Args:
         parts: weights.
         products: how to multiply.
+        last: whether queries have a layer of their own, which `first_tokens` then asks for no more than it needs.
     """
 
-    def __init__(self, parts: BlockParts, products: Products) -> None:
+    def __init__(self, parts: BlockParts, products: Products, *, last: bool = False) -> None:
         super().__init__()
-        self.dtype, self.heads = products.dtype, parts.heads
+        self.dtype, self.heads, self.trial = products.dtype, parts.heads, products.packed is None
         self.enters = torch.float32 if products.int8 else products.dtype  # 8-bit layers do their own rounding
         self.norm1, self.norm2 = _norm(parts.norm1), _norm(parts.norm2)
-        self.qkv = _fold(parts.qkv, _query_scale(parts), products)
+        D, scale = parts.qkv.in_features, _query_scale(parts)
+        layers = (slice(D), slice(D, 3 * D)) if last else (slice(3 * D),)
+        self.qkv = nn.ModuleList(_fold(_outputs(parts.qkv, some), scale[some], products) for some in layers)
         # as wide as deep, the layer costs in 8 bits what it gains
         self.proj = _fold(parts.proj, parts.scale1, products._replace(int8=False))
         self.feed = _feed_forward(parts, products)
@@ -109,8 +112,16 @@ class FastBlock(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self._few_at_a_time(x.float())
 
+    @torch.no_grad()
+    def first_tokens(self, x: Float[Tensor, "B T D"], n: int) -> Float32[Tensor, "B n D"]:
+        """The first `n` tokens of `self(x)`: of the others keys and values alone, if the block was made as `last`."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            mixed = [self._mixed(part, n) for part in x.split(_at_once(x))]
+            return self._finished(x[:, :n], mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+
     def _few_at_a_time(self, x: Float32[Tensor, "B T D"]) -> Float32[Tensor, "B T D"]:
-        at_once = max(TOKENS_AT_ONCE // x.shape[1], 1) if x.device.type == "cpu" else len(x)
+        at_once = _at_once(x)
         if len(x) <= at_once:
             return self.run(x)
         out = torch.empty_like(x)
@@ -120,14 +131,39 @@ class FastBlock(nn.Module):
 
     def run(self, x: Float32[Tensor, "B T D"], bias: Tensor | None = None) -> Float32[Tensor, "B T D"]:
         """The block on tokens that fit the cache; `bias` is that of `attend`."""
-        mixed = attend(self.qkv(self.norm1(x).to(self.enters)), self.heads, bias)
+        return self._finished(x, self._mixed(x, None, bias))
+
+    def project(
+        self, x: Float32[Tensor, "B T D"], n: int | None = None
+    ) -> tuple[Float[Tensor, "B t D"], Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
+        """Queries of the first `n` tokens, or of all, and all keys and values."""
+        normed = self.norm1(x).to(self.enters)
+        if len(self.qkv) == 1:
+            q, k, v = self.qkv[0](normed).chunk(3, dim=-1)
+            return q[:, :n], k, v
+        return self.qkv[0](normed[:, :n]), *self.qkv[1](normed).chunk(2, dim=-1)
+
+    def _mixed(
+        self, x: Float32[Tensor, "B T D"], n: int | None = None, bias: Tensor | None = None
+    ) -> Float[Tensor, "B t D"]:
+        return attend(*self.project(x, n), self.heads, bias, trial=self.trial)
+
+    def _finished(self, x: Float32[Tensor, "B t D"], mixed: Float[Tensor, "B t D"]) -> Float32[Tensor, "B t D"]:
+        """What is behind attention."""
         x = x + self.proj(mixed)
+        del mixed  # what is as wide as the tokens is not to lie beside the feed-forward layer's
         x += self.feed(self.norm2(x).to(self.enters))
         return x
 
     def attention_weights(self, x: Float[Tensor, "B T D"], bias: Tensor | None = None) -> Float[Tensor, "B A T T"]:
         """Attention's weights on tokens before the block."""
-        return weights(self.qkv(self.norm1(x.float()).to(self.enters)), self.heads, bias)
+        q, k, _ = self.project(x.float())
+        return weights(q, k, self.heads, bias)
+
+
+def _at_once(x: Float[Tensor, "B T D"]) -> int:
+    """Images that go through a block together."""
+    return max(TOKENS_AT_ONCE // x.shape[1], 1) if x.device.type == "cpu" else len(x)
 
 
 class _Gated(nn.Module):
@@ -207,14 +243,14 @@ def _feed_forward(parts: BlockParts, products: Products) -> nn.Module:
     second = _fold(parts.second, parts.scale2, products, floor=GELU_FLOOR if parts.kind == "mlp" else None)
     if parts.kind == "mlp":
         return nn.Sequential(_fold(parts.first, None, products, "gelu"), second)
-    gate, value = (_half(parts.first, half) for half in (0, 1))
+    wide = parts.first.out_features // 2
+    gate, value = (_outputs(parts.first, some) for some in (slice(wide), slice(wide, 2 * wide)))
     return _Gated(_fold(gate, None, products, "silu"), _fold(value, None, products), second)
 
 
-def _half(layer: nn.Linear, half: int) -> nn.Linear:
-    """The first or the second half of a layer's outputs, on the same memory."""
-    wide = layer.out_features // 2
-    part = nn.Linear(layer.in_features, wide, bias=layer.bias is not None, device="meta")
+def _outputs(layer: nn.Linear, some: slice) -> nn.Linear:
+    """A layer that gives some of the outputs, on the same memory."""
+    part = nn.Linear(layer.in_features, some.stop - (some.start or 0), bias=layer.bias is not None, device="meta")
     for name, whole in layer.named_parameters():
-        setattr(part, name, nn.Parameter(whole.detach()[half * wide :][:wide], requires_grad=False))
+        setattr(part, name, nn.Parameter(whole.detach()[some], requires_grad=False))
     return part

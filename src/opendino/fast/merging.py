@@ -22,7 +22,8 @@ def merged_blocks(
     *,
     share: float,
     protected: int,
-) -> list[Float[Tensor, "B T D"]]:
+    first: int | None = None,
+) -> list[Float[Tensor, "B _ D"]]:
     """Tokens after each of the wanted blocks, with fewer and fewer of them on the way.
 
     Args:
@@ -31,9 +32,10 @@ def merged_blocks(
         wanted: numbers of blocks, counted from 0.
         share: of an image's patches that each block lets go, at most half of those it is given.
         protected: leading tokens that stay alone: CLS and registers.
+        first: how many of those are wanted; None for all tokens.
 
     Returns:
-        All T tokens each time; those that went on as one are equal.
+        All T tokens each time, or the first ones; those that went on as one are equal.
     """
     B, T, _ = tokens.shape
     few = round(share * (T - protected))
@@ -43,9 +45,12 @@ def merged_blocks(
         taken.append([])
         merged = Merged(part, protected)
         for i, block in enumerate(blocks):
+            if first is not None and i == max(wanted):
+                taken[-1].append(leading(block, merged, first))
+                break
             run_block(block, merged, few)
             if i in wanted:
-                taken[-1].append(merged.restored())
+                taken[-1].append(merged.restored()[:, :first])
             if i == max(wanted):
                 break
     return [torch.cat(parts) for parts in zip(*taken, strict=True)]
@@ -53,15 +58,18 @@ def merged_blocks(
 
 def run_block(block: FastBlock, merged: "Merged", few: int) -> None:
     """One block on what is left of the tokens, letting go of `few` between attention and the feed-forward layer."""
-    x = merged.tokens
-    qkv = block.qkv(block.norm1(x).to(block.enters))
-    # a token that stands for s patches is looked at s times
-    mixed = attend(qkv, block.heads, merged.sizes.log().to(qkv.dtype)[:, None, None])
-    merged.tokens = x + block.proj(mixed)
+    q, k, v = block.project(merged.tokens)
+    merged.tokens = merged.tokens + block.proj(attend(q, k, v, block.heads, merged.bias(q.dtype)))
     if few:
-        keys = qkv.unflatten(-1, (3, block.heads, -1))[:, :, 1].float().mean(dim=2)
-        merged.let_go(keys, few)
+        merged.let_go(k.unflatten(-1, (block.heads, -1)).float().mean(dim=2), few)
     merged.tokens += block.feed(block.norm2(merged.tokens).to(block.enters))
+
+
+def leading(block: FastBlock, merged: "Merged", first: int) -> Float32[Tensor, "B first D"]:
+    """The first tokens of what `run_block` leaves, which merging leaves alone."""
+    q, k, v = block.project(merged.tokens, first)
+    x = merged.tokens[:, :first] + block.proj(attend(q, k, v, block.heads, merged.bias(q.dtype)))
+    return x + block.feed(block.norm2(x).to(block.enters))
 
 
 class Merged:
@@ -82,6 +90,10 @@ class Merged:
         self.tokens, self.protected = tokens, protected
         self.sizes: Float32[Tensor, "B t"] = tokens.new_ones(B, T)
         self.places: Int64[Tensor, "B T"] = torch.arange(T, device=tokens.device).expand(B, T)
+
+    def bias(self, dtype: torch.dtype) -> Float[Tensor, "B 1 1 t"]:
+        """Of the keys: a token that stands for s patches is looked at s times."""
+        return self.sizes.log().to(dtype)[:, None, None]
 
     def let_go(self, keys: Float32[Tensor, "B t d"], few: int) -> None:
         """Merge tokens of every other place into the most similar one of the places between: the `few` most similar.

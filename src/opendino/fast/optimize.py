@@ -49,6 +49,12 @@ class FastVisionTransformer(VisionTransformer):
         with torch.autocast(self.cls_token.device.type, enabled=False):
             return super().get_intermediate_layers(x, *args, **kwargs)
 
+    @torch.no_grad()
+    def leading_tokens(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  as above
+        """As `VisionTransformer.leading_tokens`, without gradients and outside autocast."""
+        with torch.autocast(self.cls_token.device.type, enabled=False):
+            return super().leading_tokens(x, *args, **kwargs)
+
     def _tokens(self, x: Tensor, masks: Tensor | None) -> Float[Tensor, "B T D"]:
         return super()._tokens(x.to(self.cls_token.dtype), masks)
 
@@ -59,9 +65,11 @@ class FastVisionTransformer(VisionTransformer):
 class MergingVisionTransformer(FastVisionTransformer):
     """One that merges tokens on the way; the other does not pass by here, and holds no tokens but the last ones."""
 
-    def _after_blocks(self, tokens: Float[Tensor, "B T D"], wanted: set[int]) -> list[Float[Tensor, "B T D"]]:
+    def _after_blocks(
+        self, tokens: Float[Tensor, "B T D"], wanted: set[int], first: int | None = None
+    ) -> list[Float[Tensor, "B _ D"]]:
         blocks, protected = cast("list[FastBlock]", list(self.blocks)), 1 + self.num_register_tokens
-        return merged_blocks(blocks, tokens, wanted, share=self.merge, protected=protected)
+        return merged_blocks(blocks, tokens, wanted, share=self.merge, protected=protected, first=first)
 
 
 def optimize(
@@ -89,8 +97,9 @@ def optimize(
         merge: share of an image's patches that each block merges into others like them, 0 to 0.5 (token merging); they
             come back as equal tokens at the end. 0.04 leaves half of the patches after twelve blocks. For backbones and
             classifiers of `opendino.load`; docs/performance.md says what it costs.
-        trial: on a CPU, choose how to multiply by a short trial of speed; False takes oneDNN wherever it is there, so
-            that another process has the same numbers to the last bit.
+        trial: on a CPU, choose how to multiply, and in bfloat16 how to attend, by short trials of speed; False takes
+            oneDNN wherever it is there and attention written out, so that another process has the same numbers to the
+            last bit.
 
     Raises:
         ModelError: a model or a type that this cannot be done for, or a size that does not fit the patch.
@@ -158,7 +167,8 @@ def _backbone(
         raise ModelError("optimize: the model is optimized already; give the one that it was made from")
     if not 0 <= merge <= 0.5:
         raise ModelError(f"optimize: merge={merge} is no share from 0 to 0.5 of an image's patches")
-    blocks = nn.ModuleList(fast_block(block, products) for block in model.blocks)
+    last = model.depth - 1
+    blocks = nn.ModuleList(fast_block(block, products, last=i == last) for i, block in enumerate(model.blocks))
     if merge and not all(isinstance(block, FastBlock) for block in blocks):
         raise ModelError("optimize: merge needs blocks as they were made, and some have other layers, such as LoRA's")
     fast: Any = copy.deepcopy(model, {id(model.blocks): nn.ModuleList()}).float()
@@ -176,7 +186,7 @@ def _backbone(
     return fast
 
 
-def fast_block(block: nn.Module, products: Products) -> nn.Module:
+def fast_block(block: nn.Module, products: Products, *, last: bool = False) -> nn.Module:
     """The fast one of a block; a copy of it where it holds layers that are not its own."""
     parts = parts_of(block)
-    return copy.deepcopy(block) if parts is None else FastBlock(parts, products)
+    return copy.deepcopy(block) if parts is None else FastBlock(parts, products, last=last)

@@ -83,11 +83,35 @@ class Block(nn.Module):
         packed, groups = pack(xs)
         return unpack(self(packed, groups), groups)
 
+    def first_tokens(self, x: Float[Tensor, "B T D"], n: int) -> Float[Tensor, "B n D"]:
+        """The first `n` tokens of `self(x)`: of the others only keys and values are computed.
+
+        The whole block runs where more than its formula is asked for: where stochastic depth draws, where a hook
+        listens, and where a layer of its attention is not its own, such as LoRA's.
+        """
+        if (self.training and self.drop_path > 0) or not _is_as_made(self):
+            return self(x)[:, :n]
+        first = x[:, :n] + self.ls1(self.attn.first_tokens(self.norm1(x), n))
+        return first + self._feed(first)
+
     def _mix(self, x: Tensor, groups: Groups | None) -> Tensor:
         return self.ls1(self.attn(self.norm1(x), groups))
 
     def _feed(self, x: Tensor, groups: Groups | None = None) -> Tensor:  # noqa: ARG002  same call as _mix
         return self.ls2(self.mlp(self.norm2(x)))
+
+
+def _is_as_made(block: Block) -> bool:
+    """Whether a block's numbers are all that anybody can see of it."""
+    own = type(block).forward is Block.forward and type(block.attn) is Attention and type(block.attn.qkv) is nn.Linear
+    return own and not any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+        for module in block.modules()
+    )
 
 
 def _feed_forward(name: str, dim: int, hidden_dim: int, bias: bool) -> nn.Module:

@@ -19,7 +19,11 @@ from torch.optim import Optimizer
 from opendino.distributed import world_size
 from opendino.layers.block import Block
 
-_CALLED_BY_NAME = ("forward_features", "get_intermediate_layers")  # what is called besides the module itself
+_CALLED_BY_NAME = (
+    "forward_features",
+    "leading_tokens",
+    "get_intermediate_layers",
+)  # what is called besides the module itself
 
 
 def shard(student: nn.ModuleDict, teacher: nn.ModuleDict, optimizer: Optimizer, precision: str) -> None:

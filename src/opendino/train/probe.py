@@ -134,7 +134,8 @@ class Probe:
             teacher_temp: temperature of the prototype probabilities.
         """
         backbone = cast("VisionTransformer", method.teacher["backbone"])
-        val = extract(backbone, self._val, self._features, what="probe")
+        patches = self._train is not None and self.config.feature != "cls"
+        val = extract(backbone, self._val, self._features, what="probe", patches=patches)
         figures = health.summary(
             val.cls, _probabilities(method, val.cls, teacher_temp), prototypes=prototypes_of(method.teacher)
         )
@@ -142,7 +143,7 @@ class Probe:
         record = {f"health/{name}": value for name, value in figures.items()}
         if self._train is None:
             return record
-        train = extract(backbone, self._train, self._features, what="probe")
+        train = extract(backbone, self._train, self._features, what="probe", patches=patches)
         labels, wanted = _labels(self._train, train.rows), _labels(self._val, val.rows)
         accuracy, _ = knn.evaluate(
             train.select(self.config.feature, normalize=True),

@@ -119,9 +119,9 @@ def _look(
 def _cls(backbone: VisionTransformer, image: Decoded, size: int) -> Float[Tensor, " D"]:
     pixels, _ = as_input(backbone, image, size)
     training = backbone.training
-    tokens = backbone.eval().forward_features(pixels.to(next(backbone.parameters()).device))
+    (tokens,) = backbone.eval().leading_tokens(pixels.to(next(backbone.parameters()).device))
     backbone.train(training)
-    return tokens["x_norm_clstoken"][0].float().cpu()
+    return tokens[0, 0].float().cpu()
 
 
 def layout(features: Float[Tensor, "n D"], config: EmbeddingConfig = EmbeddingConfig()) -> Float[np.ndarray, "n 2"]:

@@ -34,6 +34,18 @@ def test_features_are_those_of_the_model():
     assert {name: tuple(one.shape[1:]) for name, one in found.items()} == embedder.shapes
 
 
+@pytest.mark.parametrize("merge", [0.0, 0.2])
+def test_without_patches_the_last_block_does_less_and_says_the_same(merge, monkeypatch):
+    backbone, image = model(num_register_tokens=2), torch.randn(2, 3, 16, 16)
+    settings = {"merge": merge, "layers": (2, 0)}
+    whole = Embedder(backbone, FeatureSettings(features=("cls", "registers", "patch_mean"), **settings))(image)
+    monkeypatch.setattr(VisionTransformer, "get_intermediate_layers", None)
+    found = Embedder(backbone, FeatureSettings(features=("registers", "cls"), **settings))(image)
+    assert list(found) == ["registers_2", "cls_2", "registers_0", "cls_0"]
+    for name, one in found.items():
+        torch.testing.assert_close(one, whole[name], rtol=1e-5, atol=1e-5)
+
+
 def test_layers_come_in_the_order_asked_for():
     backbone = model()
     embedder = Embedder(backbone, FeatureSettings(layers=(2, 0)))

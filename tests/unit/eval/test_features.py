@@ -44,6 +44,24 @@ def test_features_are_those_of_each_image_alone(folder, backbone):
     assert found.skipped == ()
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_cls_alone_is_cls_beside_patches(folder, backbone, blocks, tmp_path_factory, monkeypatch):
+    dataset = open_dataset(folder)
+    both = extract(backbone, dataset, FeatureConfig(batch_size=3), blocks=blocks)
+    kept = FeatureConfig(batch_size=3, cache=str(tmp_path_factory.mktemp("kept")))
+    cached = extract(backbone, dataset, kept, blocks=blocks, patches=False)
+    torch.testing.assert_close(cached.patch_mean, both.patch_mean, rtol=0, atol=0)  # for who comes next
+    monkeypatch.setattr(VisionTransformer, "get_intermediate_layers", None)
+    monkeypatch.setattr(VisionTransformer, "forward_features", None)
+    alone = extract(backbone, dataset, FeatureConfig(batch_size=3), blocks=blocks, patches=False)
+    assert alone.patch_mean is None
+    torch.testing.assert_close(alone.cls, both.cls, rtol=1e-5, atol=1e-5)
+    if blocks > 1:
+        torch.testing.assert_close(alone.blocks, both.blocks, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match="mean patches were not made"):
+        alone.select("both", normalize=False)
+
+
 def test_unreadable_images_are_skipped_and_named(folder, backbone, caplog):
     (folder / "2.png").write_bytes(b"no picture")
     (folder / "6.png").write_bytes(b"")

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from opendino.fast import block as fast
 from opendino.fast.block import FastBlock, Products, parts_of
@@ -62,3 +63,27 @@ def test_other_layers_are_not_taken_for_plain_ones():
     block.attn.qkv = Adapted(32, 96)
     assert parts_of(block) is None
     assert parts_of(torch.nn.Identity()) is None
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_tokens_are_those_of_the_whole_block(kind, dtype, close, monkeypatch):
+    block, x = random_block(**KINDS[kind]), torch.randn(5, 7, 32)
+    wanted = block(x)[:, :2]
+    for last in (True, False):
+        made = FastBlock(parts_of(block), Products(dtype), last=last)
+        for at_once in (2048, 15):  # all, or two images at a time
+            monkeypatch.setattr(fast, "TOKENS_AT_ONCE", at_once)
+            found = made.first_tokens(x, 2)
+            torch.testing.assert_close(found, wanted, atol=close * 5, rtol=close)
+            # bfloat16 rounds what is summed in another order
+            torch.testing.assert_close(found, made(x)[:, :2], atol=close, rtol=close / 5)
+
+
+def test_first_tokens_cost_what_they_need(monkeypatch):
+    """Of 3 x 7 tokens of 32 channels, keys and values; of 3 x 1, queries, output and MLP: 24 D^2 operations in all."""
+    monkeypatch.setattr(fast.onednn, "pays", lambda *_: False)  # whose products nobody counts
+    made = FastBlock(parts_of(random_block()), Products(torch.float32), last=True)
+    with FlopCounterMode(display=False) as counted:
+        made.first_tokens(torch.randn(3, 7, 32), 1)
+    assert counted.get_total_flops() == 2 * 32 * 32 * (3 * 7 * 2 + 3 * (1 + 1 + 8))

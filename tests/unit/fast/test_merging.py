@@ -36,6 +36,8 @@ def test_equal_tokens_lose_nothing_as_one(backbone, dtype, close):
     found, wanted = fast.forward_features(images), model.forward_features(images)
     for name in ("x_norm_clstoken", "x_norm_regtokens", "x_norm_patchtokens", "x_prenorm"):
         assert (found[name] - wanted[name]).abs().max() / wanted[name].abs().max() < close, name
+    (leading,) = fast.leading_tokens(images)
+    assert (leading[:, 0] - wanted["x_norm_clstoken"]).abs().max() / wanted["x_norm_clstoken"].abs().max() < close
     for one, other in zip(
         fast.get_intermediate_layers(images, n=[0, 1], reshape=True),
         model.get_intermediate_layers(images, n=[0, 1], reshape=True),
@@ -55,6 +57,10 @@ def test_merged_patches_are_equal_and_others_are_not(backbone):
     for image in patches:
         assert len(image.unique(dim=0)) == 16 - 3 * 4  # 16, 12, 8, 4
     assert torch.equal(optimize(model, "fp32", merge=0.0)(images), optimize(model, "fp32")(images))
+    fast = optimize(model, "fp32", merge=0.25)
+    whole = fast.get_intermediate_layers(images, [0, 2], return_class_token=True)
+    for leading, (_, cls) in zip(fast.leading_tokens(images, [0, 2]), whole, strict=True):
+        torch.testing.assert_close(leading[:, 0], cls, rtol=1e-5, atol=1e-5)
     alone = optimize(model, "fp32", merge=0.25).forward_features(images[1:])["x_norm_patchtokens"]
     torch.testing.assert_close(alone, patches[1:], rtol=1e-4, atol=1e-5)
 

@@ -49,10 +49,21 @@ def test_every_method_gives_the_same_numbers(backbone, settings, dtype):
         for one, other in pairs:
             for a, b in zip(one, other, strict=True):
                 assert apart(a, b) < close
-        assert apart(fast(images), model(images)) < close
+        assert apart(fast(images, masks), wanted["x_norm_clstoken"]) < close
+        assert apart(fast(images, masks), found["x_norm_clstoken"]) < close / 5
+        R = model.num_register_tokens
+        for one, (_, cls, registers) in zip(
+            fast.leading_tokens(images, [0, 2]),
+            fast.get_intermediate_layers(images, [0, 2], return_class_token=True, return_register_tokens=True),
+            strict=True,
+        ):
+            assert one.shape[1] == 1 + R
+            assert apart(one, torch.cat([cls[:, None], registers], dim=1)) < close / 5
     crops = [torch.randn(2, 3, 28, 28), torch.randn(3, 3, 14, 14)]
     for one, other in zip(fast.forward_features(crops), model.forward_features(crops), strict=True):
         assert apart(one["x_norm_patchtokens"], other["x_norm_patchtokens"]) < close
+    for one, other in zip(fast(crops), model.forward_features(crops), strict=True):
+        assert apart(one, other["x_norm_clstoken"]) < close
 
 
 @pytest.mark.skipif(not onednn.int8_available(), reason="this processor has no fast 8-bit products")
@@ -67,6 +78,7 @@ def test_eight_bits_come_near(backbone, settings):
         error = (found[name] - wanted[name]).square().mean().sqrt() / wanted[name].square().mean().sqrt()
         assert 1e-4 < error < 4e-2, name
     assert torch.equal(fast(images[1:2])[0], fast(images)[1])
+    assert apart(fast(images), found["x_norm_clstoken"]) < 1e-2
 
 
 def test_eight_bits_are_refused_where_there_are_none(backbone, monkeypatch):

@@ -5,8 +5,10 @@ import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from opendino.errors import ConversionError, ModelError
+from opendino.layers.lora import add_lora
 from opendino.models.vision_transformer import VisionTransformer, fold_chunks
 
 TINY = {"img_size": 28, "patch_size": 14, "embed_dim": 64, "depth": 4, "num_heads": 1, "init_values": 1.0}
@@ -122,9 +124,125 @@ def test_forward_gives_cls_or_everything():
     model = tiny()
     x = torch.randn(2, 3, 28, 28)
     features = model(x, is_training=True)
-    assert torch.equal(model(x), features["x_norm_clstoken"])
+    cls = model(x)
+    assert apart(cls, features["x_norm_clstoken"]) < 1e-6
+    assert torch.equal(model.train()(x), cls)
     model.head = torch.nn.Linear(64, 7)
-    assert torch.equal(model(x), model.head(features["x_norm_clstoken"]))
+    assert torch.equal(model(x), model.head(cls))
+
+
+def apart(found, wanted):
+    """Largest difference, in units of the largest number there is."""
+    assert found.shape == wanted.shape
+    return float((found.detach() - wanted.detach()).abs().max() / wanted.detach().abs().max())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_register_tokens": 3, "interpolate_offset": 0.0, "interpolate_antialias": True},
+        {"ffn_layer": "swiglu"},
+        {"ffn_layer": "identity"},
+        {"init_values": None},
+        {"qkv_bias": False, "proj_bias": False, "ffn_bias": False},
+        {"drop_path_rate": 0.3, "depth": 1},
+    ],
+)
+def test_leading_tokens_are_those_of_the_whole_pass(changes):
+    model, R = tiny(**changes), changes.get("num_register_tokens", 0)
+    for height, width in ((28, 28), (14, 56), (70, 42)):
+        x, masks = torch.randn(3, 3, height, width), torch.rand(3, height * width // 196) < 0.4
+        features = model.forward_features(x, masks)
+        (found,) = model.leading_tokens(x, masks=masks)
+        assert found.shape == (3, 1 + R, 64)
+        assert apart(found[:, 0], features["x_norm_clstoken"]) < 1e-6
+        assert torch.equal(model(x, masks), found[:, 0])
+        if R:
+            assert apart(found[:, 1:], features["x_norm_regtokens"]) < 1e-6
+    layers = sorted({0, model.depth // 2})
+    whole = model.get_intermediate_layers(x, layers, return_class_token=True, return_register_tokens=True)
+    for found, (_, cls, registers) in zip(model.leading_tokens(x, layers), whole, strict=True):
+        assert apart(found, torch.cat([cls[:, None], registers], dim=1)) < 1e-6
+    with pytest.raises(ModelError, match="asks for blocks"):
+        model.leading_tokens(x, [model.depth])
+
+
+def test_lists_without_training_give_a_list():
+    model, crops = tiny(), [torch.randn(2, 3, 28, 28), torch.randn(3, 3, 14, 14)]
+    masks = [torch.rand(2, 4) < 0.5, None]
+    for found, wanted in zip(model(crops, masks), model.forward_features(crops, masks), strict=True):
+        assert apart(found, wanted["x_norm_clstoken"]) < 1e-6
+    with pytest.raises(ModelError, match="2 image batches with 1 masks"):
+        model(crops, [None])
+
+
+def test_gradients_of_cls_are_those_of_the_whole_pass():
+    model, x = tiny(num_register_tokens=1), torch.randn(2, 3, 28, 28)
+    weights = torch.randn(2, 64)
+    found, wanted = (
+        torch.autograd.grad((cls * weights).sum(), [*model.parameters()], allow_unused=True)
+        for cls in (model(x), model.forward_features(x)["x_norm_clstoken"])
+    )
+    for one, other in zip(found, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()) + 1e-7)
+
+
+def test_the_last_block_does_less_for_cls():
+    """Of 2 x 5 tokens of 64 channels the last block leaves 3 of each 5 without queries, output (D^2 each) and MLP
+    (8 D^2), the CLS and one patch are left; what is mixed is not counted."""
+    model, x = tiny(), torch.randn(2, 3, 28, 28)
+    with torch.no_grad(), FlopCounterMode(display=False) as whole:
+        model.forward_features(x)
+    with torch.no_grad(), FlopCounterMode(display=False) as short:
+        model(x)
+    D, others = 64, 2 * 3
+    assert whole.get_total_flops() - short.get_total_flops() == 2 * others * (D * D + D * D + 8 * D * D)
+
+
+def test_who_looks_at_the_last_block_sees_all_of_it():
+    """Features that users take by hooks keep their shape, and so do layers that are put in others' places."""
+    x = torch.randn(2, 3, 28, 28)
+    for place in ("", "norm1", "attn", "attn.qkv", "mlp"):
+        model, seen = tiny(), []
+        wanted = model(x)
+        handle = model.blocks[-1].get_submodule(place).register_forward_hook(lambda *said: seen.append(said[2]))  # noqa: B023
+        assert apart(model(x), wanted) < 1e-6
+        assert [tokens.shape[1] for tokens in seen] == [5], place
+        handle.remove()
+        model(x)
+        assert len(seen) == 1
+    block = model.blocks[-1]
+    block.attn.forward = lambda tokens, groups: torch.zeros_like(tokens)
+    assert apart(model(x), model.forward_features(x)["x_norm_clstoken"]) < 1e-6
+    add_lora(model := tiny(), "attn.qkv", 2, 1.0)
+    torch.nn.init.normal_(model.blocks[-1].attn.qkv.up)
+    assert apart(model(x), model.forward_features(x)["x_norm_clstoken"]) < 1e-6
+    model.blocks[-1] = torch.nn.Identity()
+    assert apart(model(x), model.forward_features(x)["x_norm_clstoken"]) < 1e-6
+
+
+def test_a_single_image_is_rounded_alike_wherever_weights_lie():
+    """Weights of a file begin at any multiple of eight bytes."""
+    model, x = tiny(), torch.randn(1, 3, 28, 28)
+    wanted = model(x)
+    for parameter in model.parameters():
+        room = torch.empty(parameter.numel() + 16)
+        shifted = room[(10 - room.data_ptr() // 4) % 16 :][: parameter.numel()].view(parameter.shape)
+        parameter.data = shifted.copy_(parameter.data)
+    assert model.norm.weight.data_ptr() % 64 == 40
+    assert torch.equal(model(x), wanted)
+
+
+def test_training_draws_as_it_did():
+    """Stochastic depth draws for all tokens of the last block, so that a run goes on as it began."""
+    model, x = tiny(drop_path_rate=0.5).train(), torch.randn(8, 3, 28, 28)
+    torch.manual_seed(3)
+    found = model(x)
+    torch.manual_seed(3)
+    assert torch.equal(found, model.forward_features(x)["x_norm_clstoken"])
 
 
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
