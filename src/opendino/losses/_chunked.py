@@ -18,6 +18,9 @@ from opendino.onednn import product
 LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
 """Logits of a block by kind of device: 4 MiB in float32 stay in a CPU's last cache, 128 MiB keep a GPU busy."""
 
+WEIGHTS_AT_ONCE = {"cpu": 2**19}
+"""Numbers of a block's prototypes by kind of device: 2 MiB stay in a CPU's cache, where rows are few as well."""
+
 
 class LastLayer(NamedTuple):
     """Prototypes as the head holds them: row k of the weight is g[k] * v[k] / |v[k]|."""
@@ -134,6 +137,7 @@ def _rows(targets: Float[Tensor, "T k"], which: Int64[Tensor, " rows"] | None) -
 
 def _blocks(x: Float[Tensor, "rows d"], v: Float[Tensor, "K d"]) -> list[slice]:
     """Blocks of prototypes, in their order."""
-    K, at_once = len(v), LOGITS_AT_ONCE.get(x.device.type, 2**25)
-    size = min(max(at_once // max(len(x), 1), 256), K)
+    K, device = len(v), x.device.type
+    logits = LOGITS_AT_ONCE.get(device, 2**25) // max(len(x), 1)
+    size = min(max(min(logits, WEIGHTS_AT_ONCE.get(device, 2**62) // v.shape[1]), 256), K)
     return [slice(first, min(first + size, K)) for first in range(0, K, size)]

@@ -41,6 +41,16 @@ def test_values_and_gradients(block, order, monkeypatch):
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_a_block_is_of_few_logits_and_of_few_weights(monkeypatch):
+    """Few rows do not make it large: 64 channels of 640 prototypes at once, however few logits these are."""
+    monkeypatch.setitem(_chunked.WEIGHTS_AT_ONCE, "cpu", 640 * 64)
+    v = torch.zeros(1500, 64)
+    blocks = _chunked._blocks(torch.zeros(2, 64), v)
+    assert blocks == [slice(0, 640), slice(640, 1280), slice(1280, 1500)]
+    monkeypatch.setitem(_chunked.LOGITS_AT_ONCE, "cpu", 300 * 100)
+    assert _chunked._blocks(torch.zeros(100, 64), v)[:2] == [slice(0, 300), slice(300, 600)]
+
+
 def test_by_hand():
     # logits 0 and ln 3 at temperature 1: probabilities 1/4 and 3/4, cross-entropy against the second ln 4/3
     x, last = torch.ones(1, 1), LastLayer(torch.tensor([[2.0], [5.0]]), torch.tensor([[0.0], [3.0]]))
