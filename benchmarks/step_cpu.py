@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole training step on a CPU with our fast ways against the same step without them, in turn in one process.
+"""A whole training step on a CPU with our fast ways against the plain eager step, in turn in one process.
 
     python benchmarks/step_cpu.py --quick
     python benchmarks/step_cpu.py --batch 4 --rounds 5 --json
     python benchmarks/step_cpu.py --quick --peer PYTHON_WITH_LIGHTLY_TRAIN
 
 ViT-S/14, 2 x 224 + 8 x 98 pixels of noise, drop path 0.3, Sinkhorn-Knopp, KoLeo, masks; 4,096 and 65,536 prototypes,
-float32 and bfloat16 autocast. Plain: `nn.Linear`, all logits at once. Fast: `FastLinear` (float32 alone) and blocks of
-prototypes (from 16,384 on). The ratio is the median over rounds, processor time for one thread, after a step on crops
-of 112 and 56 pixels that makes what is made once. With `--peer`, a step of lightly-train takes its turn in each round
-(`lightly_step.py`). Beside the seconds: which share of the rate of a packed product in that minute the work of a step
-reaches. The last line is a JSON object: ratios, and all rows.
+float32 and bfloat16 autocast. Plain is none of `WAYS`: `nn.Linear`, torch's fused attention, all logits at once, AdamW
+as torch chooses by itself, the teacher moved parameter by parameter, Sinkhorn-Knopp that rewrites its matrix; where the
+library has no switch, the plain way stands here. Fast is all of them. The ratio is the median over rounds, processor
+time for one thread, after a step on crops of 112 and 56 pixels that makes what is made once. Then the fast step takes
+turns with itself without one way each (not with --quick). With `--peer`, a step of lightly-train takes its turn in each
+round (`lightly_step.py`). Beside the seconds: which share of the rate of a packed product in that minute the work of a
+step reaches. The last line is a JSON object: ratios, and all rows.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,12 +24,20 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import Tensor, nn
 
 from opendino.config import load
+from opendino.layers import dino_head
+from opendino.layers.attention import use_attention
+from opendino.layers.fast_linear import FastLinear, use_fast_linears
+from opendino.losses import _chunked
+from opendino.methods import dinov2, method
 from opendino.optim.clipping import clip_gradients
 from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.pretrain import build_run
@@ -38,41 +49,100 @@ from train_step import noise, work_of  # pyrefly: ignore[missing-import]  beside
 RESULTS = Path(__file__).parent / "results"
 
 
-def build(prototypes: int, dtype: str, batch: int) -> tuple[dict[str, Any], PretrainConfig]:
+WAYS = ("linears", "attention", "blocks", "adamw", "ema", "sinkhorn")
+"""What fast has and plain has not."""
+
+
+def ways_of(prototypes: int, dtype: str) -> tuple[str, ...]:
+    """Those that do anything for a type and a number of prototypes."""
+    idle = {"linears"} if dtype == "bf16" else {"attention"}
+    return tuple(way for way in WAYS if way not in idle and (way != "blocks" or prototypes >= dinov2.IN_BLOCKS_FROM))
+
+
+@torch.no_grad()
+def plain_sinkhorn(logits: Tensor, temp: float, real: Tensor | None = None, *, iterations: int = 3) -> Tensor:
+    """As published: the whole matrix is scaled again and again; without padding."""
+    if real is not None:
+        raise SystemExit("step_cpu: masked patches are not filled up on a CPU")
+    q = torch.exp(logits.float() / temp).t()
+    q /= q.sum()
+    for _ in range(iterations):
+        q /= q.sum(dim=1, keepdim=True)
+        q /= q.shape[0]
+        q /= q.sum(dim=0, keepdim=True)
+        q /= q.shape[1]
+    return (q * q.shape[1]).t()
+
+
+@torch.no_grad()
+def plain_ema(teacher: nn.Module, student: nn.Module, momentum: float, counts: Tensor | None = None) -> None:
+    """One parameter after the other; every step counts on a CPU."""
+    del counts
+    for mine, other in zip(teacher.parameters(), student.parameters(), strict=True):
+        mine.mul_(momentum).add_(other, alpha=1 - momentum)
+
+
+def plain_product(a: Tensor, b: Tensor) -> Tensor:
+    """Torch's own, which is MKL's in float32."""
+    return a @ b.t()
+
+
+PARTS = {
+    "ema": [(method, "update_ema", plain_ema)],
+    "sinkhorn": [(dinov2, "sinkhorn_knopp", plain_sinkhorn)],
+    "linears": [(dino_head, "product", plain_product), (_chunked, "product", plain_product)],
+}
+"""Names of the library that a step has another function for where a way is left out."""
+
+
+def build(
+    prototypes: int, dtype: str, batch: int, more: Sequence[str] = ("student.preset=vits14",)
+) -> tuple[dict[str, Any], PretrainConfig]:
     """The same run twice, plain and fast, and its settings."""
     words = [
-        "student.preset=vits14",
-        "student.drop_path_rate=0.3",
-        f"dino.prototypes={prototypes}",
-        "dino.centering=sinkhorn_knopp",
-        f"train.batch_size={batch}",
-        f"train.precision={dtype}",
-        "train.device=cpu",
+        *("student.drop_path_rate=0.3", "train.device=cpu", "dino.centering=sinkhorn_knopp"),
+        *(f"dino.prototypes={prototypes}", f"train.batch_size={batch}", f"train.precision={dtype}"),
+        *more,
     ]
     config = fill_in(dataclasses.replace(load(PretrainConfig, None, words), output_dir=""), 10**9)
-    runs = {}
-    for way in ("plain", "fast"):
-        fast = way == "fast"
-        dino, train = dataclasses.replace(config.dino, in_blocks=fast), dataclasses.replace(config.train, onednn=fast)
-        runs[way] = build_run(dataclasses.replace(config, dino=dino, train=train))
-    return runs, config
+    return {"plain": build_run(config), "fast": build_run(config)}, config
 
 
-def step(run: Any, batch: Any, number: int) -> tuple[float, float]:
+def take(run: Any, ways: Collection[str]) -> None:
+    """Have a run take some ways, as far as they are switches of its parts."""
+    if "linears" in ways:
+        use_fast_linears(run.method)
+    else:
+        for layer in run.method.modules():
+            if type(layer) is FastLinear:
+                layer.__class__ = nn.Linear
+    use_attention(run.method, "written" if "attention" in ways else "fused")
+    dino = dataclasses.replace(run.method.config.dino, in_blocks="blocks" in ways)
+    run.method.config = dataclasses.replace(run.method.config, dino=dino)
+    for group in run.optimizer.param_groups:
+        group["fused"], group["foreach"] = ("adamw" in ways) or None, None
+
+
+def step(run: Any, batch: Any, number: int, ways: Collection[str] = WAYS) -> tuple[float, float]:
     """Seconds of one step, and its loss."""
+    take(run, ways)
     torch.manual_seed(number)
     for group in run.optimizer.param_groups:
         group["lr"] = 1e-4
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    begun = clock()
-    run.optimizer.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=run.precision == "bf16"):
-        loss = run.method(batch, 0.07).loss
-    loss.backward()
-    clip_gradients(run.method.subnetworks(), run.clip_grad)
-    run.optimizer.step()
-    run.method.update_teacher(0.99)
-    return clock() - begun, float(loss.detach())
+    with contextlib.ExitStack() as plain:
+        for way in PARTS.keys() - set(ways):
+            for place in PARTS[way]:
+                plain.enter_context(patch.object(*place))
+        begun = clock()
+        run.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.precision == "bf16"):
+            loss = run.method(batch, 0.07).loss
+        loss.backward()
+        clip_gradients(run.method.subnetworks(), run.clip_grad)
+        run.optimizer.step()
+        run.method.update_teacher(0.99)
+        return clock() - begun, float(loss.detach())
 
 
 class Peer:
@@ -99,47 +169,53 @@ class Peer:
         self.process.wait()
 
 
-def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: str) -> dict[str, Any]:
+def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: str, apart: bool) -> dict[str, Any]:
     runs, config = build(prototypes, dtype, batch)
     images = next(noise(config, torch.device("cpu")))
     crops = dataclasses.replace(config.crops, global_size=112, local_size=56)
     small = next(noise(dataclasses.replace(config, crops=crops), torch.device("cpu")))
     peer = Peer(peer_python, prototypes, dtype, batch) if peer_python else None
-    seconds: dict[str, list[float]] = {way: [] for way in (*runs, *(["lightly"] if peer else []))}
+    alone = ways_of(prototypes, dtype) if apart else ()
+    seconds: dict[str, list[float]] = {way: [] for way in (*runs, *(["lightly"] if peer else []), *alone)}
     losses: dict[str, float] = {}
-    for run in runs.values():
-        step(run, small, 0)
+    for name, run in runs.items():
+        step(run, small, 0, WAYS if name == "fast" else ())
     if peer:
         peer()  # its first step makes what is made once too
     for number in range(1, rounds + 1):
-        for way, run in runs.items():
-            taken, losses[way] = step(run, images, number)
-            seconds[way].append(taken)
+        for name, run in runs.items():
+            taken, losses[name] = step(run, images, number, WAYS if name == "fast" else ())
+            seconds[name].append(taken)
         if peer:
             seconds["lightly"].append(peer())
     if peer:
         peer.close()
-
-    def ratio(way: str, other: str) -> float:
-        pairs = zip(seconds[way], seconds[other], strict=True)
-        return statistics.median(one / two for one, two in pairs)
-
+    middle = {name: statistics.median(times) for name, times in seconds.items() if times}
     rate, work = product_rate(dtype, "cpu"), batch * work_of(config) / 1e9
-    middle = {way: statistics.median(times) for way, times in seconds.items()}
-    return {
-        "prototypes": prototypes,
-        "dtype": dtype,
-        "seconds": middle,
-        "gflops": round(rate),
-        "share": work / middle["fast"] / rate,
-        "ratio": ratio("plain", "fast"),
-        **(
-            {"lightly_over_plain": ratio("lightly", "plain"), "lightly_over_fast": ratio("lightly", "fast")}
-            if peer
-            else {}
-        ),
-        "last_losses": losses,
-    }
+    row = {"prototypes": prototypes, "dtype": dtype, "seconds": middle, "gflops": round(rate)}
+    row |= {"share": work / middle["fast"] / rate, "ratio": ratio(seconds["plain"], seconds["fast"])}
+    if peer:
+        row |= {f"lightly_over_{name}": ratio(seconds["lightly"], seconds[name]) for name in runs}
+    return row | {"last_losses": losses, "without": leave_out(runs["fast"], images, alone, rounds)}
+
+
+def leave_out(run: Any, images: Any, ways: Sequence[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of a fast step without each of its ways, and their ratio to a fast step just before or behind."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    whole: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds if ways else 0):
+        before = step(run, images, number)[0]
+        for way in ways:
+            seconds[way].append(step(run, images, number, set(WAYS) - {way})[0])
+            behind = step(run, images, number)[0]
+            whole[way].append((before + behind) / 2)
+            before = behind
+    return {way: {"seconds": statistics.median(seconds[way]), "ratio": ratio(seconds[way], whole[way])} for way in ways}
+
+
+def ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """Median of the ratios within a round."""
+    return statistics.median(one / two for one, two in zip(times, others, strict=True))
 
 
 def main() -> None:
@@ -159,12 +235,14 @@ def main() -> None:
         for dtype in ("fp32", "bf16"):
             if arguments.only not in f"{prototypes} {dtype}":
                 continue
-            rows.append(measure(prototypes, dtype, batch, rounds, arguments.peer))
+            rows.append(measure(prototypes, dtype, batch, rounds, arguments.peer, not arguments.quick))
             row = rows[-1]
             ways = "  ".join(f"{way} {seconds:6.2f} s" for way, seconds in row["seconds"].items())
             reached = f"{100 * row['share']:.0f} % of {row['gflops']} GFLOP/s"
             losses = f"losses {row['last_losses']}"
             print(f"{prototypes:6} {dtype}  {ways}  ratio {row['ratio']:.2f}  {reached}  {losses}", flush=True)
+            for way, found in row["without"].items():
+                print(f"       without {way:9} {found['seconds']:6.2f} s  {found['ratio']:.2f} of a fast step")
     if arguments.json:
         RESULTS.mkdir(exist_ok=True)
         record = {"command": " ".join(sys.argv), "batch": batch, "load": os.getloadavg()[0], "rows": rows}

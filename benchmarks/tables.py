@@ -165,6 +165,26 @@ def step_cpu(found: Sequence[Found]) -> str:
     return markdown([*header, "share of a product's rate"], rows, left=2)
 
 
+STEP_WAYS = {
+    "linears": "linear layers by oneDNN",
+    "attention": "attention written out",
+    "blocks": "last layer and loss in blocks",
+    "adamw": "fused AdamW",
+    "ema": "teacher in one call",
+    "sinkhorn": "Sinkhorn by scales",
+}
+
+
+def step_ways(found: Sequence[Found]) -> str:
+    """What a fast step takes without one of its ways."""
+    rows = []
+    for row in found[0]["figures"]["rows"]:
+        cells = [row.get("without", {}).get(way) for way in STEP_WAYS]
+        told = ["-" if cell is None else f"{cell['seconds']:.2f} s, {cell['ratio']:.2f}" for cell in cells]
+        rows.append([f"{row['prototypes']:,}", row["dtype"], *told])
+    return markdown(["prototypes", "type", *STEP_WAYS.values()], rows, left=2)
+
+
 def attention(found: Sequence[Found]) -> str:
     by_shape: dict[str, dict[tuple[str, str], Found]] = {}
     for row in found[0]["figures"]["rows"]:
@@ -220,7 +240,14 @@ def loader_waits(found: Sequence[Found]) -> str:
         ]
         for one in found[0]["figures"]["waits"]
     ]
-    header = ["`loader.decoder`", "`loader.thread`", "workers", "images/s made", "images/s taken", "of its time it waits"]
+    header = [
+        "`loader.decoder`",
+        "`loader.thread`",
+        "workers",
+        "images/s made",
+        "images/s taken",
+        "of its time it waits",
+    ]
     return markdown(header, rows)
 
 
@@ -518,6 +545,7 @@ TABLES = {
         tuple(f"train_step {words}" for words in TRAIN), train_step, "`python benchmarks/train_step.py` and these words"
     ),
     "step_cpu": Table(("step_cpu --batch 2 --rounds 3 --peer PEERS",), step_cpu),
+    "step_ways": Table(("step_cpu --batch 2 --rounds 3 --peer PEERS",), step_ways),
     "attention": Table(("attention --repeats 5",), attention),
     "loader_ways": Table(("loader --quick --peer PEERS",), loader_ways),
     "loader_waits": Table(("loader --quick --peer PEERS",), loader_waits),

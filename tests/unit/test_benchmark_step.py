@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plain step that `benchmarks/step_cpu.py` compares with is plain, and computes what the fast one does."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from opendino.layers.attention import Attention
+from opendino.layers.fast_linear import FastLinear
+from opendino.losses.sinkhorn import sinkhorn_knopp
+from opendino.onednn import available
+from opendino.optim.ema import update_ema
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "step_cpu.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    specification = importlib.util.spec_from_file_location("script_step_cpu", FILE)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def built(benchmark, tiny_settings, monkeypatch):
+    monkeypatch.setattr("opendino.methods.dinov2.IN_BLOCKS_FROM", 16)  # blocks of prototypes in the smallest run too
+    monkeypatch.setattr("opendino.losses._chunked.WEIGHTS_AT_ONCE", {"cpu": 16})
+    more = [word for word in tiny_settings if not word.startswith(("dino.cent", "dino.proto", "train."))]
+    return lambda dtype: benchmark.build(48, dtype, 4, [*more, "train.threads=1"])
+
+
+def test_sinkhorn_with_its_matrix_rewritten(benchmark):
+    logits = torch.rand(12, 30, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.testing.assert_close(
+        benchmark.plain_sinkhorn(logits, 0.07), sinkhorn_knopp(logits, 0.07), rtol=1e-3, atol=1e-6
+    )
+    with pytest.raises(SystemExit):
+        benchmark.plain_sinkhorn(logits, 0.07, torch.ones(12, dtype=torch.bool))
+
+
+def test_the_teacher_parameter_by_parameter(benchmark):
+    student, one, two = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4)
+    two.load_state_dict(one.state_dict())
+    benchmark.plain_ema(one, student, 0.9)
+    update_ema(two, student, 0.9)
+    for name, found in one.state_dict().items():
+        torch.testing.assert_close(found, two.state_dict()[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_every_mixture_of_ways_learns_alike(benchmark, built, dtype, close):
+    """Three steps from the same start, without any of them, with all, and without one each."""
+    losses = {}
+    for left_out in ("", "all", *benchmark.WAYS):
+        torch.manual_seed(0)
+        runs, config = built(dtype)
+        images = next(benchmark.noise(config, torch.device("cpu")))
+        ways = set() if left_out == "all" else set(benchmark.WAYS) - {left_out}
+        losses[left_out] = [benchmark.step(runs["fast"], images, number, ways)[1] for number in range(3)]
+    assert losses[""][0] != losses[""][2]
+    for found in losses.values():
+        assert found == pytest.approx(losses[""], rel=close)
+
+
+def test_each_way_is_there_or_not(benchmark, built):
+    runs, _ = built("fp32")
+    run = runs["fast"]
+    for ways in ((), benchmark.WAYS):
+        benchmark.take(run, ways)
+        fast = bool(ways)
+        linears = {type(layer) for layer in run.method.modules() if isinstance(layer, nn.Linear)}
+        assert linears == {FastLinear if fast and available() else nn.Linear}
+        attention = {layer.way for layer in run.method.modules() if isinstance(layer, Attention)}
+        assert attention == {"written" if fast else "fused"}
+        assert run.method.config.dino.in_blocks == fast
+        assert {bool(group["fused"]) for group in run.optimizer.param_groups} == {fast}
+
+
+@pytest.mark.parametrize("way", ["linears", "blocks", "adamw", "ema", "sinkhorn"])
+def test_what_is_left_out_does_not_run(benchmark, built, monkeypatch, way):
+    """The functions of the library that make a way are called with it, and not without."""
+    runs, config = built("fp32")
+    images = next(benchmark.noise(config, torch.device("cpu")))
+    called = []
+
+    def listen(place, name):
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args, **more: called.append(name) or real(*args, **more))
+
+    places = {
+        "linears": (torch.ops.mkldnn, "_linear_pointwise"),
+        "blocks": (benchmark._chunked._ChunkedCrossEntropy, "apply"),
+        "adamw": (torch, "_fused_adamw_"),
+        "ema": (torch, "_foreach_lerp_"),
+        "sinkhorn": (benchmark.dinov2, "sinkhorn_knopp"),
+    }
+    listen(*places[way])
+    benchmark.step(runs["fast"], images, 0)
+    if way != "linears" or available():
+        assert called
+    called.clear()
+    benchmark.step(runs["fast"], images, 1, set(benchmark.WAYS) - {way})
+    assert not called
+
+
+def test_which_ways_a_cell_has(benchmark):
+    assert benchmark.ways_of(4096, "fp32") == ("linears", "adamw", "ema", "sinkhorn")
+    assert benchmark.ways_of(65536, "bf16") == ("attention", "blocks", "adamw", "ema", "sinkhorn")
+
+
+def test_leaving_out_is_measured_against_the_steps_beside_it(benchmark, monkeypatch):
+    """Fast steps that grow slower: the one without is compared with the mean of its neighbours."""
+    clock = iter([1.0, 3.0, 2.0, 3.0, 4.0])  # fast, without a, fast, without b, fast
+    monkeypatch.setattr(benchmark, "step", lambda *_: (next(clock), 0.0))
+    found = benchmark.leave_out(None, None, ("ema", "adamw"), 1)
+    assert found == {"ema": {"seconds": 3.0, "ratio": 2.0}, "adamw": {"seconds": 3.0, "ratio": 1.0}}
+    assert benchmark.leave_out(None, None, (), 3) == {}
