@@ -73,7 +73,8 @@ class Attention(nn.Module):
         """The first `n` tokens of `self(x)`: of the others keys and values alone. For a plain linear layer as `qkv`."""
         D, weight, bias = self.qkv.in_features, self.qkv.weight, self.qkv.bias
         of_queries, of_rest = (None, None) if bias is None else (bias[:D], bias[D:])
-        q = F.linear(x[:, :n], weight[:D], of_queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        first = x[:, :n].contiguous()  # what is not is multiplied, and rounded, in two ways, by who asks for gradients
+        q = F.linear(first, weight[:D], of_queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         # [B, T, 2 D] -> 2 x [B, A, T, D/A]
         both = F.linear(x, weight[D:], of_rest).unflatten(-1, (2, self.num_heads, -1))
         k, v = both.permute(2, 0, 3, 1, 4).unbind(0)

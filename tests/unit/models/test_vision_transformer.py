@@ -225,9 +225,13 @@ def test_who_looks_at_the_last_block_sees_all_of_it():
 
 
 def test_a_single_image_is_rounded_alike_wherever_weights_lie():
-    """Weights of a file begin at any multiple of eight bytes."""
-    model, x = tiny(), torch.randn(1, 3, 28, 28)
+    """Weights of a file begin at any multiple of eight bytes; nor does it matter who asks for gradients."""
+    model, x, two = tiny(), torch.randn(1, 3, 28, 28), torch.randn(2, 3, 28, 28)
     wanted = model(x)
+    with torch.no_grad():
+        assert torch.equal(model(x), wanted)
+        of_two = model(two)
+    assert torch.equal(model(two), of_two)
     for parameter in model.parameters():
         room = torch.empty(parameter.numel() + 16)
         shifted = room[(10 - room.data_ptr() // 4) % 16 :][: parameter.numel()].view(parameter.shape)
