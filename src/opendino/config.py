@@ -27,6 +27,9 @@ _COMMAND_LINE = "command line"
 Limits = tuple[int | float, int | float]
 """Smallest and largest number that will do."""
 
+_BEGINNING = 3
+"""Letters of a setting's beginning that are enough to guess it by."""
+
 _MOST_VALUES, _DEEPEST = 100_000, 50
 """Of a recipe with its aliases opened: a few lines of them can stand for more settings than memory holds."""
 
@@ -290,6 +293,8 @@ def _suggest(key: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not close:
         close = [ends[end] for end in difflib.get_close_matches(key.rpartition(".")[2], ends, n=1, cutoff=0.7)]
+    if not close and len(key) >= _BEGINNING:  # results go to out= in one place and to output_dir= in another
+        close = [name for name in known if name.startswith(key) or (key.startswith(name) and len(name) >= _BEGINNING)]
     if close:
         return f"no such setting; did you mean {close[0]}?"
     return f"no such setting; the groups are {', '.join(sorted({name.partition('.')[0] for name in known}))}"

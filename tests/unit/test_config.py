@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import math
 import tracemalloc
 from dataclasses import dataclass, field
@@ -73,6 +74,15 @@ def test_all_mistakes_are_reported_at_once_with_their_source(tmp_path):
     assert "command line: optim: is a group, not a setting; set its members, such as optim.base_lr" in lines
     assert "command line: zzz: no such setting; the groups are data, limit, optim, seed" in lines
     assert len(lines) == 7
+
+
+@pytest.mark.parametrize(("given", "there"), [("out", "output_dir"), ("output_dir", "out")])
+def test_a_setting_is_guessed_by_its_beginning(given, there):
+    one = dataclasses.make_dataclass("One", [("seed", int, 0), (there, str, "")], frozen=True)
+    with pytest.raises(ConfigError, match=f"{given}: no such setting; did you mean {there}\\?"):
+        config.load(one, overrides=[f"{given}=x"])
+    with pytest.raises(ConfigError, match="zz: no such setting; the groups are"):
+        config.load(one, overrides=["zz=x"])
 
 
 @pytest.mark.parametrize("value", ["hot", "0.9"])

@@ -18,10 +18,13 @@ def split(argv: Sequence[str], most: int = 1) -> tuple[list[str], list[str]]:
     Raises:
         ConfigError: there is an option or a positional word too many.
     """
-    names = [word for word in argv if "=" not in word]
-    for word in names:
+    for word in argv:
         if word.startswith("-"):
-            raise ConfigError(f"{word}: no such option; settings are written key=value, see --help")
+            plain = f" ({word.lstrip('-')})" if "=" in word else ""
+            raise ConfigError(
+                f"{word}: no such option; settings are written key=value, without dashes{plain}; see --help"
+            )
+    names = [word for word in argv if "=" not in word]
     if len(names) > most:
         wanted = "none" if most == 0 else f"at most {most}"
         raise ConfigError(f"'{names[most]}': {wanted} of such words is taken here; settings are written key=value")
@@ -68,9 +71,13 @@ def find_recipe(word: str) -> Path:
     """Path of a recipe named by its file or, for a shipped one, by its name with or without the folder.
 
     Raises:
-        ConfigError: there is no such file or name.
+        ConfigError: there is no such file or name, or it is a folder or a file of images.
     """
     path = Path(word)
+    if path.is_dir() or (path.is_file() and _is_binary(path)):
+        raise ConfigError(
+            f"{word}: is no recipe (a YAML file); images are named by a setting, such as data={word}, see --help"
+        )
     if path.is_file():
         return path
     shipped = recipes()
@@ -82,6 +89,11 @@ def find_recipe(word: str) -> Path:
     close = difflib.get_close_matches(stem.rpartition("/")[2], ends, n=1)
     hint = f"did you mean {ends[close[0]]}?" if close else "`opendino config ls` lists the shipped ones"
     raise ConfigError(f"{word}: no such recipe; {hint}")
+
+
+def _is_binary(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"\0" in file.read(1024)
 
 
 def find_training(word: str) -> Path:

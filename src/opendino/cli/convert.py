@@ -3,7 +3,7 @@
 
 from typing import TYPE_CHECKING
 
-from opendino.cli._words import split
+from opendino.cli._words import as_settings, split
 from opendino.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ its logits are compared with the source's, and the largest difference is printed
 
 def main(argv: list[str]) -> int:
     """Convert, and say what was done."""
-    names, settings = split(_as_settings(argv), most=2)
+    names, settings = split(as_settings(argv, "to"), most=2)
     if len(names) != 2 or not any(word.startswith("to=") for word in settings):
         raise ConfigError("opendino convert: wanted SOURCE --to {official,hf,timm} OUT; see --help")
     from opendino.checkpoint.conversion import ConvertConfig, convert
@@ -62,14 +62,3 @@ def describe(report: "Report") -> list[str]:
             "opendino.load(..., positions=...) chooses"
         )
     return [*lines, *report.notes]
-
-
-def _as_settings(argv: list[str]) -> list[str]:
-    """`--to hf` and `--to=hf` as `to=hf`."""
-    words, rest = [], iter(argv)
-    for word in rest:
-        if word == "--to":
-            words.append(f"to={next(rest, '')}")
-        else:
-            words.append(word.removeprefix("--") if word.startswith("--to=") else word)
-    return words

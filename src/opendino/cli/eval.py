@@ -70,6 +70,8 @@ def main(argv: list[str]) -> int:
 
         return table(argv[1:])
     names, words = split(argv, most=3)
+    if any(word.startswith("output_dir=") for word in words):
+        raise ConfigError("output_dir: no such setting; did you mean out?")
     out = next((word.partition("=")[2] for word in reversed(words) if word.startswith("out=")), "")
     protocol, model, recipe = [*names, "", "", ""][:3]
     from opendino.eval import PROTOCOLS
@@ -77,7 +79,8 @@ def main(argv: list[str]) -> int:
     if protocol not in PROTOCOLS:
         close = difflib.get_close_matches(protocol, PROTOCOLS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the protocols are {', '.join(PROTOCOLS)}, and table"
-        raise ConfigError(f"opendino eval {protocol}: no such protocol; {hint}")
+        said = f"opendino eval {protocol}: no such protocol" if protocol else "opendino eval: name a protocol"
+        raise ConfigError(f"{said}; {hint}")
     if not model:
         raise ConfigError(f"opendino eval {protocol}: name a model: a run folder, a weights folder or a weights file")
 

@@ -71,7 +71,7 @@ def _dispatch(argv: list[str]) -> int:
         print(f"opendino {__version__}")
         return 0
     if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
+        close = difflib.get_close_matches(verb, (*VERBS, "--help", "--version"), n=1)
         hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
         print(f"error: opendino {verb}: no such verb; {hint}", file=sys.stderr)
         return 2

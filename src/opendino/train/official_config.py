@@ -158,6 +158,8 @@ def import_official(path: Path, gpus: int) -> Imported:
     passed_over = {key: why for key in given if (why := _why_not(key))}
     unknown = [key for key in given if key not in DEFAULTS and key not in passed_over]
     passed_over = {key: why for key, why in passed_over.items() if given[key] or key not in _NOTHING_IF_EMPTY}
+    if unknown and set(given) <= set(fields_of(PretrainConfig)):
+        raise ConfigError(f"{path}: is a recipe of opendino already; opendino config check {path} reads it")
     if unknown:
         raise ConfigError(
             f"{path}: {', '.join(unknown)}: no keys of an official DINOv2 training configuration; is it one of another "

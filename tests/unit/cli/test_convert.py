@@ -20,7 +20,7 @@ def test_what_is_missing_is_said(argv):
     ("argv", "message"),
     [
         (["a.pth", "--to", "jax", "b"], "to='jax' is not known; choose one of official, hf, timm"),
-        (["a.pth", "b", "--to"], "to='' is not known"),
+        (["a.pth", "b", "--to"], "--to: what comes behind it is missing; see --help"),
         (["a.pth", "--to=hf", "b", "tolerence=1"], "did you mean tolerance"),
         (["a.pth", "to=hf", "b", "c"], "'c': at most 2"),
         (["a.pth", "to=hf", "b", "--force"], "--force: no such option"),

@@ -8,10 +8,12 @@ from opendino.errors import CheckpointError, ConfigError
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no such protocol; the protocols are knn, linear, logreg"),
+        ([], "^opendino eval: name a protocol; the protocols are knn, linear, logreg"),
+        (["nothing"], "^opendino eval nothing: no such protocol; the protocols are knn, linear, logreg"),
         (["kn"], "did you mean knn"),
         (["knn"], "name a model"),
         (["knn", "m", "knn.kk=3"], r"knn.kk: no such setting; did you mean knn.k\?"),
+        (["knn", "m", "output_dir=x"], r"^output_dir: no such setting; did you mean out\?"),
         (["knn", "m", "knn.k=[0]"], r"knn.k = \[0\]"),
         (["knn", "m", "nowhere.yaml"], "no such recipe"),
         (["knn", "m", "--fast"], "no such option"),

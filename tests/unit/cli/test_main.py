@@ -56,7 +56,10 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"opendino {__version__}\n"
 
 
-@pytest.mark.parametrize(("word", "hint"), [("pretrian", "did you mean pretrain?"), ("xyz", "the verbs are ")])
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("pretrian", "did you mean pretrain?"), ("--verion", "did you mean --version?"), ("xyz", "the verbs are ")],
+)
 def test_unknown_verb(word, hint, capsys):
     assert main.main([word]) == 2
     assert hint in capsys.readouterr().err

@@ -16,7 +16,8 @@ def test_names_and_settings_in_any_order():
     [
         (["x", "y"], 1, "'y': at most 1"),
         (["x"], 0, "'x': none"),
-        (["--fast"], 3, "--fast: no such option; settings are written key=value"),
+        (["--fast"], 3, "--fast: no such option; settings are written key=value, without dashes; see --help"),
+        (["a", "--out=x=y"], 3, r"--out=x=y: no such option; .*, without dashes \(out=x=y\); see --help"),
     ],
 )
 def test_words_that_do_not_belong(words, most, message):
@@ -45,6 +46,14 @@ def test_a_file_wins_over_a_name(tmp_path, monkeypatch):
 def test_unknown_recipes(name, hint):
     with pytest.raises(ConfigError, match=hint.replace("?", r"\?")):
         _words.find_recipe(name)
+
+
+@pytest.mark.parametrize("what", ["folder", "table.parquet"])
+def test_images_where_a_recipe_was_wanted(what, tmp_path):
+    place = tmp_path / what
+    place.write_bytes(b"PAR1\0\0") if "." in what else place.mkdir()
+    with pytest.raises(ConfigError, match=f"{what}: is no recipe .* such as data={place}, see --help"):
+        _words.find_recipe(str(place))
 
 
 def test_an_installation_without_recipes(monkeypatch):

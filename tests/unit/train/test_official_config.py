@@ -114,6 +114,7 @@ def flat(recipe):
 @pytest.mark.parametrize(
     ("content", "gpus", "message"),
     [
+        ({"student": {"preset": "vits14"}, "seed": 1}, 1, "is a recipe of opendino already; opendino config check "),
         ({"dino": {"head_prototypes": 3}}, 1, r"dino\.head_prototypes: no keys of an official DINOv2"),
         ({}, 0, "gpus = 0: give the number of GPUs"),
         ({"student": {"arch": "convnext"}}, 1, r"student\.arch = convnext is not known"),
