@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from opendino.errors import ModelError
 from opendino.layers.attention import Attention
 from opendino.layers.drop_path import residual_on_subset
+from opendino.layers.fast_linear import FastLinear
 from opendino.layers.layer_scale import LayerScale
 from opendino.layers.mlp import Mlp
 from opendino.layers.packing import Groups, pack, unpack
@@ -103,14 +104,19 @@ class Block(nn.Module):
 
 def _is_as_made(block: Block) -> bool:
     """Whether a block's numbers are all that anybody can see of it."""
-    own = type(block).forward is Block.forward and type(block.attn) is Attention and type(block.attn.qkv) is nn.Linear
-    return own and not any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
-        for module in block.modules()
+    own = type(block).forward is Block.forward and type(block.attn) is Attention
+    linear = type(block.attn.qkv) in (nn.Linear, FastLinear)
+    return (
+        own
+        and linear
+        and not any(
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in vars(module)
+            for module in block.modules()
+        )
     )
 
 

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from opendino import onednn
 from opendino.errors import ConversionError, ModelError
+from opendino.layers.fast_linear import use_fast_linears
 from opendino.layers.lora import add_lora
 from opendino.models.vision_transformer import VisionTransformer, fold_chunks
 
@@ -238,6 +240,17 @@ def test_a_single_image_is_rounded_alike_wherever_weights_lie():
         parameter.data = shifted.copy_(parameter.data)
     assert model.norm.weight.data_ptr() % 64 == 40
     assert torch.equal(model(x), wanted)
+
+
+@pytest.mark.skipif(not onednn.available(), reason="this PyTorch has no oneDNN")
+def test_layers_that_learn_fast_are_shortened_too():
+    model, x = tiny(), torch.randn(2, 3, 28, 28)
+    wanted = model(x)
+    use_fast_linears(model)
+    assert apart(model(x), wanted) < 1e-6
+    with torch.no_grad(), FlopCounterMode(display=False) as plain:
+        model.blocks[-1].first_tokens(torch.randn(2, 5, 64), 1)
+    assert plain.get_total_flops() == 2 * 64 * 64 * (2 * 5 * 2 + 2)  # keys, values, queries; the rest is oneDNN's
 
 
 def test_training_draws_as_it_did():
