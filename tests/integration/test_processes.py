@@ -157,15 +157,17 @@ def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
         "spoilt": words("spoilt", "train.iterations=5"),
         "bad": words("bad", "parallel.mode=none"),
         "no images": ["pretrain", *base, f"output_dir={tmp_path / 'x'}", f"data={tmp_path / 'nowhere'}"],
+        "no start": ["adapt", str(tmp_path / "absent"), *base, f"output_dir={tmp_path / 'x'}"],
         "gone": words("gone"),
     }
     codes, said = run_together(list(jobs.items()), tmp_path)
     bad = dict.fromkeys(("stopped", "stopped alone"), 128 + signal.SIGUSR1)
-    bad |= {"failed": 2, "bad": 2, "no images": 2, "gone": 2}
+    bad |= {"failed": 2, "bad": 2, "no images": 2, "no start": 2, "gone": 2}
     assert codes == [dict.fromkeys(jobs, 0) | bad] * 2
     assert "Traceback" not in "".join(said)
     assert said[1] == "error: no picture here\n"
     assert said[0].count("parallel.mode = none, but there are 2 processes") == said[0].count("nowhere") == 1
+    assert said[0].count("absent: no such file or folder") == 1
     assert "stopped and saved" in said[0]
     assert "error: process 0 lost another one of its run" in said[0].splitlines()[-1]
 

@@ -41,12 +41,14 @@ def main(argv: list[str]) -> int:
     if init:
         words.append(f"init={init}")
     from opendino import logs
+    from opendino.distributed import together
     from opendino.train.adapt import adapt
     from opendino.train.adapt_config import typed
     from opendino.train.adapt_plan import UNSAID, plan_adaptation
 
     logs.setup()
-    planned = plan_adaptation(recipe, words)
+    with together():
+        planned = plan_adaptation(recipe, words)
     origin = typed(planned.config).origin
     of_run = (
         f"checkpoint of step {origin.step}, with its heads" if origin.kind == "checkpoint" else "weights without heads"
