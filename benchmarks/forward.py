@@ -6,13 +6,14 @@
     python benchmarks/forward.py --device cuda --json forward_h200
 
 Random weights, noise for images, each peer as its users run it: `model.to(dtype)` and its default attention; a peer
-that does not import is left out. Every round runs all in turn; a ratio is the median over rounds of the time of
-the best peer over ours: processor time for one thread, wall time for more. Beside each stands the rate of a packed
-product of the same type in that minute, and which share of it our model and the best peer reach with all that they do:
-one over the peer's share is the most that anything could gain on this processor. `--memory` prints peak memory instead:
-what the resident set grows by in a call, each way in a process of its own. `--device cuda` takes S to g at 224 and
-518 pixels, and the clock of the wall, waiting for the device. `--quick` leaves our plain model out where a peer is
-there, and looks once where a look takes long. The last line is a JSON object: the ratios, and all rows.
+that does not import is left out. Every round runs all in turn; a ratio is the median over rounds of the time of the
+best peer over ours: processor time for one thread, wall time for more. Beside each stands the rate of a packed
+product of the same type in that minute, and which share of it our model and the best peer reach with all that they
+do: one over the peer's share is the most that anything could gain on this processor. `--memory` prints peak memory
+instead: what the resident set grows by in a call, each way in processes of its own, the median of five (one image) or
+three. `--device cuda` takes S to g at 224 and 518 pixels, and the clock of the wall, waiting for the device.
+`--quick` leaves our plain model out where a peer is there, and looks once where a look takes long. The last line is a
+JSON object: the ratios, and all rows.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -158,11 +160,22 @@ def shares(row: dict[str, Any], cell: tuple[str, int, int, str], device: str) ->
     return {"gflops": round(rate)} | {name: row["img_per_s"][way] * work / rate for name, way in ways.items()}
 
 
-def peak_mib(way: str, cell: tuple[str, int, int, str]) -> float | None:
-    """Growth of the resident set's high-water mark in one call, in a process of its own."""
-    words = [sys.executable, __file__, "--peak-of", json.dumps([way, *cell])]
-    answer = subprocess.run(words, capture_output=True, text=True, check=False)
-    return json.loads(answer.stdout.splitlines()[-1]) if answer.returncode == 0 else None
+def peaks_mib(cell: tuple[str, int, int, str]) -> dict[str, list[float]]:
+    """Growth of the resident set in one call of every way, in order of size; nothing where its library is missing.
+
+    Each in a process of its own, several processes each, as many at a time as there are cores: time does not count.
+    """
+    words = [sys.executable, __file__, "--peak-of"]
+    asked = {way: [[*words, json.dumps([way, *cell])]] * (5 if cell[2] == 1 else 3) for way in WAYS}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        told = {way: [pool.submit(_answer, one) for one in commands] for way, commands in asked.items()}
+    found = {way: [one.result() for one in answers] for way, answers in told.items()}
+    return {way: sorted(one for one in peaks if one is not None) for way, peaks in found.items()}
+
+
+def _answer(words: list[str]) -> float | None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
 @torch.inference_mode()
@@ -206,11 +219,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for cell in cells:
         if arguments.memory:
-            rows.append({"cell": name_of(cell), "peak_mib": {way: peak_mib(way, cell) for way in WAYS}})
-            peaks = rows[-1]["peak_mib"].items()
-            print(
-                f"{name_of(cell):16} " + "  ".join(f"{way} {peak:6.1f} MiB" for way, peak in peaks if peak), flush=True
-            )
+            peaks = peaks_mib(cell)
+            middle = {way: statistics.median(of_way) if of_way else None for way, of_way in peaks.items()}
+            rows.append({"cell": name_of(cell), "peak_mib": middle, "peaks_mib": peaks})
+            there = [(way, one) for way, one in peaks.items() if one]
+            told = (f"{way} {middle[way]:.1f} MiB ({one[0]:.1f} to {one[-1]:.1f})" for way, one in there)
+            print(f"{name_of(cell):16} " + "  ".join(told), flush=True)
             continue
         row: dict[str, Any] = measure(
             cell,
