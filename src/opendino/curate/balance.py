@@ -109,7 +109,7 @@ def _at_top(tree: list[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " n"]:
 def entropy(counts: Int64[np.ndarray, " k"]) -> float:
     """Entropy of shares, nats."""
     shares = counts[counts > 0] / max(counts.sum(), 1)
-    return max(float(-(shares * np.log(shares)).sum()), 0.0)  # not -0.0 for one concept
+    return max(0.0, float(-(shares * np.log(shares)).sum()))  # of equals max takes the first: not -0.0 for one concept
 
 
 def sample(

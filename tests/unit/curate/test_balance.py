@@ -66,6 +66,10 @@ def test_a_long_tail_becomes_even():
     assert entropy(np.bincount(cluster[times > 0])) == pytest.approx(np.log(6))
 
 
+def test_the_entropy_of_one_concept_is_nothing_and_not_less():
+    assert str(entropy(np.array([3, 0]))) == str(entropy(np.array([], dtype=np.int64))) == "0.0"
+
+
 def test_the_upper_level_shares_before_the_lower():
     # Concept 0 has three clusters, concept 1 has one: each concept gets half.
     cluster = np.repeat(np.arange(4), 10)

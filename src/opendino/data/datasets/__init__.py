@@ -140,9 +140,11 @@ def _kind_of_table(path: Path, path_column: str) -> str:
 
 def _kind_of_folder(path: Path) -> str:
     """A folder of shards has no picture at its top; one of pictures may hold a Parquet table of metadata."""
+    from opendino.data.datasets._ours import refuse_ours
     from opendino.data.datasets.arrow import is_saved
     from opendino.data.datasets.folder import image_suffixes
 
+    refuse_ours(path)
     if is_saved(path):
         return "arrow"
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
