@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -139,18 +139,51 @@ def _both_passes(qkv: Float[Tensor, "B T D3"], heads: int, way: Way) -> tuple[Te
 
 def _attend(qkv: Float[Tensor, "B T D3"], heads: int, way: Way) -> Float[Tensor, "B T D"]:
     """softmax(q k^T / sqrt(d)) v of each head."""
+    written = way != "fused" and qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
+    if written and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+        return _WrittenOut.apply(qkv, heads)
     B, T, D3 = qkv.shape
     # [B, T, 3 D] -> 3 x [B, A, T, D/A]
     q, k, v = qkv.view(B, T, 3, heads, D3 // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
-    if way != "fused" and q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        mixed = _written_out(q, k, v)
+    if written:  # into a graph that others run
+        mixed = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
     else:
         mixed = F.scaled_dot_product_attention(q, k, v)
     return mixed.transpose(1, 2).reshape(B, T, D3 // 3)
 
 
-def _written_out(
-    q: Float[Tensor, "B A T d"], k: Float[Tensor, "B A T d"], v: Float[Tensor, "B A T d"]
-) -> Float[Tensor, "B A T d"]:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+class _WrittenOut(torch.autograd.Function):
+    """The products and the softmax between them, with their gradient, each tensor laid side by side only once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401  torch's own
+        qkv: Float[Tensor, "B T D3"],
+        heads: int,
+    ) -> Float[Tensor, "B T D"]:
+        B, T, D3 = qkv.shape
+        parts = qkv.view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
+        q, k, v = parts.flatten(1, 2)  # each [B A, T, d]
+        q.mul_(q.shape[-1] ** -0.5)
+        scores = torch.bmm(q, k.transpose(1, 2))
+        shares = torch.softmax(scores, dim=-1, out=scores)
+        ctx.save_for_backward(q, k, v, shares)
+        ctx.heads = heads
+        return torch.bmm(shares, v).view(B, heads, T, -1).transpose(1, 2).reshape(B, T, D3 // 3)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401  # pyrefly: ignore[bad-override]
+        (grad,) = grad_outputs
+        q, k, v, shares = ctx.saved_tensors
+        B, T, D = grad.shape
+        grad = grad.unflatten(-1, (ctx.heads, -1)).transpose(1, 2).reshape(B * ctx.heads, T, -1)
+        of_parts = q.new_empty(3, *q.shape)
+        of_q, of_k, of_v = of_parts
+        torch.bmm(shares.transpose(1, 2), grad, out=of_v)
+        slope = torch.bmm(grad, v.transpose(1, 2))
+        # shares * (slope - sum of shares * slope), in one pass
+        slope = torch._softmax_backward_data(slope, shares, -1, shares.dtype)
+        torch.bmm(slope, k, out=of_q).mul_(q.shape[-1] ** -0.5)
+        torch.bmm(slope.transpose(1, 2), q, out=of_k)
+        return of_parts.view(3, B, ctx.heads, T, -1).permute(1, 3, 0, 2, 4).reshape(B, T, 3 * D), None

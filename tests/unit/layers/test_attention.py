@@ -81,6 +81,31 @@ def test_bfloat16_written_out_is_as_near_to_float32_as_the_fused_kernel(way):
         assert (ours - exact).norm() <= 0.02 * exact.norm()
 
 
+@pytest.mark.parametrize(("images", "tokens", "heads"), [(1, 1, 1), (3, 7, 2), (2, 65, 3)])
+def test_written_out_its_gradient_is_that_of_the_formula(images, tokens, heads):
+    """In float64, where nothing is rounded; the gradient that comes in may be of any strides."""
+    torch.manual_seed(0)
+    qkv = torch.randn(images, tokens, 3 * 4 * heads, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: module._WrittenOut.apply(x, heads), qkv)
+    written, fused = module._WrittenOut.apply(qkv, heads), module._attend(qkv, heads, "fused")
+    torch.testing.assert_close(written, fused)
+    weights = torch.randn(4 * heads, tokens, images, dtype=torch.float64).permute(2, 1, 0)
+    found, wanted = (torch.autograd.grad((out * weights).sum(), qkv)[0] for out in (written, fused))
+    torch.testing.assert_close(found, wanted)
+    (whole,) = torch.autograd.grad(module._WrittenOut.apply(qkv, heads).sum(), qkv)  # one number for all, unfolded
+    torch.testing.assert_close(whole, torch.autograd.grad(module._attend(qkv, heads, "fused").sum(), qkv)[0])
+
+
+def test_a_graph_for_others_holds_the_formula():
+    """What is traced in bfloat16 needs nothing of ours, and gives the same."""
+    attention, x = Attention(32, 2).bfloat16().requires_grad_(False), torch.randn(2, 5, 32).bfloat16()
+    program = torch.export.export(attention, (x,))
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert "aten.softmax.int" in targets
+    assert not targets & {"aten.bmm.default", "aten.bmm.out", "aten.softmax.int_out"}
+    torch.testing.assert_close(program.module()(x), attention(x), atol=2e-2, rtol=2e-2)
+
+
 def test_the_switch_turns_to_the_fused_kernel_and_back(monkeypatch):
     asked = []
     fused = torch.nn.functional.scaled_dot_product_attention
@@ -121,7 +146,7 @@ def test_a_trial_weighs_groups_by_their_size(monkeypatch):
 
 
 def test_a_way_that_is_wrong_is_not_taken(monkeypatch):
-    monkeypatch.setattr(module, "_written_out", lambda q, k, v: 1.1 * module.F.scaled_dot_product_attention(q, k, v))
+    monkeypatch.setattr(module._WrittenOut, "apply", lambda qkv, heads: 1.1 * module._attend(qkv, heads, "fused"))
     monkeypatch.setattr(module, "seconds_of", lambda ways, rounds: [1.0, 0.1])
     assert faster_way([(2, 5)], 2, 4) == ("fused", float("inf"))
 
