@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -200,17 +201,15 @@ def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: s
 
 
 def leave_out(run: Any, images: Any, ways: Sequence[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of a fast step without each of its ways, and their ratio to a fast step just before or behind."""
+    """Seconds of a fast step without each of its ways, and their ratio to the fast steps around a round of these."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    whole: dict[str, list[float]] = {way: [] for way in ways}
+    whole = [step(run, images, 0)[0]] if ways else []
     for number in range(rounds if ways else 0):
-        before = step(run, images, number)[0]
         for way in ways:
             seconds[way].append(step(run, images, number, set(WAYS) - {way})[0])
-            behind = step(run, images, number)[0]
-            whole[way].append((before + behind) / 2)
-            before = behind
-    return {way: {"seconds": statistics.median(seconds[way]), "ratio": ratio(seconds[way], whole[way])} for way in ways}
+        whole.append(step(run, images, number)[0])
+    around = [(one + other) / 2 for one, other in pairwise(whole)]
+    return {way: {"seconds": statistics.median(seconds[way]), "ratio": ratio(seconds[way], around)} for way in ways}
 
 
 def ratio(times: Sequence[float], others: Sequence[float]) -> float:

@@ -115,9 +115,9 @@ def test_which_ways_a_cell_has(benchmark):
 
 
 def test_leaving_out_is_measured_against_the_steps_beside_it(benchmark, monkeypatch):
-    """Fast steps that grow slower: the one without is compared with the mean of its neighbours."""
-    clock = iter([1.0, 3.0, 2.0, 3.0, 4.0])  # fast, without a, fast, without b, fast
+    """Fast steps that grow slower: those without are compared with the mean of the two around them."""
+    clock = iter([1.0, 4.0, 2.0, 3.0, 6.0, 6.0, 5.0])  # fast, without one and the other, fast, the same again
     monkeypatch.setattr(benchmark, "step", lambda *_: (next(clock), 0.0))
-    found = benchmark.leave_out(None, None, ("ema", "adamw"), 1)
-    assert found == {"ema": {"seconds": 3.0, "ratio": 2.0}, "adamw": {"seconds": 3.0, "ratio": 1.0}}
+    found = benchmark.leave_out(None, None, ("ema", "adamw"), 2)
+    assert found == {"ema": {"seconds": 5.0, "ratio": 1.75}, "adamw": {"seconds": 4.0, "ratio": 1.25}}
     assert benchmark.leave_out(None, None, (), 3) == {}
