@@ -162,8 +162,11 @@ class FastBlock(nn.Module):
 
 
 def _at_once(x: Float[Tensor, "B T D"]) -> int:
-    """Images that go through a block together."""
-    return max(TOKENS_AT_ONCE // x.shape[1], 1) if x.device.type == "cpu" else len(x)
+    """Images that go through a block together: parts of a batch are of nearly the same size."""
+    if x.device.type != "cpu" or not len(x):
+        return max(len(x), 1)
+    parts = -(-len(x) // max(TOKENS_AT_ONCE // x.shape[1], 1))
+    return -(-len(x) // parts)
 
 
 class _Gated(nn.Module):
