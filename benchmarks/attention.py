@@ -3,9 +3,10 @@
 
     python benchmarks/attention.py --repeats 5
 
-`layers/attention.py` takes the written-out way for bfloat16 on a CPU because of these figures. Processor time of one
-thread, both ways in turn in one process, the fastest of the repeats; the layout of queries, keys and values is the one
-that the layer makes. The last line is a JSON object: the ratio of each row, and all rows.
+Both ways of `layers/attention.py` for bfloat16 on a CPU, which runs try out for themselves (`train.attention`); in
+float32 the same formula by plain products. Processor time of one thread, both ways in turn in one process, the fastest
+of the repeats; the layout of queries, keys and values is the one that the layer makes. The last line is a JSON object:
+the ratio of each row, and all rows.
 """
 
 import argparse
@@ -15,26 +16,33 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from opendino.layers.attention import _attend
 
 SHAPES = ((128, 17, 2), (256, 5, 2), (64, 37, 6), (32, 50, 6), (16, 197, 6), (16, 257, 6), (4, 577, 6), (1, 1370, 6))
 """Images, tokens, heads of 64 channels."""
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The two products and the softmax between, as `layers/attention.py` has them for bfloat16."""
-    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1).to(v.dtype) @ v
+def written_out(qkv: Tensor, heads: int) -> Tensor:
+    """The two products and the softmax between; the layer has it for bfloat16 alone."""
+    if qkv.dtype == torch.bfloat16:
+        return _attend(qkv, heads, "written")
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return (((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
 
 
-def milliseconds(way: Callable[..., Tensor], qkv: Tensor, heads: int, repeats: int) -> float:
+def fused(qkv: Tensor, heads: int) -> Tensor:
+    """PyTorch's kernel."""
+    return _attend(qkv, heads, "fused")
+
+
+def milliseconds(way: Callable[[Tensor, int], Tensor], qkv: Tensor, heads: int, repeats: int) -> float:
     """Fastest of the repeats, with the backward pass where `qkv` asks for a gradient."""
-    images, tokens, width = qkv.shape
     times = []
     for _ in range(repeats):
         begun = time.process_time()
-        q, k, v = qkv.view(images, tokens, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = way(q, k, v).transpose(1, 2).reshape(images, tokens, width // 3)
+        mixed = way(qkv, heads)
         if qkv.requires_grad:
             mixed.backward(torch.ones_like(mixed))
             qkv.grad = None
@@ -53,15 +61,14 @@ def main() -> None:
         for images, tokens, heads in SHAPES:
             for backward in (False, True):
                 qkv = torch.randn(images, tokens, 3 * 64 * heads, dtype=dtype, requires_grad=backward)
-                fused = milliseconds(F.scaled_dot_product_attention, qkv, heads, repeats)
-                written = milliseconds(written_out, qkv, heads, repeats)
+                by_kernel, written = (milliseconds(way, qkv, heads, repeats) for way in (fused, written_out))
                 name, work = str(dtype).removeprefix("torch."), "forward, backward" if backward else "forward"
                 print(
-                    f"{name:9} {images:6} {tokens:6} {heads:5}  {work:17} {fused:7.1f} {written:7.1f}  "
-                    f"{fused / written:.2f}"
+                    f"{name:9} {images:6} {tokens:6} {heads:5}  {work:17} {by_kernel:7.1f} {written:7.1f}  "
+                    f"{by_kernel / written:.2f}"
                 )
                 shape = f"{images} x {tokens} x {heads}"
-                rows.append({"dtype": name, "shape": shape, "pass": work, "fused": fused, "written": written})
+                rows.append({"dtype": name, "shape": shape, "pass": work, "fused": by_kernel, "written": written})
     ratios = {f"{row['dtype']} {row['shape']} {row['pass']}": round(row["fused"] / row["written"], 2) for row in rows}
     print(json.dumps({"ratios": ratios, "rows": rows}))
 
