@@ -157,6 +157,7 @@ def attempt(name: str, words: str, asked: argparse.Namespace) -> str:
     if asked.peers and name in BY_PEERS and not asked.quick:
         python, environment["PYTHONPATH"] = asked.peers, str(ROOT / "src")
     command = [python, str(ROOT / "benchmarks" / f"{name}.py"), *given]
+    commit = _commit()  # before: others may commit while it runs
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     seconds, used = time.monotonic() - began, _processor() - before
     took = f"{seconds:.0f} s, {used:.0f} s of processor time"
@@ -168,7 +169,7 @@ def attempt(name: str, words: str, asked: argparse.Namespace) -> str:
             return f"FAILED: {took}, above {SECONDS}"
         return took if "--quick" not in words or last_object(done.stdout) else f"FAILED: last line is no JSON; {took}"
     how = {"python": "python" if python == sys.executable else "PEERS", "ran": public(text)}
-    how |= {"seconds": round(seconds, 1), "load": round(load, 1)}
+    how |= {"seconds": round(seconds, 1), "load": round(load, 1), "commit": commit}
     keep(name, words, done.stdout, how | machine(python))
     write()
     return took
@@ -188,16 +189,19 @@ def last_object(printed: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def _commit() -> str:
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
 def keep(name: str, words: str, printed: str, how: dict[str, Any]) -> None:
     """Write down what a command printed, with how, where and of which commit."""
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
     shown = public(words)
     record = {
         "script": name,
         "words": shown,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit.stdout.strip() or "unknown",
         **how,
         "printed": [line for line in printed.splitlines() if not line.startswith("{")],
         "figures": last_object(printed),

@@ -220,7 +220,7 @@ def quick(sources: dict[str, Path], peer_python: str) -> None:
     told = {name: one_core(name, photos, peer_python) for name, photos in sources.items()}
     dataset = open_dataset(next(iter(sources.values())))
     waits = [consumer(dataset, *way) for way in (("pillow", "always"), ("fast", "never"), ("fast", "always"))]
-    print("\n| decoder | thread | workers | images a second | consumer, images a second | share of its time that it waits |")
+    print("\n| decoder | thread | workers | images a second | taken a second | share of the time that it waits |")
     print("|---|---|---|---|---|---|")
     for one in waits:
         way = f"{one['decoder']} | {one['thread']} | {one['workers']}"

@@ -117,11 +117,11 @@ class FastBlock(nn.Module):
         """The first `n` tokens of `self(x)`: of the others keys and values alone, if the block was made as `last`."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            mixed = [self._mixed(part, n) for part in x.split(_at_once(x))]
+            mixed = [self._mixed(part, n) for part in x.split(images_at_once(x))]
             return self._finished(x[:, :n], mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
     def _few_at_a_time(self, x: Float32[Tensor, "B T D"]) -> Float32[Tensor, "B T D"]:
-        at_once = _at_once(x)
+        at_once = images_at_once(x)
         if len(x) <= at_once:
             return self.run(x)
         out = torch.empty_like(x)
@@ -161,7 +161,7 @@ class FastBlock(nn.Module):
         return weights(q, k, self.heads, bias)
 
 
-def _at_once(x: Float[Tensor, "B T D"]) -> int:
+def images_at_once(x: Float[Tensor, "B T D"]) -> int:
     """Images that go through a block together: parts of a batch are of nearly the same size."""
     if x.device.type != "cpu" or not len(x):
         return max(len(x), 1)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from opendino.fast.attention import attend
-from opendino.fast.block import TOKENS_AT_ONCE, FastBlock
+from opendino.fast.block import FastBlock, images_at_once
 
 
 def merged_blocks(
@@ -37,11 +37,9 @@ def merged_blocks(
     Returns:
         All T tokens each time, or the first ones; those that went on as one are equal.
     """
-    B, T, _ = tokens.shape
-    few = round(share * (T - protected))
-    at_once = max(TOKENS_AT_ONCE // T, 1) if tokens.device.type == "cpu" else B
+    few = round(share * (tokens.shape[1] - protected))
     taken: list[list[Tensor]] = []
-    for part in tokens.float().split(at_once):
+    for part in tokens.float().split(images_at_once(tokens)):
         taken.append([])
         merged = Merged(part, protected)
         for i, block in enumerate(blocks):

@@ -49,7 +49,7 @@ def test_few_at_a_time_is_all_at_once(monkeypatch):
 def test_parts_are_of_nearly_the_same_size():
     """Of 2,048 tokens at once; the memory of a pass is that of its largest part."""
     for images, tokens, most in ((8, 257, 4), (7, 257, 7), (15, 257, 5), (32, 257, 7), (3, 3000, 1), (0, 5, 1)):
-        assert fast._at_once(torch.empty(images, tokens, 1)) == most
+        assert fast.images_at_once(torch.empty(images, tokens, 1)) == most
 
 
 def test_packed_crops():
