@@ -27,6 +27,9 @@ _COMMAND_LINE = "command line"
 Limits = tuple[int | float, int | float]
 """Smallest and largest number that will do."""
 
+_NEAR = 0.75
+"""How alike two names are, by difflib's ratio, where one may be a slip of the other; below it a guess misleads."""
+
 _BEGINNING = 3
 """Letters of a setting's beginning that are enough to guess it by."""
 
@@ -290,9 +293,9 @@ def _suggest(key: str, known: Sequence[str]) -> str:
     if members:
         return f"is a group, not a setting; set its members, such as {members[0]}"
     ends = {name.rpartition(".")[2]: name for name in known}
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=_NEAR)
     if not close:
-        close = [ends[end] for end in difflib.get_close_matches(key.rpartition(".")[2], ends, n=1, cutoff=0.7)]
+        close = [ends[end] for end in difflib.get_close_matches(key.rpartition(".")[2], ends, n=1, cutoff=_NEAR)]
     if not close and len(key) >= _BEGINNING:  # results go to out= in one place and to output_dir= in another
         close = [name for name in known if name.startswith(key) or (key.startswith(name) and len(name) >= _BEGINNING)]
     if close:

@@ -85,6 +85,14 @@ def test_a_setting_is_guessed_by_its_beginning(given, there):
         config.load(one, overrides=["zz=x"])
 
 
+@pytest.mark.parametrize("given", ["resolution", "retrieve.cap", "dedup.threshold", "cluster.levels"])
+def test_nothing_is_guessed_where_nothing_is_near(given):
+    names = ("saturation", "device", "thread", "every")
+    one = dataclasses.make_dataclass("One", [(name, int, 0) for name in names], frozen=True)
+    with pytest.raises(ConfigError, match=f"{given}: no such setting; the groups are"):
+        config.load(one, overrides=[f"{given}=1"])
+
+
 @pytest.mark.parametrize("value", ["hot", "0.9"])
 def test_a_list_is_shown_where_one_was_wanted(value):
     with pytest.raises(ConfigError) as caught:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations of other code where a recipe was wanted: told by their own keys, with what to do instead."""
+"""Files that are no recipe of a command, told by their keys: recipes of another one, configurations of other code."""
 
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 from opendino.errors import ConfigError
@@ -11,6 +13,59 @@ _LIGHTLY_TRAIN = frozenset(
 )  # fmt: skip
 _TRANSFORMERS = frozenset({"model_type", "architectures", "transformers_version", "hidden_size", "num_hidden_layers"})
 _ENOUGH = 2  # keys that are theirs and not ours
+
+
+def commands() -> dict[str, tuple[str, str]]:
+    """Command that takes settings -> module and class of these."""
+    from opendino.eval import PROTOCOLS
+
+    places = {
+        "pretrain": ("opendino.train.config", "PretrainConfig"),
+        "adapt": ("opendino.train.adapt_config", "AdaptConfig"),
+        "distill": ("opendino.train.distill", "DistillRunConfig"),
+        "demo": ("opendino.train.demo", "DemoConfig"),
+        "embed": ("opendino.embed", "EmbedConfig"),
+        "curate": ("opendino.curate.pipeline", "CurateConfig"),
+    }
+    return places | {f"eval {name}": (module, config) for name, (module, config, *_) in PROTOCOLS.items()}
+
+
+def command_of(recipe: Path, first: str = "pretrain") -> str | None:
+    """The command that a recipe is for: the first that has all of its groups; None where no command has.
+
+    Args:
+        recipe: a file.
+        first: the command that is asked before the others.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    from opendino.config import read_yaml
+
+    groups, places = read_yaml(recipe).keys(), commands()
+    for command in (first, *places):
+        module, name = places[command]
+        if groups <= {field.name for field in fields(getattr(import_module(module), name))}:
+            return command
+    return None
+
+
+def refuse_other(recipe: Path, command: str) -> None:
+    """Refuse a recipe of another command, of which every setting would be unknown.
+
+    Args:
+        recipe: a file.
+        command: that it was given to, such as "pretrain" or "eval knn".
+
+    Raises:
+        ConfigError: it is one, or cannot be read.
+    """
+    of = command_of(recipe, first=command)
+    if of not in (command, None):
+        raise ConfigError(
+            f"{recipe}: this is a recipe of `opendino {of}`, and `opendino {command}` has no such settings; give it to "
+            f"that command, or choose another recipe (opendino config ls)"
+        )
 
 
 def refuse_foreign(recipe: Path) -> None:

@@ -96,14 +96,26 @@ def _is_binary(path: Path) -> bool:
         return b"\0" in file.read(1024)
 
 
-def find_training(word: str) -> Path:
-    """As `find_recipe`, for a training.
+def find_training(word: str, command: str) -> Path:
+    """As `find_own`, for a training.
 
     Raises:
         ConfigError: also where it is a configuration of other code.
     """
     from opendino.cli._foreign import refuse_foreign
 
+    refuse_foreign(find_recipe(word))
+    return find_own(word, command)
+
+
+def find_own(word: str, command: str) -> Path:
+    """As `find_recipe`, for one command, such as "curate" or "eval knn".
+
+    Raises:
+        ConfigError: also where it is a recipe of another command.
+    """
+    from opendino.cli._foreign import refuse_other
+
     recipe = find_recipe(word)
-    refuse_foreign(recipe)
+    refuse_other(recipe, command)
     return recipe

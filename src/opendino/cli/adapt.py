@@ -77,4 +77,4 @@ def _told_apart(names: list[str]) -> tuple[Path | None, str]:
     for several, what in ((named, "recipes"), (starts, "starts")):
         if len(several) > 1:
             raise ConfigError(f"{several[0]} and {several[1]} are two {what}, and one is taken; leave one out")
-    return find_training(named[0]) if named else None, starts[0] if starts else ""
+    return find_training(named[0], "adapt") if named else None, starts[0] if starts else ""

@@ -1,24 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`opendino config`: list, show, check and compare recipes without starting anything."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opendino.cli._foreign import refuse_foreign
+from opendino.cli._foreign import command_of, commands, refuse_foreign
 from opendino.cli._words import find_recipe, recipes, split
 from opendino.errors import ConfigError
 
 if TYPE_CHECKING:
     from opendino.train.config import PretrainConfig
 
-_KINDS = (
-    ("opendino.train.config", "PretrainConfig"),
-    ("opendino.train.distill", "DistillRunConfig"),
-    ("opendino.train.adapt_config", "AdaptConfig"),
-    ("opendino.curate.pipeline", "CurateConfig"),
-)
 REFERENCE = "docs/reference/configuration.md"
 """Where `explain` is kept, in a checkout."""
 
@@ -120,13 +114,7 @@ def _import(argv: list[str]) -> int:
 
 def configs() -> dict[str, type]:
     """Command to the class of its settings."""
-    from opendino.eval import PROTOCOLS
-
-    places = {"pretrain": _KINDS[0], "adapt": _KINDS[2], "distill": _KINDS[1]}
-    places |= {"demo": ("opendino.train.demo", "DemoConfig"), "embed": ("opendino.embed", "EmbedConfig")}
-    places |= {"curate": _KINDS[3]}
-    places |= {f"eval {name}": place[:2] for name, place in PROTOCOLS.items()}
-    return {command: getattr(import_module(module), name) for command, (module, name) in places.items()}
+    return {command: getattr(import_module(module), name) for command, (module, name) in commands().items()}
 
 
 def _explain(argv: list[str]) -> int:
@@ -163,12 +151,9 @@ def _read(name: str | None, overrides: list[str]) -> "PretrainConfig":
 
 
 def _kind_of(recipe: Path) -> "type[PretrainConfig]":
-    """Settings of the command that a recipe is for: the first that has all of its groups."""
-    from opendino.config import read_yaml
-
-    groups = read_yaml(recipe).keys()
-    kinds = [getattr(import_module(module), name) for module, name in _KINDS]
-    return next((kind for kind in kinds if groups <= {field.name for field in fields(kind)}), kinds[0])
+    """Settings of the command that a recipe is for; those of a pretraining where no command has all of its groups."""
+    module, name = commands()[command_of(recipe) or "pretrain"]
+    return getattr(import_module(module), name)
 
 
 def title(recipe: Path) -> str:

@@ -4,6 +4,7 @@
 import difflib
 from typing import Any
 
+from opendino.cli._foreign import refuse_other
 from opendino.cli._words import find_recipe, split
 from opendino.errors import ConfigError
 
@@ -54,6 +55,8 @@ def main(argv: list[str]) -> int:
         if difflib.get_close_matches(names[0], STAGES, n=1):  # one word, and neither: rather a stage misspelt
             raise _no_stage(names[0], STAGES) from None
         raise
+    if recipe is not None:
+        refuse_other(recipe, "curate")
     config = load(CurateConfig, recipe, words)
     logs.setup()
 

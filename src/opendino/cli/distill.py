@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     """Plan, say what was chosen, train."""
     names, words = split(argv)
     words = spelled_out(words)
-    recipe = find_training(names[0]) if names else None
+    recipe = find_training(names[0], "distill") if names else None
     from opendino import logs
     from opendino.distributed import together
     from opendino.train.distill import DistillRunConfig, distill, plan_distill

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from opendino.cli._words import as_settings, find_recipe, split
+from opendino.cli._words import as_settings, find_own, split
 from opendino.errors import ConfigError
 
 SUMMARY = "features of any images to Parquet or npy shards, continued where interrupted"
@@ -70,4 +70,4 @@ def _recipe(word: str) -> Path:
     """
     if Path(word).exists() and Path(word).suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{word}: one data set is taken at a time; give a folder, a list (.txt) or a mixture (.yaml)")
-    return find_recipe(word)
+    return find_own(word, "embed")

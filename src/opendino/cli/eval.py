@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from opendino.cli._words import find_recipe, split
+from opendino.cli._words import find_own, split
 from opendino.errors import ConfigError
 
 SUMMARY = "measure a backbone: k-NN, linear, segmentation, depth, retrieval, health and others"
@@ -102,7 +102,8 @@ def main(argv: list[str]) -> int:
     with together():
         if out:
             check_place(Path(out), f"out = {out}")
-        config = load_config(config_type, find_recipe(recipe) if recipe else None, settings, defaults)
+        found = find_own(recipe, f"eval {protocol}") if recipe else None
+        config = load_config(config_type, found, settings, defaults)
         backbone = open_backbone(model)
     source = {"source": model, "command": shlex.join(["opendino", "eval", *argv])}
     results = module.run(backbone, config, out=Path(out) if out else None, source=source)

@@ -38,7 +38,7 @@ Several processes share a run by torchrun --nproc-per-node 8 -m opendino pretrai
 def main(argv: list[str]) -> int:
     """Plan, say what was chosen, train."""
     names, words = split(argv)
-    recipe = find_training(names[0]) if names else None
+    recipe = find_training(names[0], "pretrain") if names else None
     from opendino import logs
     from opendino.distributed import together
     from opendino.train.plan import plan

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from opendino.cli._foreign import refuse_foreign
+from opendino.cli._foreign import command_of, refuse_foreign, refuse_other
 from opendino.cli._words import recipes
 from opendino.cli.main import main
 from opendino.errors import ConfigError
@@ -46,3 +46,35 @@ def test_our_own_are_none(tmp_path):
         refuse_foreign(path)
     (tmp_path / "typo.yaml").write_text("train:\n  batchsize: 3\nout: x\n")
     refuse_foreign(tmp_path / "typo.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "of"),
+    [
+        (["pretrain", "curate/lvd142m", "data=x", "output_dir=NEW"], "curate"),
+        (["pretrain", "cifar10_48", "data=x", "output_dir=NEW"], "adapt"),
+        (["distill", "OWN", "data=x", "output_dir=NEW"], "curate"),
+        (["adapt", "cifar10_student", "data=x", "output_dir=NEW"], "distill"),
+        (["curate", "vit_tiny_cifar10", "out=NEW"], "pretrain"),
+        (["eval", "knn", "model", "linear_quick", "out=NEW"], "eval linear"),
+        (["embed", "OWN", "OWN", "model=m", "out=NEW"], "curate"),
+    ],
+)
+def test_a_recipe_of_another_command_is_told_in_one_line(tmp_path, capsys, words, of):
+    own, new = tmp_path / "mine.yaml", tmp_path / "new"
+    own.write_text("queries: [a]\nretrieve: {cap: 3}\n")
+    assert main([word.replace("OWN", str(own)).replace("NEW", str(new)) for word in words]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("error: ") == 1
+    assert f"this is a recipe of `opendino {of}`" in said
+    assert "did you mean" not in said
+    assert not new.exists()
+
+
+def test_every_shipped_recipe_is_of_the_command_that_its_folder_names():
+    for name, path in recipes().items():
+        folder = name.partition("/")[0]
+        found = command_of(path)
+        assert found is not None
+        assert found.partition(" ")[0] == folder
+        refuse_other(path, found)
