@@ -4,6 +4,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -49,7 +50,8 @@ class Ahead(Generic[Raw, Ready]):
         """End the thread; the iterator is the caller's again."""
         self._over = True
         self._room.release()
-        self._thread.join(_PATIENCE)
+        if threading.current_thread() is not self._thread:  # which may collect garbage that is closed by this
+            self._thread.join(_PATIENCE)
 
     def _run(self) -> None:
         error = None
@@ -78,6 +80,8 @@ class OnItsWay:
         if stream is None:
             self._batch, self._there = batch.to(device), None
             return
+        # A thread begins on the first GPU, and leaving the stream would go back there and make a context on it.
+        torch.cuda.set_device(stream.device)
         # Beside what the device computes. What the batch leaves in page-locked memory torch keeps until it is read.
         with torch.cuda.stream(stream):
             self._batch = batch.to(stream.device, non_blocking=True)
@@ -90,3 +94,23 @@ class OnItsWay:
             here.wait_event(self._there)
             self._batch.record_stream(here)
         return self._batch
+
+
+@dataclass(frozen=True)
+class NotBrought:
+    """An error on the way to the device, such as its memory running out; no fault of who made the batch."""
+
+    error: Exception
+
+
+def bring_to(device: torch.device) -> Callable[[Any], Any]:
+    """What a thread does with each batch: an `OnItsWay` or a `NotBrought`; what is no batch goes on as it is."""
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def bring(batch: Any) -> Any:  # noqa: ANN401  as above
+        try:
+            return OnItsWay(batch, device, stream) if isinstance(batch, PretrainBatch) else batch
+        except Exception as error:
+            return NotBrought(error)
+
+    return bring

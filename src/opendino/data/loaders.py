@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from opendino.config import check_numbers
-from opendino.data.ahead import Ahead, OnItsWay
+from opendino.data.ahead import Ahead, NotBrought, OnItsWay, bring_to
 from opendino.data.augment import Crops, CropsConfig, MultiCrop, check_crops
 from opendino.data.collate import PretrainBatch, Skipped, collate
 from opendino.data.datasets import ImageDataset
@@ -274,7 +274,9 @@ class PretrainLoader:
                 worker_init_fn=_begin_worker,
                 generator=torch.Generator(),  # nothing is drawn from it; without it the global one would be moved on
             )
-        self._running: list[Iterator[PretrainBatch | OnItsWay | _Failure]] = []  # the workers of now, or nothing
+        self._running: list[
+            Iterator[PretrainBatch | OnItsWay | _Failure | NotBrought]
+        ] = []  # the workers of now, or nothing
         # The workers ignore SIGTERM, by which Python would end them at its own end, so they are told before that.
         weakref.finalize(self, _end, self._running)
 
@@ -288,25 +290,36 @@ class PretrainLoader:
         if isinstance(batch, _Failure):
             self.close()
             raise DataError(batch.message)
+        if isinstance(batch, NotBrought):
+            self.close()
+            raise batch.error
         batch = batch.take() if isinstance(batch, OnItsWay) else batch.to(self._device, non_blocking=True)
         self.bad.add(batch)
         self._count_slow(batch)
         self.step += 1
         return batch.finish(*self._mean_std)
 
-    def _fetch(self) -> "PretrainBatch | OnItsWay | _Failure":
+    def _fetch(self) -> "PretrainBatch | OnItsWay | _Failure | NotBrought":
         try:
             if not self._running:
                 self._steps.start = self.step
-                batches = _start(self._loader)
-                self._running.append(Ahead(batches, _bring_to(self._device)) if self._thread else batches)
+                self._running.append(_start(self._loader))
+        except RuntimeError as error:
+            raise self._no_data(error) from error
+        # From here on the workers are known, and are ended whatever happens.
+        if self._thread and not isinstance(self._running[0], Ahead):
+            self._running[0] = Ahead(self._running[0], bring_to(self._device))
+        try:
             return next(self._running[0])
         except RuntimeError as error:
-            self.close()
-            raise DataError(
-                f"no data came for step {self.step} ({error}); if one of {self._loader.num_workers} workers died for "
-                "lack of memory, set loader.workers to fewer, or 0"
-            ) from error
+            raise self._no_data(error) from error
+
+    def _no_data(self, error: RuntimeError) -> DataError:
+        self.close()
+        return DataError(
+            f"no data came for step {self.step} ({error}); if one of {self._loader.num_workers} workers died for "
+            "lack of memory, set loader.workers to fewer, or 0"
+        )
 
     def _count_slow(self, batch: PretrainBatch) -> None:
         if batch.slow and not self.slow:
@@ -343,12 +356,6 @@ def _end(running: list[Iterator]) -> None:
         stop = getattr(batches, "_shutdown_workers", None)
         if stop is not None:
             stop()
-
-
-def _bring_to(device: torch.device) -> "Callable[[PretrainBatch | _Failure], OnItsWay | _Failure]":
-    """What the thread does with each batch."""
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    return lambda batch: batch if isinstance(batch, _Failure) else OnItsWay(batch, device, stream)
 
 
 def _unchanged(batch: object) -> object:

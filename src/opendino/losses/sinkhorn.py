@@ -41,11 +41,13 @@ def sinkhorn_knopp(
         kernel = scores.sub_(row_max.unsqueeze(1)).exp_()
         # Scales that turn the kernel back into exp(scores), up to one factor that all processes share.
         v = _of_real(torch.exp(row_max - all_reduce_max(_largest(_of_real(row_max, real, -torch.inf)))), real)
-        u = kernel.new_ones(kernel.shape[1])
-        for _ in range(iterations):
+        for _ in range(iterations - 1):
             u = _prototype_scales(kernel, v)
             v = _of_real(1 / torch.mv(kernel, u), real)
-        return kernel.mul_(u).mul_(v.unsqueeze(1))
+        if iterations:
+            kernel.mul_(_prototype_scales(kernel, v))
+        # A sum and no product: over many prototypes torch.mv is off by 1e-5 on a CPU, and with it the mass of a row.
+        return kernel.mul_(_of_real(1 / kernel.sum(dim=1), real).unsqueeze(1))
 
 
 def _of_real(values: Float32[Tensor, " rows"], real: Bool[Tensor, " rows"] | None, other: float = 0.0) -> Tensor:

@@ -2,6 +2,7 @@
 import itertools
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,50 +110,72 @@ def test_on_a_cpu_a_batch_arrives_as_it_is():
     assert taken.ids.tolist() == [7]
 
 
-class Event:
-    """What a stream on a GPU would record."""
+class Notes(list):
+    """What would be asked of a GPU, in order; a stream, an event and the context of a stream in one."""
 
     device = torch.device("cpu")
 
+    def __enter__(self):
+        self.append("beside")
 
-class Stream:
-    """Takes notes in place of a stream on a GPU."""
+    def __exit__(self, *_):
+        self.append("back")
 
-    device = torch.device("cpu")
+    def record_event(self):
+        self.append("recorded")
+        return self
+
+
+class Present:
+    """The stream of the device's own work."""
 
     def __init__(self, notes):
         self.notes = notes
 
-    def record_event(self):
-        self.notes.append("copied")
-        return Event()
-
     def wait_event(self, event):
-        assert isinstance(event, Event)
+        assert event is self.notes
         self.notes.append("waited for")
 
 
 def test_another_stream_copies_and_the_present_one_waits(monkeypatch):
-    notes, told = [], []
-    beside, present = Stream(notes), Stream(notes)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: Entered(stream, notes))
+    notes, told, sent = Notes(), [], batch()
+    present = Present(notes)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: notes.append(f"device {device}"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: present)
-    monkeypatch.setattr(PretrainBatch, "record_stream", lambda self, stream: told.append(stream))
-    on_its_way = OnItsWay(batch(), torch.device("cuda"), beside)
-    assert notes == ["beside", "copied", "back"]
-    assert on_its_way.take().ids.tolist() == [7]
-    assert notes[3:] == ["waited for"]
-    assert told == [present]  # else the copies' memory would be given away while the step reads it
+    monkeypatch.setattr(PretrainBatch, "record_stream", lambda self, stream: told.append((self, stream)))
+    monkeypatch.setattr(
+        PretrainBatch, "to", lambda self, device, **how: notes.append(f"to {device} {how}") or replace(self, images=9)
+    )
+    on_its_way = OnItsWay(sent, torch.device("cuda"), notes)
+    copied = ["device cpu", "beside", "to cpu {'non_blocking': True}", "recorded", "back"]
+    assert notes == copied
+    taken = on_its_way.take()
+    assert taken.images == 9  # the copy
+    assert notes == [*copied, "waited for"]
+    assert told == [(taken, present)]  # else the copies' memory would be given away while the step reads it
 
 
-class Entered:
-    """In place of `torch.cuda.stream`."""
+def test_all_tensors_of_a_batch_are_told_of_a_stream(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: told.append((self.shape, stream)))
+    batch().record_stream("here")
+    assert sorted(told) == sorted(
+        (one.shape, "here") for one in vars(batch()).values() if isinstance(one, torch.Tensor)
+    )
+    assert len(told) == 6
 
-    def __init__(self, stream, notes):
-        self.notes = notes
 
-    def __enter__(self):
-        self.notes.append("beside")
+def test_closing_in_its_own_thread_does_not_wait_for_itself():
+    """As the collection of garbage may."""
+    closed = []
 
-    def __exit__(self, *_):
-        self.notes.append("back")
+    def items():
+        yield 0
+        ahead.close()
+        closed.append(True)
+        yield 1
+
+    ahead = Ahead(items(), lambda number: number)
+    assert next(ahead) == 0
+    assert until(lambda: closed == [True])

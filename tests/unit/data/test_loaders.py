@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -31,6 +32,10 @@ def take(loader, count):
     batches = list(itertools.islice(loader, count))
     loader.close()
     return batches
+
+
+def raises(error):
+    raise error
 
 
 def spoil(folder, *numbers):
@@ -222,6 +227,27 @@ def test_a_killed_worker_is_a_sentence(image_folder, thread):
     with pytest.raises(DataError, match=r"no data came for step 0 \(.*worker.*loader\.workers"):
         next(loader)
     loader.close()
+
+
+def test_what_goes_wrong_on_the_way_to_the_device_is_told_as_it_is(image_folder, monkeypatch):
+    """Memory of a GPU that runs out is a RuntimeError too; the workers are not to be blamed for it, and are ended."""
+    monkeypatch.setattr("opendino.data.ahead.OnItsWay", lambda *_: raises(torch.OutOfMemoryError("out of memory")))
+    loader = feed(image_folder, workers=1, config=LoaderConfig(thread="always"))
+    before = multiprocessing.active_children()
+    with pytest.raises(torch.OutOfMemoryError, match=r"^out of memory$"):
+        next(loader)
+    assert set(multiprocessing.active_children()) <= set(before)
+
+
+def test_a_thread_that_cannot_begin_leaves_no_workers(image_folder, monkeypatch):
+    monkeypatch.setattr("opendino.data.loaders.bring_to", lambda _: raises(RuntimeError("no stream")))
+    loader = feed(image_folder, workers=1, config=LoaderConfig(thread="always"))
+    before = multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match="no stream"):
+        next(loader)
+    assert len(multiprocessing.active_children()) == len(before) + 1
+    loader.close()
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 @pytest.mark.parametrize("thread", ["never", "always"])
