@@ -52,12 +52,16 @@ def attend(
 def written_out_pays(tokens: int, heads: int, width: int) -> bool:
     """Whether attention in bfloat16 on this CPU is right, and not slower, with its products written out.
 
+    One trial for all from 32, 64, ..., 1,024 tokens on: images of many sizes must not pay for one each.
+
     Args:
         tokens: of an image.
         heads: of a layer.
         width: of a head.
     """
-    return _trial(tokens, heads, width, torch.get_num_threads())
+    return _trial(
+        min(max(1 << tokens.bit_length() - 1, _FEWEST_ROWS), _TRIAL_TOKENS), heads, width, torch.get_num_threads()
+    )
 
 
 @lru_cache(maxsize=256)

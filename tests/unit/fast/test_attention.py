@@ -73,3 +73,11 @@ def test_masks_and_weights():
         shares = weights(*qkv.chunk(3, -1)[:2], 2, bias)
         assert (shares[0, ..., 4:] == 0).all()
         torch.testing.assert_close(shares.sum(-1), torch.ones(2, 2, 6))
+
+
+def test_images_of_many_sizes_share_their_trials(monkeypatch):
+    tried = []
+    monkeypatch.setattr(attention, "_trial", lambda tokens, *_: tried.append(tokens) or True)
+    for tokens in (5, 63, 64, 257, 511, 512, 1370, 5000):
+        attention.written_out_pays(tokens, 6, 64)
+    assert tried == [32, 32, 64, 256, 256, 512, 1024, 1024]
