@@ -57,7 +57,7 @@ LONG = (
     "train_step student.preset=vits14 dino.prototypes=8192 train.batch_size=4 train.precision=bf16 --steps 3",
     "train_step configs/pretrain/vit_tiny_cifar10.yaml train.batch_size=16 --steps 3",
     "train_step configs/pretrain/vit_nano_cifar10_cpu.yaml --steps 6",
-    "step_cpu --batch 2 --rounds 3 --peer {peers}",
+    "step_cpu --batch 2 --rounds 5 --peer {peers}",
     "cost",
     "plan",
     "attention --repeats 5",

@@ -9,10 +9,10 @@ ViT-S/14, 2 x 224 + 8 x 98 pixels of noise, drop path 0.3, Sinkhorn-Knopp, KoLeo
 float32 and bfloat16 autocast. Plain is none of `WAYS`: `nn.Linear`, torch's fused attention, all logits at once, AdamW
 as torch chooses by itself, the teacher moved parameter by parameter, Sinkhorn-Knopp that rewrites its matrix; where the
 library has no switch, the plain way stands here. Fast is all of them. The ratio is the median over rounds, processor
-time for one thread, after a step on crops of 112 and 56 pixels that makes what is made once. Then the fast step takes
-turns with itself without one way each (not with --quick). With `--peer`, a step of lightly-train takes its turn in each
-round (`lightly_step.py`). Beside the seconds: which share of the rate of a packed product in that minute the work of a
-step reaches. The last line is a JSON object: ratios, and all rows.
+time for one thread, after a step of each that makes what is made once; who begins changes from round to round. Then the
+fast step takes turns with itself without one way each (not with --quick). With `--peer`, a step of lightly-train takes
+its turn in each round (`lightly_step.py`). Beside the seconds: which share of the rate of a packed product in that
+minute the work of a step reaches. The last line is a JSON object: ratios, and all rows.
 """
 
 import argparse
@@ -173,18 +173,16 @@ class Peer:
 def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: str, apart: bool) -> dict[str, Any]:
     runs, config = build(prototypes, dtype, batch)
     images = next(noise(config, torch.device("cpu")))
-    crops = dataclasses.replace(config.crops, global_size=112, local_size=56)
-    small = next(noise(dataclasses.replace(config, crops=crops), torch.device("cpu")))
     peer = Peer(peer_python, prototypes, dtype, batch) if peer_python else None
     alone = ways_of(prototypes, dtype) if apart else ()
     seconds: dict[str, list[float]] = {way: [] for way in (*runs, *(["lightly"] if peer else []), *alone)}
     losses: dict[str, float] = {}
     for name, run in runs.items():
-        step(run, small, 0, WAYS if name == "fast" else ())
+        step(run, images, 0, WAYS if name == "fast" else ())
     if peer:
         peer()  # its first step makes what is made once too
     for number in range(1, rounds + 1):
-        for name, run in runs.items():
+        for name, run in sorted(runs.items(), reverse=number % 2 == 1):
             taken, losses[name] = step(run, images, number, WAYS if name == "fast" else ())
             seconds[name].append(taken)
         if peer:
@@ -197,7 +195,7 @@ def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: s
     row |= {"share": work / middle["fast"] / rate, "ratio": ratio(seconds["plain"], seconds["fast"])}
     if peer:
         row |= {f"lightly_over_{name}": ratio(seconds["lightly"], seconds[name]) for name in runs}
-    return row | {"last_losses": losses, "without": leave_out(runs["fast"], images, alone, rounds)}
+    return row | {"last_losses": losses, "without": leave_out(runs["fast"], images, alone, min(rounds, 3))}
 
 
 def leave_out(run: Any, images: Any, ways: Sequence[str], rounds: int) -> dict[str, dict[str, float]]:
@@ -238,8 +236,9 @@ def main() -> None:
             row = rows[-1]
             ways = "  ".join(f"{way} {seconds:6.2f} s" for way, seconds in row["seconds"].items())
             reached = f"{100 * row['share']:.0f} % of {row['gflops']} GFLOP/s"
-            losses = f"losses {row['last_losses']}"
-            print(f"{prototypes:6} {dtype}  {ways}  ratio {row['ratio']:.2f}  {reached}  {losses}", flush=True)
+            losses = "  ".join(f"{way} {loss:.5f}" for way, loss in row["last_losses"].items())
+            told = f"{prototypes:6} {dtype}  {ways}  ratio {row['ratio']:.2f}  {reached}  losses: {losses}"
+            print(told, flush=True)
             for way, found in row["without"].items():
                 print(f"       without {way:9} {found['seconds']:6.2f} s  {found['ratio']:.2f} of a fast step")
     if arguments.json:

@@ -231,24 +231,17 @@ def loader_ways(found: Sequence[Found]) -> str:
 def loader_waits(found: Sequence[Found]) -> str:
     rows = [
         [
-            f"`{one['decoder']}`",
             f"`{one['thread']}`",
-            str(one["workers"]),
             short(one["made"]),
             short(one["taken"]),
+            f"{one['of']:.0%}",
             f"{100 * one['waits']:.1f} %",
         ]
         for one in found[0]["figures"]["waits"]
     ]
-    header = [
-        "`loader.decoder`",
-        "`loader.thread`",
-        "workers",
-        "images/s made",
-        "images/s taken",
-        "of its time it waits",
-    ]
-    return markdown(header, rows)
+    return markdown(
+        ["`loader.thread`", "images/s made", "images/s taken", "of those made", "of its time it waits"], rows
+    )
 
 
 def loader_phases(found: Sequence[Found]) -> str:
@@ -544,8 +537,8 @@ TABLES = {
     "train_step": Table(
         tuple(f"train_step {words}" for words in TRAIN), train_step, "`python benchmarks/train_step.py` and these words"
     ),
-    "step_cpu": Table(("step_cpu --batch 2 --rounds 3 --peer PEERS",), step_cpu),
-    "step_ways": Table(("step_cpu --batch 2 --rounds 3 --peer PEERS",), step_ways),
+    "step_cpu": Table(("step_cpu --batch 2 --rounds 5 --peer PEERS",), step_cpu),
+    "step_ways": Table(("step_cpu --batch 2 --rounds 5 --peer PEERS",), step_ways),
     "attention": Table(("attention --repeats 5",), attention),
     "loader_ways": Table(("loader --quick --peer PEERS",), loader_ways),
     "loader_waits": Table(("loader --quick --peer PEERS",), loader_waits),

@@ -181,7 +181,7 @@ LOADER = {
             "over_torchvision": {"pillow": 2.0, "fast": 8.0, "torchvision": 1.0},
         }
     },
-    "waits": [{"decoder": "fast", "thread": "always", "workers": 1, "made": 125.4, "taken": 87.8, "waits": 0.0041}],
+    "waits": [{"thread": "always", "of": 0.7, "made": 125.4, "taken": 87.8, "waits": 0.0041}],
 }
 
 
@@ -194,14 +194,7 @@ def test_the_loader_by_way_and_by_what_waits(tables):
         ["`loader.decoder=fast`", "5.00", "200", "8.0"],
     ]
     assert lines[4][1:] == ["-", "-", "-"]
-    assert _cells(tables.loader_waits([_found(LOADER)]))[1] == [
-        "`fast`",
-        "`always`",
-        "1",
-        "125",
-        "87.8",
-        "0.4 %",
-    ]
+    assert _cells(tables.loader_waits([_found(LOADER)]))[1] == ["`always`", "125", "87.8", "70%", "0.4 %"]
 
 
 def test_the_loader_by_phase_and_its_listing(tables):
