@@ -166,7 +166,7 @@ class _WrittenOut(torch.autograd.Function):
         q, k, v = parts.flatten(1, 2)  # each [B A, T, d]
         q.mul_(q.shape[-1] ** -0.5)
         scores = torch.bmm(q, k.transpose(1, 2))
-        shares = torch.softmax(scores, dim=-1, out=scores)
+        shares = scores.softmax(dim=-1)  # not in their place: recomputation may keep what a product gave
         ctx.save_for_backward(q, k, v, shares)
         ctx.heads = heads
         return torch.bmm(shares, v).view(B, heads, T, -1).transpose(1, 2).reshape(B, T, D3 // 3)

@@ -20,11 +20,13 @@ def gradients(how):
     return count, len(passes), {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("how", ["full", "selective"])
-def test_gradients_are_those_of_kept_activations(how):
+def test_gradients_are_those_of_kept_activations(how, half):
     """Stochastic depth included: what is left out the first time is left out the second."""
-    _, once, wanted = gradients("none")
-    count, twice, found = gradients(how)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        _, once, wanted = gradients("none")
+        count, twice, found = gradients(how)
     assert (count, once, twice) == (3, 1, 2)
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
