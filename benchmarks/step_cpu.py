@@ -116,7 +116,7 @@ def take(run: Any, ways: Collection[str]) -> None:
     else:
         for layer in run.method.modules():
             if type(layer) is FastLinear:
-                layer.__class__ = nn.Linear
+                layer.__class__ = nn.Linear  # pyrefly: ignore[bad-argument-type]  what it was made of
     use_attention(run.method, "written" if "attention" in ways else "fused")
     dino = dataclasses.replace(run.method.config.dino, in_blocks="blocks" in ways)
     run.method.config = dataclasses.replace(run.method.config, dino=dino)
