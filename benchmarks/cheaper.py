@@ -39,7 +39,7 @@ def ways(merge: list[float], dtype: str) -> dict[str, dict[str, Any] | None]:
 
 
 def both(features: Features) -> Tensor:
-    return torch.cat([features.cls, features.patch_mean], dim=1)
+    return features.select("both", normalize=False)
 
 
 @torch.inference_mode()
