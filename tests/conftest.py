@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 from jaxtyping import install_import_hook
 
 install_import_hook("opendino", "beartype.beartype")
@@ -30,6 +31,14 @@ dino.centering=centering dino.prototypes=32 dino.hidden_dim=32 dino.bottleneck_d
 train.batch_size=8 train.iterations=6 train.device=cpu train.threads=1 train.precision=fp32
 loader.workers=0 checkpoint.every=2 log.every=1 log.trackers=[] log.picture=false knn.every=0
 """
+
+
+@pytest.fixture
+def no_shape_checks() -> Iterator[None]:
+    """No checks of shapes and types: tracers do not know sizes, and users give what they like."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`opendino.optimize`: a copy of a model for inference alone, faster, with the same methods and the same numbers.
+"""`opendino.optimize`: a copy of a model for inference alone, faster, with the same methods, nearly the same numbers.
 
 What it does, each where it helps: linear layers by oneDNN with packed weights and GELU in the same pass
 (`layers/packed_linear.py`), LayerScale and the scale of the queries inside the weights, attention by the faster way
@@ -8,7 +8,8 @@ On request, and with other numbers: 8-bit products (`layers/int8_linear.py`) and
 """
 
 import copy
-from typing import Any, Literal, TypeVar, cast
+from operator import index
+from typing import Any, Literal, SupportsFloat, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -19,16 +20,18 @@ from opendino.errors import ModelError
 from opendino.fast.block import FastBlock, Products, parts_of
 from opendino.fast.merging import merged_blocks
 from opendino.fast.tables import Tables
+from opendino.layers.fixed import Fixed, refuse_tracing
 from opendino.models.classifier import LinearClassifier
 from opendino.models.vision_transformer import VisionTransformer
 
 Precision = Literal["fp32", "bf16", "int8"]
 Model = TypeVar("Model", bound=nn.Module)
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+_KNOWN = "give a backbone or classifier of opendino.load, or a model of opendino.hf"
 
 
-class FastVisionTransformer(VisionTransformer):
+class FastVisionTransformer(Fixed, VisionTransformer):
     """A backbone whose blocks are `FastBlock`s; made by `optimize`, for inference alone."""
 
     tables: Tables
@@ -56,6 +59,7 @@ class FastVisionTransformer(VisionTransformer):
             return super().leading_tokens(x, *args, **kwargs)
 
     def _tokens(self, x: Tensor, masks: Tensor | None) -> Float[Tensor, "B T D"]:
+        refuse_tracing()  # before a table without numbers is kept
         return super()._tokens(x.to(self.cls_token.dtype), masks)
 
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 tokens D"]:
@@ -80,18 +84,20 @@ def optimize(
     merge: float = 0.0,
     trial: bool = True,
 ) -> Model:
-    """A copy of a model for inference alone: the same methods, the same numbers, in less time and memory.
+    """A copy of a model for inference alone: the same methods, nearly the same numbers, in less time and memory.
 
-    On a CPU ways are chosen by short trials on this machine, with the number of threads set now. The copy gives tokens
-    in float32 whatever the type of its products, holds no gradients, and stays on its device; its weights cannot be
-    saved. The model itself is left as it is, and later changes to it do not reach the copy. A block with layers that
-    are not its own (LoRA) stays as it is.
+    On a CPU ways are chosen by short trials on this machine, with the number of threads set now. The copy is in
+    evaluation mode, gives tokens in float32 whatever the type of its products, holds no gradients, and stays on its
+    device; it can be neither converted nor copied, saved, traced or exported, all of which the model itself can. That
+    is left as it is, and later changes to it do not reach the copy. A block with layers that are not its own (LoRA)
+    stays as it is, in float32.
 
     Args:
         model: a backbone or classifier of `opendino.load`, or a model of `opendino.hf`.
-        dtype: of the products; None takes that of the model's weights. "fp32" gives the model's numbers to 1e-5;
-            "bf16" to 3e-2 on tokens of magnitude 5; "int8", on a CPU alone, has 8-bit integers in most linear layers
-            and bfloat16 in the rest: faster, with an error that is felt (docs/performance.md says how much).
+        dtype: of the products; None takes that of the model's weights. "int8", on a CPU alone, has 8-bit integers in
+            most linear layers and bfloat16 in the rest. Tokens behind the final norm, whose largest number is 3 to 6,
+            differ from the model's by 1e-5 ("fp32"), 5e-2 ("bf16") and 0.2 ("int8") in no number by more; root mean
+            square 2e-6, 1e-2 and 3.5e-2 of the tokens', which holds before the norm too, however large they are there.
         image_size: side, or (H, W), in pixels, that the position table is resized to right away; other sizes still
             work, and pay for it once each.
         merge: share of an image's patches that each block merges into others like them, 0 to 0.5 (token merging); they
@@ -102,26 +108,48 @@ def optimize(
             last bit.
 
     Raises:
-        ModelError: a model or a type that this cannot be done for, or a size that does not fit the patch.
+        ModelError: a model or a type that this cannot be done for, a size that does not fit the patch, or a setting
+            that is not of its kind.
     """
+    _check(model, merge, trial)
+    size = _sides(image_size)
     products = _products(model, dtype, None if trial else onednn.available())
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if isinstance(model, VisionTransformer):
         return cast("Model", _backbone(model, products, size, merge))
     if isinstance(model, LinearClassifier):
         fast = _backbone(model.backbone, products, size, merge)
         return copy.deepcopy(model, {id(model.backbone): fast}).eval().requires_grad_(False)
-    makes_its_own = getattr(model, "optimized", None)  # those of `opendino.hf`, one floor up
-    if callable(makes_its_own) and merge:
+    if merge:
         raise ModelError(
             "optimize: merge is for backbones and classifiers of opendino.load; leave it out, or load it so"
         )
-    if callable(makes_its_own):
-        return cast("Model", makes_its_own(products, size))
-    raise ModelError(
-        f"optimize: a {type(model).__name__} is no model that this knows; give a backbone or classifier of "
-        "opendino.load, or a model of opendino.hf"
-    )
+    return cast("Model", cast("Any", model).optimized(products, size))
+
+
+def _check(model: object, merge: object, trial: object) -> None:
+    if isinstance(model, str):
+        raise ModelError(f"optimize: {model!r} is a name; open it with opendino.load or opendino.create, and give that")
+    ours = isinstance(model, VisionTransformer | LinearClassifier)
+    if not ours and not (isinstance(model, nn.Module) and callable(getattr(model, "optimized", None))):  # `opendino.hf`
+        raise ModelError(f"optimize: a {type(model).__name__} is no model that this knows; {_KNOWN}")
+    if not isinstance(merge, SupportsFloat) or not 0 <= float(merge) <= 0.5:
+        raise ModelError(f"optimize: merge={merge!r} is no share from 0 to 0.5 of an image's patches")
+    if not isinstance(trial, bool):
+        raise ModelError(f"optimize: trial={trial!r} is neither True nor False; give one of them")
+
+
+def _sides(image_size: Any) -> tuple[int, int] | None:  # noqa: ANN401  whatever came
+    """(H, W), or None where no size is given."""
+    if image_size is None:
+        return None
+    given = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    try:
+        H, W = (index(side) for side in given)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"optimize: image_size={image_size!r} is no size in pixels; give a side such as 224, or (H, W)"
+        ) from error
+    return H, W
 
 
 def fast_if_it_pays(backbone: Any, precision: Precision, merge: float = 0.0) -> Any:  # noqa: ANN401  any model
@@ -140,7 +168,7 @@ def fast_if_it_pays(backbone: Any, precision: Precision, merge: float = 0.0) -> 
     return optimize(backbone, precision, merge=merge, trial=False) if ours else backbone
 
 
-def _products(model: nn.Module, dtype: Precision | torch.dtype | None, packed: bool | None) -> Products:
+def _products(model: nn.Module, dtype: object, packed: bool | None) -> Products:
     if dtype != "int8":
         return Products(_dtype_of(model, dtype), packed)
     device = next(model.parameters()).device.type
@@ -150,14 +178,14 @@ def _products(model: nn.Module, dtype: Precision | torch.dtype | None, packed: b
     return Products(torch.bfloat16, packed, int8=True)
 
 
-def _dtype_of(model: nn.Module, dtype: Precision | torch.dtype | None) -> torch.dtype:
+def _dtype_of(model: nn.Module, dtype: object) -> torch.dtype:
     if isinstance(dtype, str) and dtype in _DTYPES:
         return _DTYPES[dtype]
     if dtype is None:
         dtype = next(model.parameters()).dtype
-    if dtype not in _DTYPES.values():
-        raise ModelError(f"optimize: dtype={dtype} is none that products are made in; give fp32, bf16 or int8")
-    return cast("torch.dtype", dtype)
+    if not isinstance(dtype, torch.dtype) or dtype not in _DTYPES.values():
+        raise ModelError(f"optimize: dtype={dtype!r} is none that products are made in; give fp32, bf16 or int8")
+    return dtype
 
 
 def _backbone(
@@ -165,8 +193,6 @@ def _backbone(
 ) -> FastVisionTransformer:
     if isinstance(model, FastVisionTransformer):
         raise ModelError("optimize: the model is optimized already; give the one that it was made from")
-    if not 0 <= merge <= 0.5:
-        raise ModelError(f"optimize: merge={merge} is no share from 0 to 0.5 of an image's patches")
     last = model.depth - 1
     blocks = nn.ModuleList(fast_block(block, products, last=i == last) for i, block in enumerate(model.blocks))
     if merge and not all(isinstance(block, FastBlock) for block in blocks):
@@ -189,4 +215,4 @@ def _backbone(
 def fast_block(block: nn.Module, products: Products, *, last: bool = False) -> nn.Module:
     """The fast one of a block; a copy of it where it holds layers that are not its own."""
     parts = parts_of(block)
-    return copy.deepcopy(block) if parts is None else FastBlock(parts, products, last=last)
+    return copy.deepcopy(block).float() if parts is None else FastBlock(parts, products, last=last)

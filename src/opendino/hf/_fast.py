@@ -16,6 +16,7 @@ from opendino.errors import ModelError
 from opendino.fast.block import BlockParts, FastBlock, Products
 from opendino.fast.tables import Tables
 from opendino.hf._layers import Dinov2Embeddings, Dinov2Layer, Dinov2MLP, Dinov2SwiGLUFFN, Grid, Mask, mask_for
+from opendino.layers.fixed import Fixed, refuse_tracing
 
 
 class FastLayer(nn.Module):
@@ -41,12 +42,16 @@ class FastLayer(nn.Module):
             return (out, self.block.attention_weights(x, bias)) if output_attentions else out
 
 
-class FastEmbeddings(Dinov2Embeddings):
-    """`Dinov2Embeddings` that resize the position table once for each size."""
+class FastEmbeddings(Fixed, Dinov2Embeddings):
+    """`Dinov2Embeddings` that resize the position table once for each size.
+
+    As the first module of every model they are the first to be asked what is to be moved, converted or loaded.
+    """
 
     tables: Tables
 
     def _positions(self, grid: Grid) -> Float[Tensor, "1 tokens D"]:
+        refuse_tracing()  # before a table without numbers is kept
         return self.tables.of(grid, super()._positions)
 
 
@@ -75,7 +80,7 @@ def fast_copy(model: Any, products: Products, image_size: Grid | None) -> Any:  
 
 def _fast_layer(layer: Dinov2Layer, products: Products) -> nn.Module:
     parts = _parts_of(layer)
-    return copy.deepcopy(layer) if parts is None else FastLayer(parts, products)
+    return copy.deepcopy(layer).float() if parts is None else FastLayer(parts, products)
 
 
 def _parts_of(layer: Dinov2Layer) -> BlockParts | None:

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A linear layer for inference whose products are of 8-bit integers; `fast/block.py` takes it for `dtype="int8"`."""
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import BFloat16, Float, Float32
-from torch import Tensor, nn
+from torch import Tensor
 
 from opendino import onednn
-from opendino.errors import ModelError
+from opendino.layers.fixed import Fixed
 
 ROWS_AT_ONCE = 130
 """Rows that go through the layer together: what lies between its passes stays in the cache."""
@@ -20,7 +18,7 @@ _MIDDLE = 128
 _TINY = 1e-12
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Fixed):
     """A linear layer on 8-bit weights and 8-bit inputs, with a scale for each output and each row.
 
     A row's own largest value is its range, whatever else is in the batch, so no image changes another's numbers.
@@ -45,7 +43,7 @@ class Int8Linear(nn.Module):
         weight = weight.detach().float()
         self.activation: onednn.Activation = activation
         self.floor = floor
-        # no buffers: what oneDNN packs can be neither moved nor written to a file
+        # no buffers: what oneDNN packs can be neither moved nor written to a file, see `fixed.py`
         self.scales = weight.abs().amax(dim=1).clamp_(min=_TINY) / 127
         steps = torch.round(weight / self.scales[:, None]).to(torch.int8)
         self.bias = torch.zeros(len(weight)) if bias is None else bias.detach().float().clone()
@@ -71,14 +69,3 @@ class Int8Linear(nn.Module):
             q = ((x - self.floor) / steps).add_(0.5).to(torch.uint8)
         product = onednn.linear_int8(q, zero, self.packed, self.scales)
         return onednn.FUNCTIONS[self.activation](product.mul_(steps).add_(self.bias))
-
-    def _save_to_state_dict(self, destination: object, prefix: str, keep_vars: bool) -> None:  # noqa: ARG002
-        raise ModelError("an optimized model cannot be saved; save the model that it was made from")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
-        moved = fn(torch.zeros(1))
-        if moved.device.type != "cpu" or moved.dtype != torch.float32:
-            raise ModelError(
-                "a model in 8-bit integers stays as it is on the CPU; move or convert the model it was made from"
-            )
-        return super()._apply(fn, recurse)

@@ -1,18 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-import jaxtyping
 import pytest
 import torch
 
 from opendino.checkpoint.weights import save_weights
 from opendino.models.vision_transformer import VisionTransformer
-
-
-@pytest.fixture
-def no_shape_checks():
-    """Checks of shapes look at sizes, which tracers do not know."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(params=["plain", "registers and swiglu"])

@@ -147,23 +147,74 @@ def test_baked_and_half_precision_models(backbone):
     baked, images = backbone().bake(14), torch.randn(1, 3, 14, 14)
     torch.testing.assert_close(optimize(baked)(images), baked(images).detach(), atol=2e-5, rtol=2e-5)
     half = backbone().bfloat16()
+    half.blocks[0].mlp.fc1.__class__ = type("Adapted", (torch.nn.Linear,), {})  # not ours, and in float32 in the copy
+    assert optimize(half)(images.bfloat16()).dtype == torch.float32
+    half = backbone().bfloat16()
     assert optimize(half).blocks[0].dtype == torch.bfloat16
     assert optimize(half)(images.bfloat16()).dtype == torch.float32
 
 
-def test_what_cannot_be(backbone):
-    fast = optimize(backbone())
+def test_what_cannot_be(backbone, no_shape_checks):
+    model = backbone()
+    fast = optimize(model)
     for wrong, words in (
-        (lambda: optimize(torch.nn.Linear(2, 2)), "no model"),
+        (lambda: optimize(torch.nn.Linear(2, 2)), "a Linear is no model"),
+        (lambda: optimize(None), "a NoneType is no model"),
+        (lambda: optimize("vits14"), "'vits14' is a name; open it with"),
+        (lambda: optimize(VisionTransformer), "a type is no model"),
         (lambda: optimize(fast), "already"),
-        (lambda: optimize(backbone(), torch.float16), "float16"),
-        (lambda: optimize(backbone(), image_size=30), "30x30"),
+        (lambda: optimize(model, torch.float16), "float16"),
+        (lambda: optimize(model, "fp16"), "dtype='fp16'"),
+        (lambda: optimize(model, 32), "dtype=32"),
+        (lambda: optimize(model, image_size=30), "30x30"),
+        (lambda: optimize(model, image_size=0), "0x0"),
+        (lambda: optimize(model, image_size="224"), "image_size='224' is no size in pixels"),
+        (lambda: optimize(model, image_size=(28,)), r"image_size=\(28,\) is no size"),
+        (lambda: optimize(model, image_size=(28, 28.0)), "is no size"),
+        (lambda: optimize(model, merge="a"), "merge='a' is no share"),
+        (lambda: optimize(model, merge=float("nan")), "merge=nan is no share"),
+        (lambda: optimize(model, trial="no"), "trial='no' is neither"),
         (lambda: fast.state_dict(), "cannot be saved"),
         (lambda: fast.half(), "stays on cpu"),
+        (lambda: copy.deepcopy(fast), "neither copied nor pickled"),
+        (lambda: fast.load_state_dict(model.state_dict()), "takes no other weights"),
     ):
         with pytest.raises(ModelError, match=words):
             wrong()
     assert isinstance(fast.to("cpu").eval(), FastVisionTransformer)
+    assert optimize(model, "bfloat16", [28, 35]).blocks[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["backbone", "classifier"])
+@torch.no_grad()
+def test_a_refused_conversion_leaves_the_copy_as_it_was(backbone, dtype, wrapped):
+    if dtype == "int8" and not onednn.int8_available():
+        pytest.skip("this processor has no fast 8-bit products")
+    fast = optimize(LinearClassifier(backbone(), classes=5, layers=1).eval() if wrapped else backbone(), dtype)
+    images = torch.randn(2, 3, 28, 28)
+    wanted = fast(images)
+    changes = [lambda: fast.half(), lambda: fast.bfloat16(), lambda: fast.double(), lambda: fast.to("meta")]
+    for change in changes if dtype == "fp32" else [*changes, lambda: fast.float()]:
+        with pytest.raises(ModelError, match="stays on cpu"):
+            change()
+        assert torch.equal(fast(images), wanted)
+    assert torch.equal(fast.to("cpu")(images), wanted)
+    if dtype == "fp32":
+        assert torch.equal(fast.float()(images), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+@pytest.mark.parametrize("baked", [False, True])
+@torch.no_grad()
+def test_no_trace_and_no_program(backbone, baked, no_shape_checks):
+    """Either would be without its weights, and leave position tables without numbers behind."""
+    images = torch.randn(1, 3, 28, 28)
+    fast = optimize(backbone().bake(28) if baked else backbone())
+    for attempt in (torch.jit.trace, lambda model, inputs: torch.export.export(model, (inputs,))):
+        with pytest.raises(ModelError, match="neither traced nor exported"):
+            attempt(fast, images)
+    assert type(fast(images)) is torch.Tensor
 
 
 def test_only_our_own_backbones_are_made_fast_unasked(backbone):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`opendino.optimize` on the models of the Hugging Face face."""
 
+import copy
+
 import pytest
 import torch
 
@@ -47,6 +49,22 @@ def test_bfloat16_classifier_and_feature_maps():
     maps = randomised(hf.Dinov2Backbone(hf.Dinov2Config(**TINY, out_indices=[1, 2])))
     for one, other in zip(optimize(maps)(images).feature_maps, maps(images).feature_maps, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated", "ignore:.*is_gradient_checkpointing.*deprecated")
+@pytest.mark.parametrize("kind", [hf.Dinov2Model, hf.Dinov2ForImageClassification, hf.Dinov2Backbone])
+def test_a_refused_conversion_leaves_the_copy_as_it_was(kind, no_shape_checks):
+    fast, images = optimize(randomised(kind(hf.Dinov2Config(**TINY))), "bf16"), torch.randn(1, 3, 28, 28)
+    before = {name: tensor.clone() for name, tensor in fast.named_parameters()}
+    for change in (fast.half, fast.bfloat16, fast.double, fast.float, lambda: fast.to("meta")):
+        with pytest.raises(ModelError, match="stays on cpu"):
+            change()
+    with pytest.raises(ModelError, match="neither copied nor pickled"):
+        copy.deepcopy(fast)
+    with pytest.raises(ModelError, match="neither traced nor exported"):
+        torch.jit.trace(fast, images, strict=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fast.named_parameters())
+    assert all(tensor.isfinite().all() for tensor in fast.to("cpu")(images, return_dict=False)[0])
 
 
 def test_layers_that_are_not_plain_stay():

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,14 +9,6 @@ from opendino.models.positions import RULES, positions, rule_name, set_positions
 from opendino.models.vision_transformer import VisionTransformer
 
 SIZES = [(98, 98), (224, 224), (336, 336), (518, 518), (546, 546), (602, 602), (1092, 1092), (224, 336)]
-
-
-@pytest.fixture
-def no_shape_checks():
-    """Tracing looks at shapes through tensors; shape checks would freeze them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def as_published(rule, registers, table, grid):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model against the published order of operations, written out here a second time."""
 
-import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,14 +29,6 @@ def randomise(model, seed=0):
 
 def tiny(**changes):
     return randomise(VisionTransformer(**{**TINY, **changes}))
-
-
-@pytest.fixture
-def no_shape_checks():
-    """Tracing looks at shapes through tensors; shape checks would freeze them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def published_forward(model, x, masks=None):
