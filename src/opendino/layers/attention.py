@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from opendino.errors import ModelError
 from opendino.layers.packing import Groups, pack, unpack
@@ -139,51 +140,105 @@ def _both_passes(qkv: Float[Tensor, "B T D3"], heads: int, way: Way) -> tuple[Te
 
 def _attend(qkv: Float[Tensor, "B T D3"], heads: int, way: Way) -> Float[Tensor, "B T D"]:
     """softmax(q k^T / sqrt(d)) v of each head."""
-    written = way != "fused" and qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
-    if written and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
-        return _WrittenOut.apply(qkv, heads)
+    written = _is_written(qkv, way)
+    if written and not _is_followed():
+        return _written_out(qkv, heads)
     B, T, D3 = qkv.shape
     # [B, T, 3 D] -> 3 x [B, A, T, D/A]
     q, k, v = qkv.view(B, T, 3, heads, D3 // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
-    if written:  # into a graph that others run
-        mixed = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-    else:
-        mixed = F.scaled_dot_product_attention(q, k, v)
-    return mixed.transpose(1, 2).reshape(B, T, D3 // 3)
+    return _mix(q, k, v, written).transpose(1, 2).reshape(B, T, D3 // 3)
+
+
+def _is_written(tokens: Tensor, way: Way) -> bool:
+    return way != "fused" and tokens.device.type == "cpu" and tokens.dtype == torch.bfloat16
+
+
+def _is_followed() -> bool:
+    """Whether operations are written into a graph that others run, or transformed one by one (`torch.func`)."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return True
+    # Neither has a public name; in a PyTorch without them the layer refuses transformations, and is right elsewhere.
+    transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)()
+    return transformed or getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def _mix(
+    q: Float[Tensor, "B A n d"], k: Float[Tensor, "B A T d"], v: Float[Tensor, "B A T d"], written: bool
+) -> Float[Tensor, "B A n d"]:
+    if written:
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _written_out(qkv: Float[Tensor, "B T D3"], heads: int) -> Float[Tensor, "B T D"]:
+    return _WrittenOut.apply(qkv, heads)[0]
 
 
 class _WrittenOut(torch.autograd.Function):
-    """The products and the softmax between them, with their gradient, each tensor laid side by side only once."""
+    """The products and the softmax between them, with their gradient, each tensor laid side by side only once.
+
+    Besides the tokens it gives queries, keys and values as they are kept: where the gradient is itself to be
+    differentiated, theirs goes by way of them.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401  torch's own
         qkv: Float[Tensor, "B T D3"],
         heads: int,
-    ) -> Float[Tensor, "B T D"]:
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "3 BA T d"]]:
         B, T, D3 = qkv.shape
         parts = qkv.view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
-        q, k, v = parts.flatten(1, 2)  # each [B A, T, d]
+        parts = parts.flatten(1, 2)
+        q, k, v = parts
         q.mul_(q.shape[-1] ** -0.5)
         scores = torch.bmm(q, k.transpose(1, 2))
         shares = scores.softmax(dim=-1)  # not in their place: recomputation may keep what a product gave
-        ctx.save_for_backward(q, k, v, shares)
+        ctx.save_for_backward(parts, shares)
+        ctx.set_materialize_grads(False)
         ctx.heads = heads
-        return torch.bmm(shares, v).view(B, heads, T, -1).transpose(1, 2).reshape(B, T, D3 // 3)
+        return torch.bmm(shares, v).view(B, heads, T, -1).transpose(1, 2).reshape(B, T, D3 // 3), parts
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401  # pyrefly: ignore[bad-override]
-        (grad,) = grad_outputs
-        q, k, v, shares = ctx.saved_tensors
-        B, T, D = grad.shape
-        grad = grad.unflatten(-1, (ctx.heads, -1)).transpose(1, 2).reshape(B * ctx.heads, T, -1)
-        of_parts = q.new_empty(3, *q.shape)
-        of_q, of_k, of_v = of_parts
-        torch.bmm(shares.transpose(1, 2), grad, out=of_v)
-        slope = torch.bmm(grad, v.transpose(1, 2))
-        # shares * (slope - sum of shares * slope), in one pass
-        slope = torch._softmax_backward_data(slope, shares, -1, shares.dtype)
-        torch.bmm(slope, k, out=of_q).mul_(q.shape[-1] ** -0.5)
-        torch.bmm(slope.transpose(1, 2), q, out=of_k)
-        return of_parts.view(3, B, ctx.heads, T, -1).permute(1, 3, 0, 2, 4).reshape(B, T, 3 * D), None
+        grad, of_kept = grad_outputs
+        parts, shares = ctx.saved_tensors
+        _, rows, T, d = parts.shape
+        slopes = []
+        if grad is not None:
+            grad = grad.unflatten(-1, (ctx.heads, -1)).transpose(1, 2).reshape(rows, T, d)
+            slopes.append((_slopes_with_graph if torch.is_grad_enabled() else _slopes)(parts, shares, grad))
+        if of_kept is not None:  # of the second order; queries were scaled before they were kept
+            slopes.append(torch.cat([of_kept[:1] * d**-0.5, of_kept[1:]]))
+        if not slopes:
+            return None, None
+        of_parts = slopes[0] if len(slopes) == 1 else slopes[0] + slopes[1]
+        of_parts = of_parts.view(3, -1, ctx.heads, T, d).permute(1, 3, 0, 2, 4)
+        return of_parts.reshape(-1, T, 3 * ctx.heads * d), None
+
+
+def _slopes(
+    parts: Float[Tensor, "3 BA T d"], shares: Float[Tensor, "BA T T"], grad: Float[Tensor, "BA T d"]
+) -> Float[Tensor, "3 BA T d"]:
+    """Gradients of queries (before their scale), keys and values, from that of what is mixed."""
+    q, k, v = parts
+    of_parts = torch.empty_like(parts)
+    of_q, of_k, of_v = of_parts
+    torch.bmm(shares.transpose(1, 2), grad, out=of_v)
+    slope = torch.bmm(grad, v.transpose(1, 2))
+    # shares * (slope - sum of shares * slope), in one pass
+    slope = torch._softmax_backward_data(slope, shares, -1, shares.dtype)
+    torch.bmm(slope, k, out=of_q).mul_(q.shape[-1] ** -0.5)
+    torch.bmm(slope.transpose(1, 2), q, out=of_k)
+    return of_parts
+
+
+def _slopes_with_graph(
+    parts: Float[Tensor, "3 BA T d"], _: Tensor, grad: Float[Tensor, "BA T d"]
+) -> Float[Tensor, "3 BA T d"]:
+    """`_slopes` by operations that can be differentiated."""
+    q, k, v = parts.unbind(0)
+    shares = (q @ k.transpose(1, 2)).softmax(dim=-1)
+    slope = grad @ v.transpose(1, 2)
+    slope = shares * (slope - (shares * slope).sum(dim=-1, keepdim=True))
+    return torch.stack([slope @ k * q.shape[-1] ** -0.5, slope.transpose(1, 2) @ q, shares.transpose(1, 2) @ grad])

@@ -86,13 +86,14 @@ def test_written_out_its_gradient_is_that_of_the_formula(images, tokens, heads):
     """In float64, where nothing is rounded; the gradient that comes in may be of any strides."""
     torch.manual_seed(0)
     qkv = torch.randn(images, tokens, 3 * 4 * heads, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: module._WrittenOut.apply(x, heads), qkv)
-    written, fused = module._WrittenOut.apply(qkv, heads), module._attend(qkv, heads, "fused")
+    assert torch.autograd.gradcheck(lambda x: module._written_out(x, heads), qkv)
+    assert torch.autograd.gradgradcheck(lambda x: module._written_out(x, heads), qkv, fast_mode=True)
+    written, fused = module._written_out(qkv, heads), module._attend(qkv, heads, "fused")
     torch.testing.assert_close(written, fused)
     weights = torch.randn(4 * heads, tokens, images, dtype=torch.float64).permute(2, 1, 0)
     found, wanted = (torch.autograd.grad((out * weights).sum(), qkv)[0] for out in (written, fused))
     torch.testing.assert_close(found, wanted)
-    (whole,) = torch.autograd.grad(module._WrittenOut.apply(qkv, heads).sum(), qkv)  # one number for all, unfolded
+    (whole,) = torch.autograd.grad(module._written_out(qkv, heads).sum(), qkv)  # one number for all, unfolded
     torch.testing.assert_close(whole, torch.autograd.grad(module._attend(qkv, heads, "fused").sum(), qkv)[0])
 
 
@@ -104,6 +105,37 @@ def test_a_graph_for_others_holds_the_formula():
     assert "aten.softmax.int" in targets
     assert not targets & {"aten.bmm.default", "aten.bmm.out", "aten.softmax.int_out"}
     torch.testing.assert_close(program.module()(x), attention(x), atol=2e-2, rtol=2e-2)
+
+
+def transformed(f, x):
+    """Results of `torch.func`, and of the gradient of a gradient."""
+    (first,) = torch.autograd.grad(f(x).square().sum(), x, create_graph=True)
+    with torch.autograd.forward_ad.dual_level():
+        dual = f(torch.autograd.forward_ad.make_dual(x, x.sin()))
+        moved = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    return {
+        "grad": torch.func.grad(lambda y: f(y).square().sum())(x),
+        "jvp": torch.func.jvp(f, (x,), (x.sin(),))[1],
+        "vmap": torch.func.vmap(lambda y: f(y[None])[0])(x),
+        "grad of each": torch.func.vmap(torch.func.grad(lambda y: f(y[None]).square().sum()))(x),
+        "grad of grad": torch.autograd.grad(first.square().sum(), x)[0],
+        "dual numbers": moved,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # of PyTorch's forward mode
+def test_bfloat16_can_be_transformed_like_plain_operations():
+    torch.manual_seed(0)
+    exact, x = Attention(32, 2), torch.randn(3, 5, 32)
+    half = Attention(32, 2).bfloat16()
+    half.load_state_dict(exact.state_dict())
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the fused kernel has no forward mode
+        wanted = transformed(exact, x.clone().requires_grad_())
+    for name, found in transformed(half, x.bfloat16().requires_grad_()).items():
+        exactly = wanted[name]
+        assert found is not None
+        assert exactly is not None
+        assert (found.float() - exactly).norm() <= 0.03 * exactly.norm(), name
 
 
 def test_the_switch_turns_to_the_fused_kernel_and_back(monkeypatch):
@@ -146,7 +178,7 @@ def test_a_trial_weighs_groups_by_their_size(monkeypatch):
 
 
 def test_a_way_that_is_wrong_is_not_taken(monkeypatch):
-    monkeypatch.setattr(module._WrittenOut, "apply", lambda qkv, heads: 1.1 * module._attend(qkv, heads, "fused"))
+    monkeypatch.setattr(module, "_written_out", lambda qkv, heads: 1.1 * module._attend(qkv, heads, "fused"))
     monkeypatch.setattr(module, "seconds_of", lambda ways, rounds: [1.0, 0.1])
     assert faster_way([(2, 5)], 2, 4) == ("fused", float("inf"))
 
