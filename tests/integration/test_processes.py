@@ -141,13 +141,13 @@ def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
     assert main(adapted("adapted alone")) == 0
     assert main(adapted("lora alone", "adapt.lora=2")) == 0
     cut(tmp_path / "one", tmp_path / "onward", 5)
-    behind = "checkpoint.asynchronous=true"
+    behind, by_clock = "checkpoint.asynchronous=true", "checkpoint.minutes=1e-9"
     jobs = {
-        "ddp": words("ddp", behind),
+        "ddp": words("ddp", behind, by_clock),
         "fsdp": words("fsdp", "parallel.mode=fsdp", "train.accumulate=2", "masks.pad=always"),
         "centres": words("centres", *centres, "masks.pad=always"),
         "onward": words("onward", "parallel.mode=fsdp", behind),
-        "adapted": adapted("adapted", "parallel.mode=fsdp"),
+        "adapted": adapted("adapted", "parallel.mode=fsdp", by_clock),
         "lora": adapted("lora", "adapt.lora=2"),
         "stopped": words("stopped", "parallel.mode=fsdp", "checkpoint.every=99"),
         "stopped alone": words("stopped", "checkpoint.every=99"),
@@ -178,6 +178,11 @@ def test_two_processes_train_what_one_trains(tiny_words, tmp_path):
         assert opendino.load(tmp_path / name).state_dict().keys() == opendino.load(tmp_path / "one").state_dict().keys()
     for name in ("centres", "adapted", "lora"):
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / f"{name} alone"), rel=1e-5), name
+
+    # Overdue after every step, and saved by both.
+    for name, steps in (("ddp", range(12, 21)), ("adapted", range(1, 6))):
+        kept = sorted(int(path.name[5:]) for path in (tmp_path / name / "checkpoints").iterdir())
+        assert kept == list(steps)
 
     # From shares of two processes back to one, which holds them all.
     newest = cut(tmp_path / "onward", tmp_path / "home", 15) / "checkpoints" / "step_00000015"

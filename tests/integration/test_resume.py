@@ -12,6 +12,7 @@ import warnings
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from opendino.cli.main import main
@@ -151,12 +152,15 @@ def test_killed_as_a_user_runs_it(tiny_words, tmp_path, monkeypatch):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     threads = json.loads((folder / "run.json").read_text())["facts"]["threads"]
-    # What the trial found is kept, whatever another trial would find now.
+    way = yaml.safe_load((folder / "config.yaml").read_text())["train"]["attention"]
+    # What the trials found is kept, whatever other trials would find now.
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "choose_threads", lambda *_: pytest.fail("tried again"))
+        for trial in ("choose_threads", "try_attention"):
+            patch.setattr(pretraining, trial, lambda *_: pytest.fail("tried again"))
         assert main(words) == 0
     assert torch.get_num_threads() == threads
-    assert main([*words_for(tiny_words, whole, *more), f"train.threads={threads}"]) == 0
+    found = [f"train.threads={threads}", f"train.attention={way}"]
+    assert main([*words_for(tiny_words, whole, *more), *found]) == 0
     assert_same_run(folder, whole)
     assert scalars(folder) == scalars(whole)
     assert len(scalars(whole)["loss"]) == STEPS
@@ -265,10 +269,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny_words, tmp_path, refere
 
 def test_workers_and_cadence_may_change(tiny_words, tmp_path, reference):
     folder = tmp_path / "run"
-    process = start(words_for(tiny_words, folder, "loader.workers=1"))
+    process = start(words_for(tiny_words, folder, "loader.workers=1", "checkpoint.every=99", "checkpoint.minutes=1e-9"))
     wait_for_step(process, folder, 4)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    saved = [int(path.name[5:]) for path in (folder / "checkpoints").glob("step_*")]
+    assert max(saved) >= 3, "by the clock, after every step"
     assert main(words_for(tiny_words, folder, "loader.workers=0", "checkpoint.every=3", "checkpoint.keep=1")) == 0
     assert records(folder) == records(reference)
 

@@ -40,18 +40,20 @@ class CheckpointConfig:
 
     Attributes:
         every: steps between two checkpoints; the last step is always saved.
+        minutes: a checkpoint is also written when so many have passed since the last one; 0 for never.
         keep: newest checkpoints that are kept.
         milestone_every: checkpoints at multiples of this step are kept for good; 0 keeps none.
         asynchronous: copy what is to be written into the memory of the CPU and write it while training goes on.
     """
 
     every: int = 1000
+    minutes: float = 30.0
     keep: int = 2
     milestone_every: int = 0
     asynchronous: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("keep", 1), ("milestone_every", 0)):
+        for name, least in (("every", 1), ("minutes", 0), ("keep", 1), ("milestone_every", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"checkpoint.{name} = {getattr(self, name)} is too small; use {least} or more")
 

@@ -262,6 +262,7 @@ def train(
     save: Callable[[Run], None],
     left_out: Callable[[NotFinite], None] | None = None,
     due: Callable[[int], bool] | None = None,
+    overdue: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run all steps that are left; with several processes, each of them calls this.
 
@@ -270,10 +271,12 @@ def train(
         feed: gives the batch of that step first.
         bar: is told of each step.
         after: called after each step that is due, with its record; writes, measures and saves as it sees fit.
-        save: called when the process is asked to stop.
+        save: called when the process is asked to stop, and when it is overdue.
         left_out: called for each step that changed nothing, because it was not finite.
         due: says of a number of steps done whether `after` is to be called; None for always. Where the run goes ahead,
             figures of other steps are read after the next one has begun.
+        overdue: asked after each step whether so much time has passed that the run is to be saved; where one process
+            says so, all save.
 
     Raises:
         NotFinite: the loss or a gradient of a step, once more than the run allows.
@@ -298,12 +301,13 @@ def train(
             bar.update(run.step, loss, speed)
             if is_due and record is not None:
                 after(run, record | {"img_per_s": speed.images_per_second, "data_wait": speed.data_wait})
-            number = largest(asked[0] if asked else 0)[0]
-            if number and run.step < run.total:
+            number, late = largest(asked[0] if asked else 0, int(overdue()))
+            if (number or late) and run.step < run.total:
                 if waiting is not None:
-                    _settled(run, waiting, left_out)
+                    loss, waiting = _settled(run, waiting, left_out)["loss"], None
                 save(run)
-                raise Stopped(number)
+                if number:
+                    raise Stopped(number)
 
 
 def _step(run: Run, batch: PretrainBatch, left_out: Callable[[NotFinite], None] | None) -> dict[str, float]:

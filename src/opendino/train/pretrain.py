@@ -165,9 +165,11 @@ def _settle_attention(config: PretrainConfig, stored: Stored | None) -> Pretrain
     if way == "auto" and stored is not None:
         kept = stored.settings.get("train.attention")  # runs of before have none, and go on as they were
         way = kept if kept in _WAYS else way
-    elif way == "auto" and is_main():
+    with together():
         cpu = config.train.device == "cpu" or not torch.cuda.is_available()
-        way, why = try_attention(config) if cpu else ("fused", "not on a CPU")
+        # On a GPU there is no choice, and none is kept: the run may go on on a CPU.
+        if way == "auto" and stored is None and is_main() and cpu:
+            way, why = try_attention(config)
     agreed = _WAYS[largest(_WAYS.index(way) if is_main() else -1)[0]]
     if config.train.attention != "auto":
         return config
@@ -339,7 +341,8 @@ def _go(
         if run.step == 0:
             upkeep.begin(run)
         with ProgressBar(run.total, run.step, is_main()) as bar:
-            train(run, feed, bar, after, upkeep.save, partial(_leave_out, dataset, claim.folder), upkeep.due)
+            left_out = partial(_leave_out, dataset, claim.folder)
+            train(run, feed, bar, after, upkeep.save, left_out, upkeep.due, upkeep.overdue)
         upkeep.finish()
     except Stopped:
         upkeep.finish()

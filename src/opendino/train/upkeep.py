@@ -114,6 +114,7 @@ class Upkeep:
         self._watch, self._glance = Watch(watch or WatchConfig()), glance
         self._looking, self._probe_seconds = Share(), 0.0
         self._writer, self._saved = Background(checkpoints.asynchronous), -1
+        self._saved_at = time.monotonic()
 
     def begin(self, run: Run) -> None:
         """Look at the untrained teacher, which everything later is compared with."""
@@ -128,6 +129,11 @@ class Upkeep:
         every = (self.metrics.config.every, self._checkpoints.every, self.probe.config.every)
         looks = self._glance is not None and self._glance.due(step)
         return step == 1 or looks or any(distance and step % distance == 0 for distance in every)
+
+    def overdue(self) -> bool:
+        """Whether `checkpoint.minutes` have passed since the last checkpoint or the start; process 0 alone says so."""
+        minutes = self._checkpoints.minutes
+        return is_main() and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
     def after(self, run: Run, record: Mapping[str, float]) -> None:
         """Everything that is due after a step; a checkpoint last, so that it never lacks what belongs to its step."""
@@ -169,7 +175,7 @@ class Upkeep:
             self._writer.start(partial(self._write, run.step, tensors, results, meta, share))
         if not self._checkpoints.asynchronous:
             self.finish()
-        self._saved = run.step
+        self._saved, self._saved_at = run.step, time.monotonic()
 
     def finish(self) -> None:
         """Wait until the last checkpoint is on the disk, on all processes.

@@ -224,7 +224,7 @@ def test_check_fit_names_what_differs():
     )
 
 
-@pytest.mark.parametrize("bad", [{"every": 0}, {"keep": 0}, {"milestone_every": -1}])
+@pytest.mark.parametrize("bad", [{"every": 0}, {"minutes": -1.0}, {"keep": 0}, {"milestone_every": -1}])
 def test_cadences_that_make_no_sense(bad):
     with pytest.raises(ConfigError, match=f"checkpoint.{next(iter(bad))}"):
         CheckpointConfig(**bad)

@@ -167,6 +167,17 @@ def test_all_steps_are_done_and_recorded(parts):
     assert records[-1][1]["momentum"] > records[0][1]["momentum"]
 
 
+def test_a_run_that_is_overdue_is_saved_and_goes_on(parts):
+    _, run, feed = parts
+    saved, steps = [], []
+    with ProgressBar(run.total, shown=False) as bar:
+        train(
+            *(run, feed, bar, lambda run, record: steps.append(run.step), lambda run: saved.append(run.step)),
+            overdue=lambda: run.step in (2, 5, 6),
+        )
+    assert (steps, saved) == ([1, 2, 3, 4, 5, 6], [2, 5])
+
+
 def test_a_method_is_told_of_each_step(parts, monkeypatch):
     _, run, feed = parts
     told = []
@@ -216,7 +227,7 @@ def test_steps_that_are_not_finite_are_left_out_as_often_as_allowed(parts):
 @pytest.mark.parametrize("centering", ["centering", "sinkhorn_knopp"])
 def test_going_ahead_is_the_same_run(tiny_words, centering):
     """Figures read one step late, and spoilt steps left out by the device: the networks, centres and moments are those
-    of a run that waits for each step."""
+    of a run that waits for each step. One is saved under way because time has passed, the other is not."""
     found = []
     for ahead in (False, True):
         config = load(PretrainConfig, None, [*tiny_words, "optim.warmup=0", f"dino.centering={centering}"])
@@ -236,10 +247,17 @@ def test_going_ahead_is_the_same_run(tiny_words, centering):
         def after(run, record, records=records):
             records[run.step] = record
 
+        def overdue(run=run, ahead=ahead):
+            return ahead and run.step in (2, 3, 6)
+
+        def save(run, saved=saved):
+            saved.append((run.step, run.not_finite))
+
         with ProgressBar(run.total, shown=False) as bar:
             feed = Spoilt(build_feed(config, dataset, run.device, 0), spoil)
-            train(run, feed, bar, after, saved.append, left_out.append, lambda step: step in (3, 5))
+            train(run, feed, bar, after, save, left_out.append, lambda step: step in (3, 5), overdue)
         assert list(records) == [3, 5, 6]
+        assert saved == ([(2, 1), (3, 1)] if ahead else []), "settled before it is saved; the end is not for the loop"
         assert [error.step for error in left_out] == [1, 4]
         assert left_out[0].ids
         assert (run.step, run.not_finite) == (6, 2)

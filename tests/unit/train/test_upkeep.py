@@ -30,7 +30,8 @@ def make(tiny_words, tmp_path):
         looks = ProbeConfig(every=cadence.get("knn", 0), share=cadence.get("share", 1.0))
         probe = Probe(looks, dataset, torch.device("cpu"), "fp32")
         bad = BadImages("pictures", 1.0, 0, 40)
-        checkpoints = CheckpointConfig(every=cadence.get("checkpoint", 1000), keep=9)
+        minutes = cadence.get("minutes", 30.0)
+        checkpoints = CheckpointConfig(every=cadence.get("checkpoint", 1000), minutes=minutes, keep=9)
         return Upkeep(tmp_path, metrics, probe, checkpoints, 8, bad), run
 
     return build
@@ -53,6 +54,35 @@ def test_everything_at_its_time_and_at_the_end(make, tmp_path):
     assert [record["step"] for record in records(tmp_path) if "loss" in record] == [1, 4, 6]
     assert [record["step"] for record in records(tmp_path) if "health/effective_rank" in record] == [0, 5, 6]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000004", "step_00000006"]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "every", "main", "wanted"),
+    [
+        (0.5, 1000, True, [3, 6]),  # 36 s after the start, and at the end
+        (0.2, 1000, True, [1, 2, 3, 4, 5, 6]),
+        (0.5, 2, True, [2, 4, 6]),  # each of these begins the time anew
+        (0.5, 4, True, [3, 4, 6]),
+        (0.0, 1000, True, [6]),
+        (30.0, 1000, True, [6]),
+        (0.2, 1000, False, [6]),  # process 0 says it to all, by its clock
+    ],
+)
+def test_a_checkpoint_is_written_when_time_has_passed(make, tmp_path, monkeypatch, minutes, every, main, wanted):
+    """A clock of our own: a step takes twelve seconds."""
+    clock = [1000.0]
+    monkeypatch.setattr("opendino.train.upkeep.time.monotonic", lambda: clock[0])
+    upkeep, run = make(minutes=minutes, checkpoint=every)
+    for step in range(1, run.total + 1):
+        run.step = step
+        clock[0] += 12
+        upkeep.after(run, RECORD)
+        with monkeypatch.context() as other:
+            other.setattr("opendino.train.upkeep.is_main", lambda: main)
+            overdue = upkeep.overdue()
+        if overdue:
+            upkeep.save(run)
+    assert [int(path.name[-8:]) for path in sorted((tmp_path / "checkpoints").iterdir())] == wanted
 
 
 def test_never_looking_is_never(make, tmp_path):
