@@ -109,6 +109,9 @@ class BackboneConfig:
 def create(preset: str = "vits14", **overrides: Any) -> VisionTransformer:  # noqa: ANN401  fields of BackboneConfig
     """A freshly initialised backbone by name: `create("vits14_reg4", in_chans=4)`.
 
+    It is in training mode (`opendino.load` gives evaluation mode), where `drop_path_rate` drops branches at random;
+    call `.eval()` before taking features.
+
     Args:
         preset: a name of `PRESETS`.
         overrides: arguments of `VisionTransformer` that differ from the preset's.
