@@ -269,7 +269,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny_words, tmp_path, refere
 
 def test_workers_and_cadence_may_change(tiny_words, tmp_path, reference):
     folder = tmp_path / "run"
-    process = start(words_for(tiny_words, folder, "loader.workers=1", "checkpoint.every=99", "checkpoint.minutes=1e-9"))
+    more = ["loader.workers=1", "loader.thread=always", "checkpoint.every=99", "checkpoint.minutes=1e-9"]
+    process = start(words_for(tiny_words, folder, *more))
     wait_for_step(process, folder, 4)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

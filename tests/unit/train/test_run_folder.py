@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from opendino.config import fields_of
 from opendino.errors import CheckpointError, ConfigError
 from opendino.train import run_folder
 from opendino.train.adapt_config import AdaptConfig
@@ -138,6 +140,15 @@ def test_only_what_changes_no_number_may_change(tmp_path):
     ):
         assert part in message
     assert "\n" not in message
+
+
+def test_settings_that_may_change_exist_and_are_told():
+    known = {key for kind in (PretrainConfig, AdaptConfig, DistillRunConfig) for key in fields_of(kind)}
+    told = (Path(__file__).parents[3] / "docs" / "tutorials" / "continue.md").read_text()
+    for name in run_folder.FREE_TO_CHANGE:
+        assert any(key.startswith(name) for key in known), name
+        assert f"`{name.removesuffix('.')}`" in told, name
+    assert "loader.thread" in run_folder.FREE_TO_CHANGE
 
 
 def test_a_run_of_an_older_version_continues(tmp_path):
