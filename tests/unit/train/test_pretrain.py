@@ -95,6 +95,14 @@ def test_attention_is_tried_once_and_kept_for_a_resume(config, monkeypatch, way)
         pretrain(dataclasses.replace(half, train=dataclasses.replace(half.train, attention=other)))
 
 
+def test_a_gpu_leaves_attention_open(config, monkeypatch):
+    """What was begun on one may go on on a CPU, by the way that is the layers' own there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module, "try_attention", lambda config: pytest.fail("tried on a GPU"))
+    train = dataclasses.replace(config.train, precision="bf16", device="cuda", attention="auto")
+    assert module._settle_attention(dataclasses.replace(config, train=train), None).train.attention == "auto"
+
+
 def test_other_processes_take_the_way_of_attention_of_the_main_one(config, monkeypatch):
     half = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="bf16"))
     said = []
