@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
 
 from opendino.errors import ModelError
 from opendino.layers.attention import Attention
@@ -106,17 +107,18 @@ def _is_as_made(block: Block) -> bool:
     """Whether a block's numbers are all that anybody can see of it."""
     own = type(block).forward is Block.forward and type(block.attn) is Attention
     linear = type(block.attn.qkv) in (nn.Linear, FastLinear)
-    return (
-        own
-        and linear
-        and not any(
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or "forward" in vars(module)
-            for module in block.modules()
-        )
+    return own and linear and not any(is_watched(module) for module in block.modules())
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a hook listens to a module, or to every module, or another function stands in place of its forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+        or has_global_hooks()
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from opendino.axes import Images, PatchMasks
 from opendino.config import check_numbers
 from opendino.errors import ConfigError, ConversionError, ModelError
-from opendino.layers.block import NORM_EPS, Block
+from opendino.layers.block import NORM_EPS, Block, is_watched
 from opendino.layers.layer_scale import LayerScale
 from opendino.layers.packing import pack, unpack
 from opendino.layers.patch_embed import PatchEmbed
@@ -152,11 +152,14 @@ class VisionTransformer(nn.Module):
         For a list of crop groups a list; CLS comes from `leading_tokens`, and costs less than all features.
 
         Source: official `models/vision_transformer.py`, forward: `head` is the identity unless a caller replaces it.
-        Differs: the last block leaves out what only other tokens need; a list without `is_training`.
+        Differs: the last block leaves out what only other tokens need (not where a subclass has its own features);
+            a list without `is_training`.
         """
         if is_training:
             return self.forward_features(x, masks)
         if isinstance(x, Tensor):
+            if not type(self).forward_features.__module__.startswith("opendino."):  # a subclass has its own
+                return self.head(self.forward_features(x, masks)["x_norm_clstoken"])
             return self.head(self.leading_tokens(x, masks=masks)[0][:, 0])
         return [self(images, mask) for images, mask in _pairs(x, masks)]
 
@@ -198,7 +201,8 @@ class VisionTransformer(nn.Module):
 
         They are those of `forward_features` and `get_intermediate_layers`, for less work: the last block that is run
         computes of the patches only keys and values. With all of ViT-S/14's or ViT-B/14's blocks at 224 pixels that
-        leaves out 7 %, of ViT-L/14's 3.5 %. Where stochastic depth draws, or hooks listen to that block, it runs whole.
+        leaves out 7 %, of ViT-L/14's 3.5 %. It runs whole where stochastic depth draws, where hooks listen to it, the
+        final norm or to every module, and where that norm is not a layer norm and may look at all tokens.
 
         Args:
             x: normalised images [B, C, H, W].
@@ -212,7 +216,9 @@ class VisionTransformer(nn.Module):
             ModelError: as `get_intermediate_layers`.
         """
         wanted, first = self._wanted_blocks(n), 1 + self.num_register_tokens
-        return tuple(self.norm(taken) for taken in self._after_blocks(self._tokens(x, masks), wanted, first))
+        whole = type(self.norm) is not nn.LayerNorm or is_watched(self.norm)
+        taken = self._after_blocks(self._tokens(x, masks), wanted, None if whole else first)
+        return tuple(self.norm(tokens)[:, :first] for tokens in taken)
 
     def get_intermediate_layers(
         self,

@@ -4,7 +4,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from opendino import onednn
 from opendino.errors import ConversionError, ModelError
@@ -183,16 +184,28 @@ def test_gradients_of_cls_are_those_of_the_whole_pass():
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()) + 1e-7)
 
 
+class Flops(TorchDispatchMode):
+    """Counts like `FlopCounterMode`, whose hooks on every module have everything run whole."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func.overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def test_the_last_block_does_less_for_cls():
     """Of 2 x 5 tokens of 64 channels the last block leaves 3 of each 5 without queries, output (D^2 each) and MLP
     (8 D^2), the CLS and one patch are left; what is mixed is not counted."""
     model, x = tiny(), torch.randn(2, 3, 28, 28)
-    with torch.no_grad(), FlopCounterMode(display=False) as whole:
+    with torch.no_grad(), Flops() as whole:
         model.forward_features(x)
-    with torch.no_grad(), FlopCounterMode(display=False) as short:
+    with torch.no_grad(), Flops() as short:
         model(x)
     D, others = 64, 2 * 3
-    assert whole.get_total_flops() - short.get_total_flops() == 2 * others * (D * D + D * D + 8 * D * D)
+    assert whole.total - short.total == 2 * others * (D * D + D * D + 8 * D * D)
 
 
 def test_who_looks_at_the_last_block_sees_all_of_it():
@@ -217,6 +230,60 @@ def test_who_looks_at_the_last_block_sees_all_of_it():
     assert apart(model(x), model.forward_features(x)["x_norm_clstoken"]) < 1e-6
 
 
+def test_who_looks_at_the_final_norm_sees_all_tokens():
+    model, x, seen = tiny(num_register_tokens=1), torch.randn(2, 3, 28, 28), []
+    wanted = model(x)
+    listening = (
+        model.norm.register_forward_hook(lambda _, given, __: seen.append(given[0].shape)),
+        model.norm.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape)),
+    )
+    assert apart(model(x), wanted) < 1e-6
+    assert seen == [(2, 6, 64)] * 2
+    for handle in listening:
+        handle.remove()
+    model(x)
+    assert len(seen) == 2
+
+
+def test_who_looks_at_every_module_sees_the_last_block_and_the_norm_whole():
+    model, x, seen = tiny(), torch.randn(2, 3, 28, 28), []
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, _, said: seen.append((type(module).__name__, getattr(said, "shape", None)))
+    )
+    try:
+        model(x)
+    finally:
+        handle.remove()
+    for name in ("Block", "Attention"):
+        assert seen.count((name, (2, 5, 64))) == model.depth
+    assert seen.count(("LayerNorm", (2, 5, 64))) == 2 * model.depth + 1
+
+
+def test_a_final_norm_that_mixes_tokens_is_given_all_of_them():
+    class Centred(torch.nn.Module):
+        def forward(self, tokens):
+            return tokens - tokens.mean(dim=1, keepdim=True)
+
+    model, x = tiny(num_register_tokens=1), torch.randn(2, 3, 28, 28)
+    model.norm = Centred()
+    features = model.forward_features(x)
+    (found,) = model.leading_tokens(x)
+    assert apart(model(x), features["x_norm_clstoken"]) < 1e-6
+    assert apart(found[:, 1:], features["x_norm_regtokens"]) < 1e-6
+
+
+def test_calling_a_subclass_gives_what_its_own_features_are():
+    class Mine(VisionTransformer):
+        def forward_features(self, x, masks=None):
+            features = super().forward_features(x, masks)
+            return features | {"x_norm_clstoken": features["x_norm_patchtokens"].mean(dim=1)}
+
+    model = Mine(img_size=28, patch_size=14, embed_dim=64, depth=2, num_heads=2)
+    x = torch.randn(2, 3, 28, 28)
+    assert torch.equal(model(x), model.forward_features(x)["x_norm_patchtokens"].mean(dim=1))
+    assert torch.equal(model([x, x])[1], model(x))
+
+
 def test_a_single_image_is_rounded_alike_wherever_weights_lie():
     """Weights of a file begin at any multiple of eight bytes; nor does it matter who asks for gradients."""
     model, x, two = tiny(), torch.randn(1, 3, 28, 28), torch.randn(2, 3, 28, 28)
@@ -239,9 +306,9 @@ def test_layers_that_learn_fast_are_shortened_too():
     wanted = model(x)
     use_fast_linears(model)
     assert apart(model(x), wanted) < 1e-6
-    with torch.no_grad(), FlopCounterMode(display=False) as plain:
+    with torch.no_grad(), Flops() as plain:
         model.blocks[-1].first_tokens(torch.randn(2, 5, 64), 1)
-    assert plain.get_total_flops() == 2 * 64 * 64 * (2 * 5 * 2 + 2)  # keys, values, queries; the rest is oneDNN's
+    assert plain.total == 2 * 64 * 64 * (2 * 5 * 2 + 2)  # keys, values, queries; the rest is oneDNN's
 
 
 def test_training_draws_as_it_did():
