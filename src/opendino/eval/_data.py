@@ -4,6 +4,7 @@
 Read next: `_features.py`.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from opendino.errors import ConfigError, DataError, ModelError
 from opendino.eval._features import FeatureConfig, Features, extract, place
 from opendino.eval._results import Results, describe
 from opendino.eval.adapters import Backbone
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,17 @@ class LabelledPair:
     train_labels: Int[Tensor, " n"]
     val_labels: Int[Tensor, " m"]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is said where a part has one class alone, as the first rows of a sorted table have."""
+        parts = ((self.train, self.train_labels, "training"), (self.val, self.val_labels, "held-out"))
+        return tuple(
+            f"all labels of the {len(labels)} {what} images are the same ('{self.classes[int(labels[0])]}' in "
+            f"{part.name}), and the figures say nothing: sorted by class? take rows at random"
+            for part, labels, what in parts
+            if len(labels.unique()) == 1
+        )
+
 
 @dataclass(frozen=True)
 class LabelledFeatures:
@@ -98,9 +112,10 @@ def extract_pair(
         _refuse_not_finite(part, dataset, features.precision)
     skipped = [*train.skipped, *val.skipped]
     counts = {"train_images": len(train), "val_images": len(val), "classes": len(pair.classes), "skipped": skipped}
-    notes = (f"{len(skipped)} images could not be read and were left out",) if skipped else ()
+    unread = (f"{len(skipped)} images could not be read and were left out",) if skipped else ()
     return LabelledFeatures(
-        train, val, pair.train_labels[train.rows], pair.val_labels[val.rows], {**asdict(data), **counts}, notes
+        *(train, val, pair.train_labels[train.rows], pair.val_labels[val.rows], {**asdict(data), **counts}),
+        notes=(*pair.notes, *unread),
     )
 
 
@@ -167,7 +182,7 @@ def measure_pair(
 
 
 def open_pair(config: LabelledConfig, channels: int = 3) -> LabelledPair:
-    """Open both parts and bring their labels to one numbering.
+    """Open both parts and bring their labels to one numbering; warns of a part that has one class alone.
 
     Class folders are numbered alphabetically within each part, so a class that is missing from one part shifts the
     numbers after it: classes are matched by name wherever both parts have names.
@@ -184,7 +199,10 @@ def open_pair(config: LabelledConfig, channels: int = 3) -> LabelledPair:
             f"data.train = {config.train} and data.val = {config.val} are the same: each image would find itself; "
             "give held-out images"
         )
-    return match(*(open_part(source, config, channels) for source in (config.train, config.val)))
+    pair = match(*(open_part(source, config, channels) for source in (config.train, config.val)))
+    for note in pair.notes:
+        _log.warning("%s", note)
+    return pair
 
 
 def same_place(first: str, second: str) -> bool:

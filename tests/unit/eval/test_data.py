@@ -32,6 +32,29 @@ def test_a_class_that_training_lacks(tmp_path):
         open_pair(config)
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "warned"), [("ab", "ab", []), ("ab", "bb", ["held-out"]), ("bb", "bb", ["training", "held-out"])]
+)
+def test_a_part_of_one_class_is_warned_of(tmp_path, caplog, train, val, warned):
+    """As the first rows of a table that is sorted by class."""
+    for name, labels in (("train", train), ("val", val)):
+        rows = []
+        for i, label in enumerate(labels):
+            Image.new("RGB", (8, 8), (90 * i, 50, len(name))).save(tmp_path / f"{name}{i}.png")
+            rows.append(f"{name}{i}.png,{label}\n")
+        (tmp_path / f"{name}.csv").write_text("path,label\n" + "".join(rows))
+    config = LabelledConfig(str(tmp_path / "train.csv"), str(tmp_path / "val.csv"))
+    pair = open_pair(config)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == list(pair.notes)
+    assert len(told) == len(warned)
+    for message, what in zip(told, warned, strict=True):
+        assert message.startswith(f"all labels of the 2 {what} images are the same ('b' in ")
+        assert message.endswith("sorted by class? take rows at random")
+    backbone = VisionTransformer(img_size=8, patch_size=4, embed_dim=64, depth=1, num_heads=1)
+    assert extract_pair(backbone, config, FeatureConfig()).notes == pair.notes
+
+
 def test_parts_that_are_missing_or_the_same(tmp_path):
     with pytest.raises(ConfigError, match=r"data.train is missing"):
         open_pair(LabelledConfig())
