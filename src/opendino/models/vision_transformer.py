@@ -320,7 +320,8 @@ class VisionTransformer(nn.Module):
     ) -> list[Float[Tensor, "B _ D"]]:
         """Tokens after each of the wanted blocks, in the order of depth: all, or the first few."""
         taken, last = [], max(wanted)
-        few = max(first or 0, 2)  # MKL rounds a product of a single row by where its weights lie in memory
+        # MKL rounds a product of a single row by where its weights lie in memory, and one of two other than one of many
+        few = max(first or 0, 4)
         for i, block in enumerate(self.blocks[: last + 1]):
             short = first is not None and i == last and hasattr(type(block), "first_tokens")
             tokens = block.first_tokens(tokens, few) if short else block(tokens)  # pyrefly: ignore[not-callable]
