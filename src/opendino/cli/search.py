@@ -27,6 +27,7 @@ Some settings:
   model=runs/mine (where the model is now) device=cpu search.ef=256 search.nprobe=64
 """
 _MODES = ("build", "query", "duplicates")
+_MANY = 0.5  # of all images: hardly any set has so many copies
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,13 @@ def _duplicates(names: list[str], words: list[str]) -> int:
     more = ", the 20 largest are shown" if len(groups) > 20 else ""
     said = f"{len(groups)} group{'s' if len(groups) != 1 else ''}{more}"
     print(f"{said}; {len(spare)} of {len(index)} images are spare")
+    if len(spare) > _MANY * len(index):
+        higher = 1 - (1 - settings.threshold) / 10
+        print(
+            f"so many rarely are copies: to this model images that differ are alike as well, as to one that has hardly "
+            f"been trained, and threshold={settings.threshold:g} does not fit it; try threshold={higher:.6g}, or "
+            f"another model, and look at the groups with page=FILE.html before anything is removed"
+        )
     chained = sum(hit.score <= settings.threshold for hit in spare)
     if chained:
         print(f"{chained} of these are like the image to keep only by way of others; look at them with page=")

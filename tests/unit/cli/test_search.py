@@ -31,7 +31,11 @@ def test_build_ask_and_find_duplicates(tmp_path, picture_folder, capsys, monkeyp
     spare = tmp_path / "spare.txt"
     words = ["duplicates", folder, "threshold=0.999999", f"list={spare}", f"page={tmp_path / 'd.html'}"]
     assert search.main(words) == 0
-    assert "1 group; 1 of 11 images are spare\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 group; 1 of 11 images are spare\n" in printed
+    assert "does not fit" not in printed
+    assert search.main(["duplicates", folder, "threshold=-0.5"]) == 0
+    assert "threshold=-0.5 does not fit it; try threshold=0.85, or another model" in capsys.readouterr().out
     assert spare.read_text() == f"{tmp_path / 'images' / 'zz.png'}\n"
     chain = Group([Hit(score, at, at, f"{at}.png") for at, score in enumerate((1.0, 0.95, 0.3))])
     monkeypatch.setattr("opendino.search.find_duplicates", lambda *_: [chain])
