@@ -18,8 +18,8 @@ SUMMARY = "versions, devices, threads and optional packages"
 USAGE = """
 usage: opendino doctor [speed]
 
-Prints what opendino finds on this machine. It changes nothing. With the word speed it also measures, for about ten
-seconds: decoding, a ViT-S/14 in fp32, in bf16 and optimized, and which fast paths are taken and why.
+Prints what opendino finds on this machine. It changes nothing. With the word speed it also measures, for about
+fifteen seconds: decoding, a ViT-S/14 in fp32 and in bf16, plain and optimized, and which fast paths are taken and why.
 """
 
 _CORE = ("torch", "numpy", "pillow", "safetensors", "huggingface-hub", "pydantic", "pyarrow", "scipy")
@@ -52,8 +52,8 @@ def doctor(*, speed: bool = False) -> list[tuple[str, str]]:
     """What this machine and this installation offer, as names and what was found, in the order that is printed.
 
     Args:
-        speed: measure too, for about ten seconds: decoding, a ViT-S/14 plain and optimized, and which fast paths are
-            taken and why.
+        speed: measure too, for about fifteen seconds: decoding, a ViT-S/14 plain and optimized, and which fast paths
+            are taken and why.
     """
     rows = [*_versions(), *_devices(), *_threads(), *_storage(), *_optional()]
     if speed:

@@ -15,9 +15,16 @@ def test_every_row_has_a_number(monkeypatch):
     rows = dict(_speed.measure(0.0, "vit_nano4"))
     assert float(rows["decoding"].split()[0]) > 0
     assert float(rows["vit_nano4 fp32"].split()[0]) > 0
-    assert float(rows["vit_nano4 optimized"].split()[0]) > 0
+    ways = [name.removeprefix("vit_nano4 ") for name in rows if name.startswith("vit_nano4 ")]
+    assert ways == ["fp32", "bf16", "fp32 optimized", "bf16 optimized"]
+    assert all(float(rows[f"vit_nano4 {way}"].split()[0]) > 0 for way in ways)
     assert {"attention", "linear layers", "bf16", "processor", "decoder", "optimize"} <= set(rows)
     assert "of fp32's speed" in rows["bf16"]
+
+
+def test_what_is_optimized_is_compared_with_its_own_precision():
+    rates = {"fp32": 4.0, "bf16": 8.0, "fp32 optimized": 5.0, "bf16 optimized": 12.0}
+    assert _speed._optimized(rates).startswith("1.25 in fp32 and 1.50 in bf16 of the plain model's speed; ")
 
 
 def test_bf16_is_judged_by_what_was_measured():
