@@ -79,7 +79,7 @@ class Attention(nn.Module):
         # [B, T, 2 D] -> 2 x [B, A, T, D/A]
         both = F.linear(x, weight[D:], of_rest).unflatten(-1, (2, self.num_heads, -1))
         k, v = both.permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(_mix(q, k, v, _is_written(q, self.way)).transpose(1, 2).flatten(2))
 
     def _attend(self, qkv: Float[Tensor, "B T D3"]) -> Float[Tensor, "B T D"]:
         return _attend(qkv, self.num_heads, self.way)

@@ -142,15 +142,20 @@ def test_the_switch_turns_to_the_fused_kernel_and_back(monkeypatch):
     asked = []
     fused = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(module.F, "scaled_dot_product_attention", lambda *qkv: asked.append(1) or fused(*qkv))
-    layers = torch.nn.Sequential(Attention(8, 2), torch.nn.Sequential(Attention(8, 2)))
+    one, other = Attention(8, 2), Attention(8, 2)
+    layers = torch.nn.Sequential(one, torch.nn.Sequential(other))
     x = torch.randn(2, 3, 8)
     expected: dict[Way, int] = {"auto": 0, "fused": 2, "written": 0}
     for way, calls in expected.items():
         assert use_attention(layers, way) == 2
         asked.clear()
         with torch.autocast("cpu", torch.bfloat16):
-            layers(x)
+            whole = layers(x)
+            assert len(asked) == calls, way
+            asked.clear()
+            first = other.first_tokens(one(x), 2)
         assert len(asked) == calls, way
+        torch.testing.assert_close(first, whole[:, :2], rtol=2e-2, atol=2e-2)
     asked.clear()
     layers(x)
     assert len(asked) == 2  # float32 is the fused kernel's, whatever is said

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import flop_registry
 
 from opendino import onednn
 from opendino.errors import ConversionError, ModelError
+from opendino.layers.attention import use_attention
 from opendino.layers.fast_linear import use_fast_linears
 from opendino.layers.lora import add_lora
 from opendino.models.vision_transformer import VisionTransformer, fold_chunks
@@ -160,6 +161,16 @@ def test_leading_tokens_are_those_of_the_whole_pass(changes):
         assert apart(found, torch.cat([cls[:, None], registers], dim=1)) < 1e-6
     with pytest.raises(ModelError, match="asks for blocks"):
         model.leading_tokens(x, [model.depth])
+
+
+@pytest.mark.parametrize("way", ["auto", "fused"])
+def test_leading_tokens_in_bfloat16_are_those_of_the_whole_pass_within_a_rounding(way):
+    model, x = tiny(num_register_tokens=1), torch.randn(3, 3, 42, 42)
+    use_attention(model, way)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert apart(model(x), model.forward_features(x)["x_norm_clstoken"]) < 5e-3
+    half = model.bfloat16()
+    assert apart(half(x.bfloat16()), half.forward_features(x.bfloat16())["x_norm_clstoken"]) < 1e-2
 
 
 def test_lists_without_training_give_a_list():
