@@ -162,7 +162,9 @@ def test_the_switch_turns_to_the_fused_kernel_and_back(monkeypatch):
     assert use_attention(torch.nn.Linear(2, 2), "fused") == 0
 
 
-@pytest.mark.parametrize(("fused", "written", "way"), [(1.0, 0.25, "written"), (1.0, 1.5, "fused")])
+@pytest.mark.parametrize(
+    ("fused", "written", "way"), [(1.0, 0.25, "written"), (1.0, 1.1, "written"), (1.0, 1.5, "fused")]
+)
 def test_a_trial_takes_the_faster_way_of_all_crops(monkeypatch, fused, written, way):
     """Times are counted for all images and heads, however few of them are tried."""
     monkeypatch.setattr(module, "seconds_of", lambda ways, rounds: [fused, written])
@@ -190,5 +192,5 @@ def test_a_way_that_is_wrong_is_not_taken(monkeypatch):
 
 def test_a_trial_on_this_machine():
     way, ratio = faster_way([(4, 37), (2, 65)], 2, 64)
-    assert way == ("written" if ratio < 1 else "fused")
+    assert way == ("written" if ratio < 1.2 else "fused")
     assert 0 < ratio < float("inf")
