@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import re
 import shutil
 import time
@@ -56,6 +57,8 @@ class CheckpointConfig:
         for name, least in (("every", 1), ("minutes", 0), ("keep", 1), ("milestone_every", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"checkpoint.{name} = {getattr(self, name)} is too small; use {least} or more")
+        if not math.isfinite(self.minutes):
+            raise ConfigError(f"checkpoint.minutes = {self.minutes} is no time; use minutes, or 0 for never")
 
 
 class Checkpoint(NamedTuple):
