@@ -13,7 +13,7 @@ from opendino.layers.block import Block
 
 Recompute = Literal["none", "selective", "full"]
 
-_KEPT = {
+_KEPT: set[Any] = {
     getattr(torch.ops.aten, name)
     for name in (
         *("mm", "addmm", "bmm", "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"),
@@ -21,6 +21,8 @@ _KEPT = {
     )
 }
 """What costs most to compute: it is kept under "selective"."""
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # products of `layers/fast_linear.py`
+    _KEPT.add(torch.ops.mkldnn._linear_pointwise)
 
 
 def recompute_blocks(network: nn.Module, how: Recompute) -> int:

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from opendino import onednn
+from opendino.layers.fast_linear import use_fast_linears
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.parallel.recompute import recompute_blocks
+
+needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this PyTorch has no oneDNN")
 
 
 def gradients(how):
@@ -31,6 +36,34 @@ def test_gradients_are_those_of_kept_activations(how, half):
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+class Products(TorchDispatchMode):
+    """Counts products of matrices that are computed; what recomputation has kept does not come here."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket._qualified_op_name in ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm")
+        return func(*args, **(kwargs or {}))
+
+
+def products(how, fast):
+    torch.manual_seed(0)
+    backbone = VisionTransformer(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
+    recompute_blocks(backbone, how)
+    if fast:
+        assert use_fast_linears(backbone) == 8
+    with Products() as counted:
+        backbone(torch.randn(3, 3, 8, 8), is_training=True)["x_prenorm"].square().sum().backward()
+    return counted.count
+
+
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=needs_onednn)])
+def test_selective_multiplies_nothing_twice(fast):
+    """Four layers of each of two blocks give one product forward, two backward; "full" gives most first ones again."""
+    assert products("none", fast) == products("selective", fast) == 2 * 4 * 3
+    assert products("full", fast) >= 2 * 4 * 3 + 2 * 3
 
 
 def test_without_gradients_nothing_is_computed_twice():
