@@ -39,6 +39,9 @@ def test_shares_compute_what_the_whole_computes(group):
     for both in (student, plain):
         tokens = both["backbone"].forward_features(images)["x_norm_clstoken"]
         both["also_x"]["head"](tokens).square().sum().backward()
+    leading, wanted = (both["backbone"].leading_tokens(images, [0, 1]) for both in (teacher, plain))
+    torch.testing.assert_close(leading, wanted)  # the last block is put together for it
+    torch.testing.assert_close(teacher["backbone"](images), wanted[1][:, 0])
     for (name, shared), (_, whole) in zip(student.named_parameters(), plain.named_parameters(), strict=True):
         if whole.grad is not None:
             torch.testing.assert_close(fsdp.whole(shared.grad), whole.grad, msg=name)
