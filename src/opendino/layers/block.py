@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
+from torch.nn.modules import module as module_hooks
 
 from opendino.errors import ModelError
 from opendino.layers.attention import Attention
@@ -118,7 +118,7 @@ def is_watched(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in vars(module)
-        or has_global_hooks()
+        or getattr(module_hooks, "_has_any_global_hook", bool)()  # a private name
     )
 
 
