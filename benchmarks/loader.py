@@ -246,6 +246,8 @@ def one_core(name: str, photos: Path, peer_python: str, rounds: int = 7, count: 
     middle = {way: float(np.median(values[1:])) for way, values in times.items()}
     size = np.mean([len(cast("bytes", dataset.read(i))) for i in range(len(dataset))]) / 1000
     print(f"\n{name}: {len(dataset)} JPEGs of 500 x 375, {size:.0f} kB each; 2 x 224 + 8 x 98, one core\n")
+    if "torchvision" not in middle:
+        print("torchvision does not import here, so nothing is compared with it; --peer names a Python where it does\n")
     print("| way | ms an image | images a second and core | times torchvision |\n|---|---|---|---|")
     base = middle.get("torchvision")
     ratios = {way: round(base / value, 2) for way, value in middle.items()} if base else {}
