@@ -433,5 +433,7 @@ def pretrain_loader(
     steps = _Steps(dataset, sizes, masks, sampler, batch_size, fast=fast, bare=on_device)
     bad = BadImages(dataset.name, config.max_bad_rate, config.min_bad_count, len(dataset))
     mean_std = normalization(channels, crops.mean, crops.std)
-    thread = workers > 0 and (config.thread == "always" or (config.thread == "auto" and device.type == "cuda"))
-    return PretrainLoader(steps, start_step, workers, config.prefetch, bad, mean_std, device, thread=thread)
+    thread = config.thread == "always" or (config.thread == "auto" and device.type == "cuda")
+    return PretrainLoader(
+        steps, start_step, workers, config.prefetch, bad, mean_std, device, thread=thread and workers > 0
+    )
