@@ -102,10 +102,14 @@ def step_flops(
         head: widths of the layers and of the bottleneck of heads of three layers.
     """
     whole, small = (backbone_flops(shape, side) for side in sides)
-    masked = 2 * (sides[0] // shape["patch_size"]) ** 2 * MASKED
-    rows = (2 + masked) + 3 * (2 + local + masked)
+    of_global, of_local = ((side // shape["patch_size"]) ** 2 + 1 for side in sides)
+    looked_at = 2 + 2 * (of_global - 1) * MASKED  # of the teacher; the student's local crops have class tokens besides
+    rows = looked_at + 3 * (looked_at + local)
+    # The last block projects and feeds forward only what losses look at, left out by stochastic depth or not.
+    idle = 2 * of_global + 3 * (1 - drop) * (2 * of_global + local * of_local) - rows
     through = head_parameters(shape["embed_dim"], prototypes, *head)
-    return 2 * whole + 3 * (1 - drop) * (2 * whole + local * small) + 2 * rows * through
+    blocks = 2 * whole + 3 * (1 - drop) * (2 * whole + local * small) - idle * 18 * shape["embed_dim"] ** 2
+    return blocks + 2 * rows * through
 
 
 def traffic(one: Training, gpus: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -53,18 +53,25 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
 
-    def forward(self, x: Float[Tensor, "*tokens D"], groups: Groups | None = None) -> Float[Tensor, "*tokens D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "*tokens D"],
+        groups: Groups | None = None,
+        places: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "*out D"]:
         """Attend within each image.
 
         Args:
             x: tokens [B, T, D]; or, with `groups`, packed tokens [sum of B * T, D].
             groups: (B, T) of each packed group; None when `x` is one batch.
+            places: which packed tokens are wanted, [n, D], so that no others are projected; None for all.
         """
         qkv = self.qkv(x)
         if groups is None:
             return self.proj(self._attend(qkv))
-        mixed = [self._attend(part).flatten(0, 1) for part in unpack(qkv, groups)]
-        return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+        parts = [self._attend(part).flatten(0, 1) for part in unpack(qkv, groups)]
+        mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self.proj(mixed if places is None else mixed.index_select(0, places))
 
     def forward_list(self, xs: Sequence[Float[Tensor, "_ _ D"]]) -> list[Float[Tensor, "_ _ D"]]:
         """Attend within each image of several groups; projections run once over all of them."""

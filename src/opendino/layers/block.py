@@ -3,17 +3,17 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
 from opendino.errors import ModelError
 from opendino.layers.attention import Attention
-from opendino.layers.drop_path import residual_on_subset
+from opendino.layers.drop_path import draw, residual_on_subset
 from opendino.layers.fast_linear import FastLinear
 from opendino.layers.layer_scale import LayerScale
 from opendino.layers.mlp import Mlp
-from opendino.layers.packing import Groups, pack, unpack
+from opendino.layers.packing import Groups, pack, places, unpack
 from opendino.layers.swiglu import SwiGLU
 
 NORM_EPS = 1e-6
@@ -34,11 +34,16 @@ class Block(nn.Module):
         init_values: start of LayerScale; None or 0 leaves the layer and its key out.
         ffn_layer: "mlp", "swiglu" (or its official alias "swiglufused"), or "identity".
 
+    Attributes:
+        takes_any: whether it may be asked for any number of `wanted` tokens; not where it is compiled for fixed shapes.
+
     Raises:
         ModelError: heads, feed-forward layer or drop rate that cannot be.
 
     Source: official `layers/block.py`; keys `norm1 attn ls1 norm2 mlp ls2`.
     """
+
+    takes_any: bool = True
 
     def __init__(
         self,
@@ -66,13 +71,22 @@ class Block(nn.Module):
         self.mlp = _feed_forward(ffn_layer, dim, int(dim * mlp_ratio), ffn_bias)
         self.ls2 = LayerScale(dim, init_values) if init_values else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "*tokens D"], groups: Groups | None = None) -> Float[Tensor, "*tokens D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "*tokens D"],
+        groups: Groups | None = None,
+        wanted: Sequence[Int[Tensor, " _"]] | None = None,
+    ) -> Float[Tensor, "*out D"]:
         """Run the block.
 
         Args:
             x: tokens [B, T, D]; or, with `groups`, packed tokens [sum of B * T, D].
             groups: (B, T) of each packed group; None when `x` is one batch.
+            wanted: of each packed group the tokens that come out, by their places in it, [sum of n, D]; of the others
+                only queries, keys and values are computed. None for all.
         """
+        if wanted is not None and groups is not None:
+            return self._of_some(x, groups, wanted)
         if not (self.training and self.drop_path > 0):
             x = x + self._mix(x, groups)
             return x + self._feed(x)
@@ -96,8 +110,24 @@ class Block(nn.Module):
         first = x[:, :n] + self.ls1(self.attn.first_tokens(self.norm1(x), n))
         return first + self._feed(first)
 
-    def _mix(self, x: Tensor, groups: Groups | None) -> Tensor:
-        return self.ls1(self.attn(self.norm1(x), groups))
+    def _of_some(
+        self, x: Float[Tensor, "packed D"], groups: Groups, wanted: Sequence[Int[Tensor, " _"]]
+    ) -> Float[Tensor, "n D"]:
+        """What `forward` gives at some places, from the same random numbers."""
+        where = places(wanted, groups)
+        some = x.index_select(0, where)
+        if not (self.training and self.drop_path > 0):
+            some = some + self._mix(x, groups, where)
+            return some + self._feed(some)
+        subset = draw(groups, self.drop_path, x.device)
+        found, worth = subset.find(wanted)
+        mixed = self._mix(x.index_select(0, subset.positions()), subset.kept_groups, found)
+        some = some + mixed.to(x.dtype) * worth
+        _, worth = draw(groups, self.drop_path, x.device).find(wanted)
+        return some + self._feed(some).to(x.dtype) * worth
+
+    def _mix(self, x: Tensor, groups: Groups | None, *places: Tensor) -> Tensor:
+        return self.ls1(self.attn(self.norm1(x), groups, *places))
 
     def _feed(self, x: Tensor, groups: Groups | None = None) -> Tensor:  # noqa: ARG002  same call as _mix
         return self.ls2(self.mlp(self.norm2(x)))

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stochastic depth that computes a residual branch for a random subset of the batch only; used by `block.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from opendino.layers.packing import Groups
+from opendino.layers.packing import Groups, starts
 
 
 def kept_rows(rows: int, rate: float) -> int:
@@ -18,6 +19,59 @@ def kept_rows(rows: int, rate: float) -> int:
 def token_positions(rows: Int[Tensor, " kept"], tokens: int, start: int) -> Int[Tensor, " kept_tokens"]:
     """Positions in a packed sequence of all tokens of `rows`, in a group of `tokens` each that begins at `start`."""
     return (rows[:, None] * tokens + torch.arange(start, start + tokens, device=rows.device)).flatten()
+
+
+class Subset(NamedTuple):
+    """The images of each group of a packed sequence whose residual is computed.
+
+    Attributes:
+        chosen: their rows in each group.
+        groups: (B, T) of each group, of all images.
+    """
+
+    chosen: tuple[Int[Tensor, " kept"], ...]
+    groups: Groups
+
+    @property
+    def kept_groups(self) -> Groups:
+        """(kept, T) of each group."""
+        return tuple((len(rows), tokens) for rows, (_, tokens) in zip(self.chosen, self.groups, strict=True))
+
+    @property
+    def scales(self) -> list[float]:
+        """What the residual of each group is worth, so that its expectation is kept."""
+        return [images / kept for (images, _), (kept, _) in zip(self.groups, self.kept_groups, strict=True)]
+
+    def positions(self) -> Int[Tensor, " kept_tokens"]:
+        """Where the tokens of the chosen images stand in the packed sequence."""
+        rows = zip(self.chosen, self.groups, starts(self.groups), strict=True)
+        return torch.cat([token_positions(chosen, tokens, start) for chosen, (_, tokens), start in rows])
+
+    def find(self, wanted: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, " n"], Float32[Tensor, "n 1"]]:
+        """Where wanted tokens stand among those of the chosen images, and what their residual is worth.
+
+        A token of an image that is not chosen is worth nothing and stands for the first one: how many are looked up
+        does not depend on the draw, so nothing waits for a GPU.
+
+        Args:
+            wanted: of each group, places of tokens in it, image after image.
+        """
+        places, worth = [], []
+        groups = zip(wanted, self.chosen, self.groups, self.scales, starts(self.kept_groups), strict=True)
+        for some, chosen, (images, tokens), scale, start in groups:
+            slots = torch.zeros(images, dtype=torch.long, device=some.device)
+            slots[chosen] = torch.arange(len(chosen), device=some.device)
+            scales = torch.zeros(images, device=some.device).index_fill(0, chosen, scale)
+            image = some // tokens
+            places.append(start + slots[image] * tokens + some % tokens)
+            worth.append(scales[image])
+        return torch.cat(places), torch.cat(worth)[:, None]
+
+
+def draw(groups: Groups, rate: float, device: torch.device) -> Subset:
+    """Choose the images of each group whose residual is computed, anew at each call."""
+    rows = [torch.randperm(images, device=device)[: kept_rows(images, rate)] for images, _ in groups]
+    return Subset(tuple(rows), groups)
 
 
 def residual_on_subset(
@@ -40,17 +94,10 @@ def residual_on_subset(
     Differs: one index over the packed sequence in place of one gather and one scatter a group; a single
         batch goes the same way at any rate (officially only above 0.1).
     """
-    positions, kept_groups, scales, start = [], [], [], 0
-    for rows, tokens in groups:
-        kept = kept_rows(rows, rate)
-        chosen = torch.randperm(rows, device=x.device)[:kept]
-        positions.append(token_positions(chosen, tokens, start))
-        kept_groups.append((kept, tokens))
-        scales.append(rows / kept)
-        start += rows * tokens
-    index = torch.cat(positions)
-    residual = branch(x.index_select(0, index), tuple(kept_groups)).to(x.dtype)
+    subset = draw(groups, rate, x.device)
+    index, kept, scales = subset.positions(), subset.kept_groups, subset.scales
+    residual = branch(x.index_select(0, index), kept).to(x.dtype)
     if len(set(scales)) == 1:
         return x.index_add(0, index, residual, alpha=scales[0])
-    weights = torch.cat([residual.new_full((r * t, 1), s) for (r, t), s in zip(kept_groups, scales, strict=True)])
+    weights = torch.cat([residual.new_full((r * t, 1), s) for (r, t), s in zip(kept, scales, strict=True)])
     return x.index_add(0, index, residual * weights)

@@ -12,16 +12,15 @@ import re
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from opendino.config import check_numbers
 from opendino.data.collate import PretrainBatch
 from opendino.layers.lora import add_lora, merged_parameters
 from opendino.losses.gram import gram_loss
-from opendino.methods.dinov2 import DINOv2, StudentViews, Targets
+from opendino.methods.dinov2 import DINOv2, StudentViews, Targets, Tokens, tokens_of
 from opendino.methods.guide import Guide, Guided, Statistics, on_grid
-from opendino.models.outputs import FeatureDict
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.optim.ema import move
 
@@ -96,12 +95,14 @@ class Adaptation(Guided, DINOv2):
         """Freeze the backbone in the first steps, and let it learn from then on."""
         self._frozen = step < self.head_steps
 
-    def student_features(self, crops: list[Tensor], masks: list[Tensor | None]) -> list[FeatureDict]:
-        """As in `DINOv2`; while the backbone is frozen, without what a gradient would need."""
+    def student_tokens(self, crops: list[Tensor], masks: list[Tensor | None], indices: Int64[Tensor, " M"]) -> Tokens:
+        """As in `DINOv2`; while the backbone is frozen without what a gradient would need, with a Gram term of all."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
-            found = super().student_features(crops, masks)
-        self._patches = found[0]["x_norm_patchtokens"] if self.has_guide else None
-        return found
+            if not self.has_guide:
+                return super().student_tokens(crops, masks, indices)
+            features = self.student["backbone"](crops, masks=masks, is_training=True)
+        self._patches = features[0]["x_norm_patchtokens"]
+        return tokens_of(features, indices)
 
     def terms(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> dict[str, Tensor]:
         """As in `DINOv2`, and the Gram term of the global crops, if there is an anchor."""

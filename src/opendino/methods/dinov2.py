@@ -5,10 +5,10 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 
 from opendino.data.collate import PretrainBatch
@@ -40,6 +40,18 @@ class Targets(NamedTuple):
 
     crops: Float32[Tensor, "G B K"] | None
     patches: Float32[Tensor, "M Kp"] | None
+
+
+class Tokens(NamedTuple):
+    """Final tokens that losses look at.
+
+    Attributes:
+        cls: class tokens of each group of crops.
+        patches: masked patches of the first group.
+    """
+
+    cls: list[Float[Tensor, "_ D"]]
+    patches: Float[Tensor, "M D"]
 
 
 class StudentViews(NamedTuple):
@@ -184,9 +196,8 @@ class DINOv2(Method):
         self, batch: PretrainBatch
     ) -> tuple[Float[Tensor, "rows K"] | None, Float[Tensor, "M Kp"] | None]:
         """Prototype logits of the unmasked global crops and of the patches that targets are made of."""
-        features = self.teacher["backbone"](batch.global_crops, is_training=True)
-        patches = _masked_patches(features["x_norm_patchtokens"], batch)
-        return self._logits(self.teacher, features["x_norm_clstoken"], patches)
+        (cls,), patches = self._looked_at(self.teacher, [batch.global_crops], [None], batch.mask_indices)
+        return self._logits(self.teacher, cls, patches)
 
     @torch.no_grad()
     def _targets_of(self, pieces: Sequence[PretrainBatch], teacher_temp: float) -> list[Targets]:
@@ -219,10 +230,8 @@ class DINOv2(Method):
         """What the student says of the masked global crops and the local crops, in one packed pass of the backbone."""
         with_locals = bool(self.config.dino.loss_weight) and len(batch.local_crops) > 0
         crops = [batch.global_crops, batch.local_crops] if with_locals else [batch.global_crops]
-        features = self.student_features(crops, [batch.masks, None][: len(crops)])
-        of_globals, of_locals = features[0]["x_norm_clstoken"], features[-1]["x_norm_clstoken"]
-        of_locals = of_locals if with_locals else of_locals[:0]
-        patches = _masked_patches(features[0]["x_norm_patchtokens"], batch)
+        cls, patches = self.student_tokens(crops, [batch.masks, None][: len(crops)], batch.mask_indices)
+        of_globals, of_locals = cls[0], cls[-1] if with_locals else cls[-1][:0]
         cls_logits, patch_logits = self._logits(self.student, torch.cat([of_locals, of_globals]), patches)
         by_crop = None if cls_logits is None else cls_logits.unflatten(0, (-1, batch.images))
         n_locals = len(of_locals) // batch.images
@@ -233,9 +242,24 @@ class DINOv2(Method):
             patch_logits=patch_logits,
         )
 
-    def student_features(self, crops: list[Tensor], masks: list[Tensor | None]) -> list[FeatureDict]:
-        """What the student's backbone makes of each group of crops, in one packed pass."""
-        return self.student["backbone"](crops, masks=masks, is_training=True)
+    def student_tokens(self, crops: list[Tensor], masks: list[Tensor | None], indices: Int64[Tensor, " M"]) -> Tokens:
+        """What losses look at of each group of crops, in one packed pass of the student's backbone.
+
+        Args:
+            crops: groups of crops, the global ones first.
+            masks: of each group.
+            indices: masked patches of the global crops, counted through all of them.
+        """
+        return self._looked_at(self.student, crops, masks, indices)
+
+    def _looked_at(
+        self, network: nn.ModuleDict, crops: list[Tensor], masks: list[Tensor | None], indices: Int64[Tensor, " M"]
+    ) -> Tokens:
+        backbone = cast("VisionTransformer", network["backbone"])
+        if not self.config.dino.needed_tokens:
+            return tokens_of(backbone(crops, masks=masks, is_training=True), indices)
+        found = backbone.chosen_tokens(crops, [indices, *[None] * (len(crops) - 1)], masks)
+        return Tokens([cls for cls, _ in found], found[0][1])
 
     def loss(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> StepOutput:
         """The weighted terms between what the student and the teacher say, and their sum."""
@@ -331,5 +355,7 @@ def _project(head: nn.Module, tokens: Float[Tensor, "rows D"], in_blocks: bool) 
     return Unprojected(head.bottleneck(tokens), LastLayer(v, g)) if type(v) is nn.Parameter else head(tokens)
 
 
-def _masked_patches(patches: Float[Tensor, "GB N D"], batch: PretrainBatch) -> Float[Tensor, "M D"]:
-    return patches.flatten(0, 1).index_select(0, batch.mask_indices)
+def tokens_of(features: Sequence[FeatureDict], indices: Int64[Tensor, " M"]) -> Tokens:
+    """Those of groups of which all is known; `indices` count the patches of the first group."""
+    patches = features[0]["x_norm_patchtokens"].flatten(0, 1)
+    return Tokens([group["x_norm_clstoken"] for group in features], patches.index_select(0, indices))

@@ -29,7 +29,8 @@ def compile_blocks(*networks: nn.Module, backend: str = "inductor", mode: Mode =
         mode: of torch.compile, for blocks; "reduce-overhead" replays each as one CUDA graph, and `begin_step` is then
             to be called before each step.
         heads: whether the layers of heads before the prototypes are compiled too: for batches whose masked patches
-            are filled up. Not as CUDA graphs: each of their lengths would make new graphs of all that follows.
+            are filled up. Not as CUDA graphs: each of their lengths would make new graphs of all that follows. A last
+            block computes only the tokens that losses look at under the same two conditions.
 
     Returns:
         The number of blocks.
@@ -46,6 +47,7 @@ def compile_blocks(*networks: nn.Module, backend: str = "inductor", mode: Mode =
     # Other backends than inductor know no modes.
     chosen = {"mode": mode} if mode != "default" and backend == "inductor" else {}
     for block in blocks:
+        block.takes_any = heads and mode != "reduce-overhead"  # else each number of masked patches would be a shape
         block.compile(dynamic=False, backend=backend, **chosen)
     for head in parts:
         if heads and isinstance(head, DINOHead):

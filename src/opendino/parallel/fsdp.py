@@ -22,6 +22,7 @@ from opendino.layers.block import Block
 _CALLED_BY_NAME = (
     "forward_features",
     "leading_tokens",
+    "chosen_tokens",
     "get_intermediate_layers",
 )  # what is called besides the module itself
 

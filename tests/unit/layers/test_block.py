@@ -93,3 +93,36 @@ def test_unknown_feed_forward_is_refused():
 def test_impossible_drop_rates_are_refused(rate):
     with pytest.raises(ModelError, match="is not a share of the images"):
         Block(8, 2, drop_path=rate)
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu", "identity"])
+@pytest.mark.parametrize(("drop_path", "training"), [(0.0, True), (0.4, True), (0.9, True), (0.4, False)])
+def test_some_tokens_are_those_of_the_whole_block(ffn, drop_path, training):
+    """Values, gradients and what is drawn; also of images whose residuals stochastic depth leaves out."""
+    block = randomise(Block(8, 2, init_values=1.0, drop_path=drop_path, ffn_layer=ffn)).double().train(training)
+    groups = ((5, 6), (7, 3))
+    wanted = [torch.tensor([0, 6, 12, 18, 24, 3, 7, 8, 29]), torch.arange(0, 21, 3)]
+    where = torch.cat([wanted[0], 30 + wanted[1]])
+    x, found = torch.randn(51, 8, dtype=torch.float64), []
+    for asked in (None, wanted):
+        torch.manual_seed(0)
+        block.zero_grad()
+        tokens = x.clone().requires_grad_()
+        out = block(tokens, groups, asked)
+        out = out if asked else out[where]
+        (out**2).sum().backward()
+        gradients = [p.grad for p in block.parameters()]
+        found.append([out.detach(), tokens.grad, *[g.clone() for g in gradients if g is not None], torch.rand(1)])
+    assert len(found[0][0]) == 16
+    torch.testing.assert_close(*found)
+
+
+def test_of_other_tokens_only_queries_keys_and_values_are_computed():
+    block = Block(8, 2, init_values=1.0)
+    seen = {}
+    for name in ("attn.qkv", "attn.proj", "mlp.fc1"):
+        block.get_submodule(name).register_forward_hook(
+            lambda _, given, __, name=name: seen.update({name: len(given[0])})
+        )
+    block(torch.randn(20, 8), ((4, 5),), [torch.tensor([0, 5, 10])])
+    assert seen == {"attn.qkv": 20, "attn.proj": 3, "mlp.fc1": 3}

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from opendino.layers.drop_path import kept_rows, residual_on_subset, token_positions
+from opendino.layers.drop_path import Subset, kept_rows, residual_on_subset, token_positions
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,14 @@ def test_branch_sees_the_kept_images_only_and_gradients_follow():
     out.sum().backward()
     wanted = [1 + (2 * 2 * v if v in values else 0) for v in range(1, 9)]  # d(x + 2 x^2) = 1 + 4 x
     assert x.grad.flatten().tolist() == wanted
+
+
+def test_tokens_are_found_among_those_of_the_chosen_images():
+    """Two groups, of 3 images with 4 tokens and of 2 with 3; images 2 and 0, and image 1 are chosen."""
+    subset = Subset((torch.tensor([2, 0]), torch.tensor([1])), ((3, 4), (2, 3)))
+    assert subset.positions().tolist() == [8, 9, 10, 11, 0, 1, 2, 3, 15, 16, 17]
+    # of the first: token 1 of image 0, which comes second; 3 of image 2; 2 of image 1, which was left out
+    places, worth = subset.find([torch.tensor([1, 11, 6]), torch.tensor([3, 5, 0])])
+    assert places[[0, 1, 3, 4]].tolist() == [5, 3, 8, 10]
+    assert worth[:, 0].tolist() == [1.5, 1.5, 0, 2, 2, 0]
+    assert places.min() >= 0 and places.max() < len(subset.positions()), "what is worth nothing can be looked up too"

@@ -321,6 +321,30 @@ def test_in_blocks_of_prototypes_the_loss_and_its_gradients_are_the_same(n_local
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize(("separate_head", "n_locals", "drop_path"), [(False, 2, 0.4), (True, 0, 0.4), (True, 2, 0.0)])
+def test_with_needed_tokens_alone_losses_and_gradients_are_the_same(separate_head, n_locals, drop_path, weights):
+    batch, losses, gradients = made_batch(n_locals=n_locals), [], []
+    for needed in (True, False):
+        method = made_method(*weights, separate_head=separate_head, drop_path=drop_path)
+        dino = dataclasses.replace(method.config.dino, needed_tokens=needed)
+        method.config = dataclasses.replace(method.config, dino=dino)
+        rows = []
+        for network in (method.teacher, method.student):
+            network["backbone"].blocks[-1].mlp.register_forward_hook(
+                lambda _, given, __, rows=rows: rows.append(given[0][..., 0].numel())
+            )
+        torch.manual_seed(0)
+        output = method(batch, 0.05)
+        output.loss.backward()
+        assert len(rows) == 2
+        assert (max(rows) < 60) == needed, "6 crops of 17 tokens, or their class tokens and masked patches"
+        losses.append(torch.stack([output.loss.detach(), *output.terms.values()]))
+        gradients.append({name: p.grad for name, p in method.student.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
 def learned(method, batch, parts=1):
     """Terms of three steps of plain descent; gradients and centres of the first, by name."""
     terms, first = [], {}

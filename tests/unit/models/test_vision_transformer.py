@@ -8,11 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from opendino import onednn
-from opendino.errors import ConversionError, ModelError
+from opendino.errors import ModelError
 from opendino.layers.attention import use_attention
 from opendino.layers.fast_linear import use_fast_linears
 from opendino.layers.lora import add_lora
-from opendino.models.vision_transformer import VisionTransformer, fold_chunks
+from opendino.models.vision_transformer import VisionTransformer
 
 TINY = {"img_size": 28, "patch_size": 14, "embed_dim": 64, "depth": 4, "num_heads": 1, "init_values": 1.0}
 
@@ -497,19 +497,6 @@ def test_loading_drops_nothing_silently():
         model.load_state_dict({k: v for k, v in state.items() if k != "mask_token"})
 
 
-def test_fold_chunks_changes_block_names_only():
-    state = {"blocks.0.1.norm1.weight": 1, "blocks.2.mlp.fc1.weight": 2, "norm.weight": 3, "my.blocks.0.1.x": 4}
-    assert fold_chunks(state) == {
-        "blocks.1.norm1.weight": 1,
-        "blocks.2.mlp.fc1.weight": 2,
-        "norm.weight": 3,
-        "my.blocks.0.1.x": 4,
-    }
-    assert fold_chunks(state, "my.")["my.blocks.1.x"] == 4
-    with pytest.raises(ConversionError, match=r"both become blocks\.1\.norm1\.weight"):
-        fold_chunks({"blocks.0.1.norm1.weight": 1, "blocks.1.norm1.weight": 2})
-
-
 def test_sizes_that_do_not_fit_are_named():
     model = tiny()
     with pytest.raises(
@@ -585,3 +572,37 @@ def test_export_with_dynamic_sizes(registers, no_shape_checks):
     for size in ((56, 56), (28, 28), (70, 42)):
         x = torch.randn(3, 3, *size)
         torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+@pytest.mark.parametrize("takes_any", [True, False])
+def test_chosen_tokens_are_those_of_all_features(registers, takes_any):
+    model = tiny(num_register_tokens=registers).eval()
+    model.blocks[-1].takes_any = takes_any
+    crops = [torch.randn(3, 3, 56, 28), torch.randn(4, 3, 28, 28)]
+    masks = [torch.rand(3, 8) < 0.4, None]
+    some = [torch.tensor([0, 7, 8, 15, 23, 23]), None]
+    whole = model(crops, masks=masks, is_training=True)
+    found = model.chosen_tokens(crops, some, masks)
+    for (cls, patches), one, asked in zip(found, whole, some, strict=True):
+        torch.testing.assert_close(cls, one["x_norm_clstoken"])
+        wanted = one["x_norm_patchtokens"].flatten(0, 1)[asked if asked is not None else slice(0)]
+        torch.testing.assert_close(patches, wanted)
+    with pytest.raises(ModelError, match="do not fit"):
+        model.chosen_tokens(crops, some, [masks[0][:, :2], None])
+    with pytest.raises(ModelError, match="2 image batches with 1 masks"):
+        model.chosen_tokens(crops, some, [None])
+
+
+def test_chosen_tokens_of_a_subclass_are_those_of_its_own_features():
+    class Doubled(VisionTransformer):
+        def forward_features(self, x, masks=None):
+            found = super().forward_features(x, masks)
+            return [{**one, "x_norm_patchtokens": 2 * one["x_norm_patchtokens"]} for one in found]
+
+    model = tiny().eval()
+    crops, some = [torch.randn(2, 3, 28, 28)], [torch.tensor([1, 6])]
+    ((cls, patches),) = model.chosen_tokens(crops, some)
+    model.__class__ = Doubled
+    ((same, doubled),) = model.chosen_tokens(crops, some)
+    torch.testing.assert_close((same, doubled), (cls, 2 * patches))

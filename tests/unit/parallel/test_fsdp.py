@@ -42,6 +42,8 @@ def test_shares_compute_what_the_whole_computes(group):
     leading, wanted = (both["backbone"].leading_tokens(images, [0, 1]) for both in (teacher, plain))
     torch.testing.assert_close(leading, wanted)  # the last block is put together for it
     torch.testing.assert_close(teacher["backbone"](images), wanted[1][:, 0])
+    chosen, wanted = (both["backbone"].chosen_tokens([images], [torch.tensor([3, 4])]) for both in (teacher, plain))
+    torch.testing.assert_close(chosen, wanted)
     for (name, shared), (_, whole) in zip(student.named_parameters(), plain.named_parameters(), strict=True):
         if whole.grad is not None:
             torch.testing.assert_close(fsdp.whole(shared.grad), whole.grad, msg=name)

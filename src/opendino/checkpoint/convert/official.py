@@ -15,7 +15,7 @@ from torch import Tensor
 from opendino.checkpoint.convert import _table
 from opendino.checkpoint.convert._table import Converted, Table, some
 from opendino.errors import ConversionError
-from opendino.models.vision_transformer import fold_chunks
+from opendino.models.chunks import fold_chunks
 
 KEYS: Table = {
     name: name
