@@ -31,8 +31,8 @@ def shard(student: nn.ModuleDict, teacher: nn.ModuleDict, optimizer: Optimizer, 
     """Share out the parameters of a student and a teacher, block by block, heads as a whole.
 
     Args:
-        student: its blocks stay together from the forward to the backward pass only if there is one block.
-        teacher: is shared out again after each forward pass, its outermost part too.
+        student: its heads stay together from the forward to the backward pass.
+        teacher: its heads too are shared out again after each forward pass.
         optimizer: of the student, before its first step; it is given the shares.
         precision: "bf16" sends parameters in bfloat16 on CUDA devices; gradients are added up in float32 either way.
     """
@@ -51,7 +51,9 @@ def shard(student: nn.ModuleDict, teacher: nn.ModuleDict, optimizer: Optimizer, 
             blocks = [module for module in network.modules() if isinstance(module, Block)]
             for block in blocks:
                 fully_shard(block, mesh=mesh, mp_policy=policy)
-            fully_shard(network, mesh=mesh, mp_policy=around if blocks else policy, reshard_after_forward=freed)
+            # No backward pass follows where a backbone is frozen, so it does not wait for one.
+            policy_of, given_back = (around, True) if blocks else (policy, freed)
+            fully_shard(network, mesh=mesh, mp_policy=policy_of, reshard_after_forward=given_back)
             for name in _CALLED_BY_NAME:
                 if hasattr(network, name):
                     register_fsdp_forward_method(network, name)

@@ -44,6 +44,9 @@ def test_shares_compute_what_the_whole_computes(group):
     torch.testing.assert_close(teacher["backbone"](images), wanted[1][:, 0])
     chosen, wanted = (both["backbone"].chosen_tokens([images], [torch.tensor([3, 4])]) for both in (teacher, plain))
     torch.testing.assert_close(chosen, wanted)
+    with torch.no_grad():  # as a frozen student's
+        student["backbone"].chosen_tokens([images], [None])
+    assert all(isinstance(parameter, DTensor) for parameter in student["backbone"].parameters()), "shared out again"
     for (name, shared), (_, whole) in zip(student.named_parameters(), plain.named_parameters(), strict=True):
         if whole.grad is not None:
             torch.testing.assert_close(fsdp.whole(shared.grad), whole.grad, msg=name)
