@@ -88,6 +88,8 @@ def step_flops(
     sides: tuple[int, int] = (224, 98),
     local: int = 8,
     head: tuple[int, int] = (2048, 256),
+    *,
+    all_tokens: bool = False,
 ) -> float:
     """Of an image and step: teacher forward, student forward and backward, heads.
 
@@ -100,13 +102,14 @@ def step_flops(
         sides: of a global and of a local crop, pixels.
         local: number of local crops.
         head: widths of the layers and of the bottleneck of heads of three layers.
+        all_tokens: whether the last block computes all tokens, and not those that losses look at alone.
     """
     whole, small = (backbone_flops(shape, side) for side in sides)
     of_global, of_local = ((side // shape["patch_size"]) ** 2 + 1 for side in sides)
     looked_at = 2 + 2 * (of_global - 1) * MASKED  # of the teacher; the student's local crops have class tokens besides
     rows = looked_at + 3 * (looked_at + local)
     # The last block projects and feeds forward only what losses look at, left out by stochastic depth or not.
-    idle = 2 * of_global + 3 * (1 - drop) * (2 * of_global + local * of_local) - rows
+    idle = 0 if all_tokens else 2 * of_global + 3 * (1 - drop) * (2 * of_global + local * of_local) - rows
     through = head_parameters(shape["embed_dim"], prototypes, *head)
     blocks = 2 * whole + 3 * (1 - drop) * (2 * whole + local * small) - idle * 18 * shape["embed_dim"] ** 2
     return blocks + 2 * rows * through

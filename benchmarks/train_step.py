@@ -140,7 +140,9 @@ def work_of(config: PretrainConfig) -> float:
     shape, crops = config.student.arguments(), config.crops
     sides = (crops.global_size, crops.local_size)
     head, drop = (config.dino.hidden_dim, config.dino.bottleneck_dim), shape.get("drop_path_rate", 0.0)
-    return step_flops(shape, config.dino.prototypes, drop, sides, crops.local_number, head)
+    fixed = config.parallel.compile and config.parallel.compile_mode != "default"
+    whole = fixed or not config.dino.needed_tokens
+    return step_flops(shape, config.dino.prototypes, drop, sides, crops.local_number, head, all_tokens=whole)
 
 
 def bf16_peak(device: str) -> float | None:

@@ -35,7 +35,7 @@ class Block(nn.Module):
         ffn_layer: "mlp", "swiglu" (or its official alias "swiglufused"), or "identity".
 
     Attributes:
-        takes_any: whether it may be asked for any number of `wanted` tokens; not where it is compiled for fixed shapes.
+        takes_wanted: whether it may be asked for `wanted` tokens, however many; not where it is compiled for one shape.
 
     Raises:
         ModelError: heads, feed-forward layer or drop rate that cannot be.
@@ -43,7 +43,7 @@ class Block(nn.Module):
     Source: official `layers/block.py`; keys `norm1 attn ls1 norm2 mlp ls2`.
     """
 
-    takes_any: bool = True
+    takes_wanted: bool = True
 
     def __init__(
         self,
@@ -82,15 +82,16 @@ class Block(nn.Module):
         Args:
             x: tokens [B, T, D]; or, with `groups`, packed tokens [sum of B * T, D].
             groups: (B, T) of each packed group; None when `x` is one batch.
-            wanted: of each packed group the tokens that come out, by their places in it, [sum of n, D]; of the others
-                only queries, keys and values are computed. None for all.
+            wanted: of each group the tokens that come out, by their places in it, [sum of n, D]; the others are not
+                projected and not fed forward. None for all.
         """
-        if wanted is not None and groups is not None:
-            return self._of_some(x, groups, wanted)
-        if not (self.training and self.drop_path > 0):
+        dropping = self.training and self.drop_path > 0
+        if wanted is None and not dropping:
             x = x + self._mix(x, groups)
             return x + self._feed(x)
         packed, groups = (x.flatten(0, 1), ((x.shape[0], x.shape[1]),)) if groups is None else (x, groups)
+        if wanted is not None:
+            return self._of_some(packed, groups, wanted, dropping)
         packed = residual_on_subset(packed, groups, self.drop_path, self._mix)
         return residual_on_subset(packed, groups, self.drop_path, self._feed).view_as(x)
 
@@ -111,26 +112,31 @@ class Block(nn.Module):
         return first + self._feed(first)
 
     def _of_some(
-        self, x: Float[Tensor, "packed D"], groups: Groups, wanted: Sequence[Int[Tensor, " _"]]
+        self, x: Float[Tensor, "packed D"], groups: Groups, wanted: Sequence[Int[Tensor, " _"]], dropping: bool
     ) -> Float[Tensor, "n D"]:
         """What `forward` gives at some places, from the same random numbers."""
         where = places(wanted, groups)
         some = x.index_select(0, where)
-        if not (self.training and self.drop_path > 0):
+        if not dropping:
             some = some + self._mix(x, groups, where)
             return some + self._feed(some)
-        subset = draw(groups, self.drop_path, x.device)
-        found, worth = subset.find(wanted)
-        mixed = self._mix(x.index_select(0, subset.positions()), subset.kept_groups, found)
-        some = some + mixed.to(x.dtype) * worth
-        _, worth = draw(groups, self.drop_path, x.device).find(wanted)
-        return some + self._feed(some).to(x.dtype) * worth
+        drawn = draw(groups, self.drop_path, x.device)
+        mixed = self._mix(x.index_select(0, drawn.positions()), drawn.kept_groups, drawn.places(wanted))
+        some = some + mixed.to(x.dtype) * drawn.worth(wanted, x.dtype)
+        drawn = draw(groups, self.drop_path, x.device)
+        return some + self._feed(some).to(x.dtype) * drawn.worth(wanted, x.dtype)
 
-    def _mix(self, x: Tensor, groups: Groups | None, *places: Tensor) -> Tensor:
-        return self.ls1(self.attn(self.norm1(x), groups, *places))
+    def _mix(self, x: Tensor, groups: Groups | None, *some: Tensor) -> Tensor:
+        return self.ls1(self.attn(self.norm1(x), groups, *some))
 
     def _feed(self, x: Tensor, groups: Groups | None = None) -> Tensor:  # noqa: ARG002  same call as _mix
         return self.ls2(self.mlp(self.norm2(x)))
+
+
+def takes_wanted(block: nn.Module) -> bool:
+    """Whether a block may be asked for some tokens: it is one of ours, and neither it nor its attention are changed."""
+    ours = isinstance(block, Block) and type(block).forward is Block.forward and block.takes_wanted
+    return ours and isinstance(block.attn, Attention) and type(block.attn).forward is Attention.forward
 
 
 def _is_as_made(block: Block) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from opendino.layers.packing import Groups, starts
@@ -47,25 +47,30 @@ class Subset(NamedTuple):
         rows = zip(self.chosen, self.groups, starts(self.groups), strict=True)
         return torch.cat([token_positions(chosen, tokens, start) for chosen, (_, tokens), start in rows])
 
-    def find(self, wanted: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, " n"], Float32[Tensor, "n 1"]]:
-        """Where wanted tokens stand among those of the chosen images, and what their residual is worth.
+    def places(self, wanted: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, " n"]:
+        """Where wanted tokens stand among those of the chosen images.
 
-        A token of an image that is not chosen is worth nothing and stands for the first one: how many are looked up
-        does not depend on the draw, so nothing waits for a GPU.
+        Those of an image that is not chosen are looked up in another one, and worth nothing: how many there are does
+        not depend on the draw, so nothing waits for a GPU.
 
         Args:
             wanted: of each group, places of tokens in it, image after image.
         """
-        places, worth = [], []
-        groups = zip(wanted, self.chosen, self.groups, self.scales, starts(self.kept_groups), strict=True)
-        for some, chosen, (images, tokens), scale, start in groups:
+        found = []
+        groups = zip(wanted, self.chosen, self.groups, starts(self.kept_groups), strict=True)
+        for some, chosen, (images, tokens), start in groups:
             slots = torch.zeros(images, dtype=torch.long, device=some.device)
             slots[chosen] = torch.arange(len(chosen), device=some.device)
-            scales = torch.zeros(images, device=some.device).index_fill(0, chosen, scale)
-            image = some // tokens
-            places.append(start + slots[image] * tokens + some % tokens)
-            worth.append(scales[image])
-        return torch.cat(places), torch.cat(worth)[:, None]
+            found.append(start + slots[some // tokens] * tokens + some % tokens)
+        return torch.cat(found)
+
+    def worth(self, wanted: Sequence[Int[Tensor, " _"]], dtype: torch.dtype) -> Float[Tensor, "n 1"]:
+        """What the residual of wanted tokens is multiplied by; 0 where their image is not chosen."""
+        found = []
+        for some, chosen, (images, tokens), scale in zip(wanted, self.chosen, self.groups, self.scales, strict=True):
+            of_images = torch.zeros(images, dtype=dtype, device=some.device).index_fill(0, chosen, scale)
+            found.append(of_images[some // tokens])
+        return torch.cat(found)[:, None]
 
 
 def draw(groups: Groups, rate: float, device: torch.device) -> Subset:

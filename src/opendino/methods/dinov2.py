@@ -256,9 +256,10 @@ class DINOv2(Method):
         self, network: nn.ModuleDict, crops: list[Tensor], masks: list[Tensor | None], indices: Int64[Tensor, " M"]
     ) -> Tokens:
         backbone = cast("VisionTransformer", network["backbone"])
+        indices = indices if self.config.ibot.loss_weight else indices[:0]
         if not self.config.dino.needed_tokens:
             return tokens_of(backbone(crops, masks=masks, is_training=True), indices)
-        found = backbone.chosen_tokens(crops, [indices, *[None] * (len(crops) - 1)], masks)
+        found = backbone.chosen_tokens(crops, [indices, *[indices[:0]] * (len(crops) - 1)], masks)
         return Tokens([cls for cls, _ in found], found[0][1])
 
     def loss(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> StepOutput:

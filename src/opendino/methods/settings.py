@@ -24,8 +24,8 @@ class DINOConfig:
         centering: targets by a running centre, or by Sinkhorn-Knopp; "none" leaves nothing against collapse, for
             experiments on it.
         in_blocks: with 16,384 prototypes or more never hold the student's logits: less memory, and faster.
-        needed_tokens: compute in the last block only the tokens that losses look at, class tokens and masked patches:
-            faster, same numbers.
+        needed_tokens: behind the last block's attention compute only the tokens that losses look at, class tokens and
+            masked patches: faster, same numbers.
         objective: agreement on prototypes, as published, or of features kept apart by their coding rate, without
             prototypes and centering (`methods/coding_rate.py`).
         coding_weight: weight of the coding rate.

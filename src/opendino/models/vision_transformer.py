@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from opendino.axes import Images, PatchMasks
 from opendino.config import check_numbers
 from opendino.errors import ConfigError, ModelError
-from opendino.layers.block import NORM_EPS, Block, is_watched
+from opendino.layers.block import NORM_EPS, Block, is_watched, takes_wanted
 from opendino.layers.layer_scale import LayerScale
-from opendino.layers.packing import pack, places, unpack
+from opendino.layers.packing import pack, unpack
 from opendino.layers.patch_embed import PatchEmbed
 from opendino.layers.pos_embed import resize_pos_embed
 from opendino.models.chunks import fold_on_load
@@ -158,7 +158,7 @@ class VisionTransformer(nn.Module):
         if is_training:
             return self.forward_features(x, masks)
         if isinstance(x, Tensor):
-            if not type(self).forward_features.__module__.startswith("opendino."):  # a subclass has its own
+            if self._has_own_features():
                 return self.head(self.forward_features(x, masks)["x_norm_clstoken"])
             return self.head(self.leading_tokens(x, masks=masks)[0][:, 0])
         return [self(images, mask) for images, mask in _pairs(x, masks)]
@@ -223,44 +223,34 @@ class VisionTransformer(nn.Module):
     def chosen_tokens(
         self,
         x: Sequence[Float[Tensor, "_ C _ _"]],
-        patches: Sequence[Int[Tensor, " _"] | None],
+        patches: Sequence[Int[Tensor, " _"]],
         masks: Sequence[Bool[Tensor, "_ _"] | None] | None = None,
     ) -> list[tuple[Float[Tensor, "_ D"], Float[Tensor, "_ D"]]]:
         """CLS and some patches of several crop groups, in one packed pass: what `forward_features` has there.
 
-        It costs less: the last block computes of other tokens only queries, keys and values. With masked patches alone,
-        as training looks at, that leaves out 6 % of all products of twelve blocks, 3 % of those of 24. All is computed
-        where a subclass has features of its own, and where the last block is no `Block` or compiled for fixed shapes.
+        It costs less: the last block projects and feeds forward those tokens alone, which are all that its hooks and
+        the final norm's see. It runs whole where a subclass has features of its own, where that norm is not a layer
+        norm, and where the last block is not ours or compiled for fixed shapes.
 
         Args:
             x: normalised images [B, C, H, W] of each group.
-            patches: of each group which patches, counted through all of its images, row by row; None for none.
+            patches: of each group which patches, counted through all of its images, row by row.
             masks: as in `forward_features`.
 
         Returns:
             Of each group CLS of every image, and those patches.
 
         Raises:
-            ModelError: a size, channel count or mask that does not fit.
+            ModelError: a size, channel count or mask that does not fit; on a CPU also a patch that is not there.
         """
-        pairs, last = _pairs(x, masks), self.blocks[-1]
-        of_groups = [
-            images.new_empty(0, dtype=torch.long) if some is None else some
-            for images, some in zip(x, patches, strict=True)
-        ]
-        if type(self).forward_features is not VisionTransformer.forward_features or not isinstance(last, Block):
-            whole = [(one["x_norm_clstoken"], one["x_norm_patchtokens"]) for one in self.forward_features(x, masks)]
-            return [(cls, all_.flatten(0, 1)[some]) for (cls, all_), some in zip(whole, of_groups, strict=True)]
-        packed, groups = pack([self._tokens(images, mask) for images, mask in pairs])
-        first, wanted = 1 + self.num_register_tokens, []
-        for (images, tokens), some in zip(groups, of_groups, strict=True):
-            n = tokens - first
-            of_patches = some // n * tokens + first + some % n
-            wanted.append(torch.cat([torch.arange(0, images * tokens, tokens, device=some.device), of_patches]))
+        if self._has_own_features() or type(self.norm) is not nn.LayerNorm or not takes_wanted(self.blocks[-1]):
+            found = zip(self.forward_features(x, masks), patches, strict=True)
+            return [(of["x_norm_clstoken"], of["x_norm_patchtokens"].flatten(0, 1)[some]) for of, some in found]
+        packed, groups = pack([self._tokens(images, mask) for images, mask in _pairs(x, masks)])
+        wanted = [self._places(*group, some) for group, some in zip(groups, patches, strict=True)]
         for block in self.blocks[:-1]:
             packed = block(packed, groups)
-        some = last(packed, groups, wanted) if last.takes_any else last(packed, groups)[places(wanted, groups)]
-        found = self.norm(some).split([len(one) for one in wanted])
+        found = self.norm(self.blocks[-1](packed, groups, wanted)).split([len(places) for places in wanted])
         return [(tokens[:images], tokens[images:]) for tokens, (images, _) in zip(found, groups, strict=True)]
 
     def get_intermediate_layers(
@@ -371,6 +361,18 @@ class VisionTransformer(nn.Module):
             if i in wanted:
                 taken.append(tokens if first is None else tokens[:, :first])
         return taken
+
+    def _has_own_features(self) -> bool:
+        """Whether a subclass that is not ours says what features are."""
+        return not type(self).forward_features.__module__.startswith("opendino.")
+
+    def _places(self, images: int, tokens: int, patches: Int[Tensor, " _"]) -> Int[Tensor, " n"]:
+        """Where CLS of all images and some patches stand among their tokens, image after image."""
+        first, n = 1 + self.num_register_tokens, tokens - 1 - self.num_register_tokens
+        if patches.device.type == "cpu" and not ((patches >= 0) & (patches < images * n)).all():
+            raise ModelError(f"chosen_tokens: there are patches 0 to {images * n - 1}, not {patches.tolist()}")
+        cls = torch.arange(0, images * tokens, tokens, device=patches.device)
+        return torch.cat([cls, patches // n * tokens + first + patches % n])
 
     def _split(self, normed: Tensor, prenorm: Tensor, masks: Tensor | None) -> FeatureDict:
         first = 1 + self.num_register_tokens

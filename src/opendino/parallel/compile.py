@@ -47,7 +47,8 @@ def compile_blocks(*networks: nn.Module, backend: str = "inductor", mode: Mode =
     # Other backends than inductor know no modes.
     chosen = {"mode": mode} if mode != "default" and backend == "inductor" else {}
     for block in blocks:
-        block.takes_any = heads and mode != "reduce-overhead"  # else each number of masked patches would be a shape
+        # Few numbers of masked patches are few shapes; graphs of each, or tuning for each, would still be too much.
+        block.takes_wanted = heads and mode == "default"
         block.compile(dynamic=False, backend=backend, **chosen)
     for head in parts:
         if heads and isinstance(head, DINOHead):

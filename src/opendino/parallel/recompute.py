@@ -50,8 +50,8 @@ def recompute_blocks(network: nn.Module, how: Recompute) -> int:
 
 
 def _recomputed(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:  # noqa: ANN401 (whatever a block takes)
-        return checkpoint(forward, *args, **options) if torch.is_grad_enabled() else forward(*args)
+    def run(*args: Any, **named: Any) -> Any:  # noqa: ANN401 (whatever a block takes)
+        return checkpoint(forward, *args, **options, **named) if torch.is_grad_enabled() else forward(*args, **named)
 
     return run
 

@@ -23,7 +23,7 @@ from opendino.files import is_leftover, read_json, write_whole
 FREE_TO_CHANGE = (
     *("output_dir", "checkpoint.", "log.", "knn.", "watch.", "train.threads", "train.device"),
     *("loader.workers", "loader.prefetch", "loader.max_bad_rate", "loader.min_bad_count", "drift.", "adapt.held_out"),
-    *("loader.photometric", "loader.thread", "masks.pad"),
+    *("loader.photometric", "loader.thread", "masks.pad", "dino.in_blocks", "dino.needed_tokens"),
     *("parallel.", "train.accumulate", "train.max_not_finite"),
     *("distill.teacher", "distill.cache"),  # wherever they are by now: the teacher's weights are compared
 )

@@ -117,7 +117,7 @@ def test_some_tokens_are_those_of_the_whole_block(ffn, drop_path, training):
     torch.testing.assert_close(*found)
 
 
-def test_of_other_tokens_only_queries_keys_and_values_are_computed():
+def test_other_tokens_are_neither_projected_nor_fed_forward():
     block = Block(8, 2, init_values=1.0)
     seen = {}
     for name in ("attn.qkv", "attn.proj", "mlp.fc1"):
@@ -126,3 +126,8 @@ def test_of_other_tokens_only_queries_keys_and_values_are_computed():
         )
     block(torch.randn(20, 8), ((4, 5),), [torch.tensor([0, 5, 10])])
     assert seen == {"attn.qkv": 20, "attn.proj": 3, "mlp.fc1": 3}
+
+
+def test_tokens_are_wanted_of_a_batch_as_of_packed_ones():
+    block, x = randomise(Block(8, 2, init_values=1.0)), torch.randn(4, 5, 8)
+    torch.testing.assert_close(block(x, None, [torch.tensor([0, 7, 19])]), block(x).flatten(0, 1)[[0, 7, 19]])

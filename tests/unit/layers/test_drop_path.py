@@ -68,7 +68,8 @@ def test_tokens_are_found_among_those_of_the_chosen_images():
     subset = Subset((torch.tensor([2, 0]), torch.tensor([1])), ((3, 4), (2, 3)))
     assert subset.positions().tolist() == [8, 9, 10, 11, 0, 1, 2, 3, 15, 16, 17]
     # of the first: token 1 of image 0, which comes second; 3 of image 2; 2 of image 1, which was left out
-    places, worth = subset.find([torch.tensor([1, 11, 6]), torch.tensor([3, 5, 0])])
+    wanted = [torch.tensor([1, 11, 6]), torch.tensor([3, 5, 0])]
+    places, worth = subset.places(wanted), subset.worth(wanted, torch.float64)
     assert places[[0, 1, 3, 4]].tolist() == [5, 3, 8, 10]
     assert worth[:, 0].tolist() == [1.5, 1.5, 0, 2, 2, 0]
-    assert places.min() >= 0 and places.max() < len(subset.positions()), "what is worth nothing can be looked up too"
+    assert 0 <= int(places.min()) <= int(places.max()) < 11, "what is worth nothing can be looked up too"

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import flop_registry
 
 from opendino import onednn
 from opendino.errors import ModelError
-from opendino.layers.attention import use_attention
+from opendino.layers.attention import Attention, use_attention
+from opendino.layers.block import Block
 from opendino.layers.fast_linear import use_fast_linears
 from opendino.layers.lora import add_lora
 from opendino.models.vision_transformer import VisionTransformer
@@ -574,24 +575,80 @@ def test_export_with_dynamic_sizes(registers, no_shape_checks):
         torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=0)
 
 
+def as_it_is(model):
+    pass
+
+
+def compiled_for_one_shape(model):
+    model.blocks[-1].takes_wanted = False
+
+
+def with_a_block_of_its_own(model):
+    class Own(Block):
+        def forward(self, x, groups=None):
+            return super().forward(x, groups)
+
+    model.blocks[-1].__class__ = Own
+
+
+def with_attention_of_its_own(model):
+    class Own(Attention):
+        def forward(self, x, groups=None):
+            return super().forward(x, groups)
+
+    model.blocks[-1].attn.__class__ = Own
+
+
+def with_a_norm_of_all_tokens(model):
+    class Centred(torch.nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x - x.mean(dim=-2, keepdim=True))
+
+    model.norm.__class__ = Centred
+
+
+def with_lora(model):
+    assert add_lora(model, r"attn\.(qkv|proj)", 2, 4.0)
+    randomise(model)
+
+
+def half(model):
+    model.bfloat16()
+
+
 @pytest.mark.parametrize("registers", [0, 2])
-@pytest.mark.parametrize("takes_any", [True, False])
-def test_chosen_tokens_are_those_of_all_features(registers, takes_any):
-    model = tiny(num_register_tokens=registers).eval()
-    model.blocks[-1].takes_any = takes_any
-    crops = [torch.randn(3, 3, 56, 28), torch.randn(4, 3, 28, 28)]
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(as_it_is, compiled_for_one_shape, with_a_block_of_its_own, with_attention_of_its_own),
+        *(with_a_norm_of_all_tokens, with_lora, half),
+    ],
+)
+def test_chosen_tokens_are_those_of_all_features(registers, change):
+    model = tiny(num_register_tokens=registers, drop_path_rate=0.4).train()
+    change(model)
+    dtype = model.cls_token.dtype
+    crops = [torch.randn(3, 3, 56, 28, dtype=dtype), torch.randn(4, 3, 28, 28, dtype=dtype)]
     masks = [torch.rand(3, 8) < 0.4, None]
-    some = [torch.tensor([0, 7, 8, 15, 23, 23]), None]
+    some = [torch.tensor([0, 7, 8, 15, 23, 23]), torch.tensor([], dtype=torch.long)]
+    torch.manual_seed(0)
     whole = model(crops, masks=masks, is_training=True)
+    torch.manual_seed(0)
     found = model.chosen_tokens(crops, some, masks)
+    near = {"atol": 0.05, "rtol": 0.05} if change is half else {}
     for (cls, patches), one, asked in zip(found, whole, some, strict=True):
-        torch.testing.assert_close(cls, one["x_norm_clstoken"])
-        wanted = one["x_norm_patchtokens"].flatten(0, 1)[asked if asked is not None else slice(0)]
-        torch.testing.assert_close(patches, wanted)
+        torch.testing.assert_close(cls, one["x_norm_clstoken"], **near)
+        torch.testing.assert_close(patches, one["x_norm_patchtokens"].flatten(0, 1)[asked], **near)
     with pytest.raises(ModelError, match="do not fit"):
         model.chosen_tokens(crops, some, [masks[0][:, :2], None])
     with pytest.raises(ModelError, match="2 image batches with 1 masks"):
         model.chosen_tokens(crops, some, [None])
+
+
+@pytest.mark.parametrize("patch", [-1, 8])
+def test_chosen_patches_have_to_be_there(patch):
+    with pytest.raises(ModelError, match=rf"there are patches 0 to 7, not \[3, {patch}\]"):
+        tiny().chosen_tokens([torch.randn(2, 3, 28, 28)], [torch.tensor([3, patch])])
 
 
 def test_chosen_tokens_of_a_subclass_are_those_of_its_own_features():

@@ -80,7 +80,7 @@ def run(mode, padded, parts):
     if mode:
         compile_blocks(method.student, method.teacher, backend="aot_eager", mode=mode, heads=True)
         last = [network["backbone"].blocks[-1] for network in (method.student, method.teacher)]
-        assert [block.takes_any for block in last] == [mode == "default"] * 2
+        assert [block.takes_wanted for block in last] == [mode == "default"] * 2
     losses, graphs = [], []
     for step in range(10):
         masks = batch_masks(8, (4, 4), MaskConfig(), np.random.default_rng(step))

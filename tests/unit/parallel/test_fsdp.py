@@ -45,7 +45,7 @@ def test_shares_compute_what_the_whole_computes(group):
     chosen, wanted = (both["backbone"].chosen_tokens([images], [torch.tensor([3, 4])]) for both in (teacher, plain))
     torch.testing.assert_close(chosen, wanted)
     with torch.no_grad():  # as a frozen student's
-        student["backbone"].chosen_tokens([images], [None])
+        student["backbone"].chosen_tokens([images], [torch.tensor([0])])
     assert all(isinstance(parameter, DTensor) for parameter in student["backbone"].parameters()), "shared out again"
     for (name, shared), (_, whole) in zip(student.named_parameters(), plain.named_parameters(), strict=True):
         if whole.grad is not None:

@@ -20,7 +20,7 @@ def gradients(how):
     passes = []
     backbone.blocks[1].mlp.fc1.register_forward_hook(lambda *_: passes.append(1))
     crops = [torch.randn(6, 3, 8, 8), torch.randn(4, 3, 4, 4)]
-    features = backbone.chosen_tokens(crops, [torch.tensor([1, 5, 6]), None])
+    features = backbone.chosen_tokens(crops, [torch.tensor([1, 5, 6]), torch.tensor([2])])
     sum(tokens.square().sum() for group in features for tokens in group).backward()
     return count, len(passes), {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
 
