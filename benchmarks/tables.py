@@ -172,6 +172,7 @@ STEP_WAYS = {
     "adamw": "fused AdamW",
     "ema": "teacher in one call",
     "sinkhorn": "Sinkhorn by scales",
+    "memory": "memory kept",
 }
 
 
