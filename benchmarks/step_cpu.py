@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole training step on a CPU with our fast ways against the plain eager step, in turn in one process.
+"""A whole training step on a CPU with our fast ways against the plain eager step, in turn.
 
     python benchmarks/step_cpu.py --quick
     python benchmarks/step_cpu.py --batch 4 --rounds 5 --json
     python benchmarks/step_cpu.py --quick --peer PYTHON_WITH_LIGHTLY_TRAIN
 
 ViT-S/14, 2 x 224 + 8 x 98 pixels of noise, drop path 0.3, Sinkhorn-Knopp, KoLeo, masks; 4,096 and 65,536 prototypes,
-float32 and bfloat16 autocast. Plain is none of `WAYS`: `nn.Linear`, torch's fused attention, all logits at once, AdamW
-as torch chooses by itself, the teacher moved parameter by parameter, Sinkhorn-Knopp that rewrites its matrix; where the
-library has no switch, the plain way stands here. Fast is all of them. The ratio is the median over rounds, processor
-time for one thread, after a step of each that makes what is made once; who begins changes from round to round. Then the
+float32 and bfloat16 autocast. Plain is none of `WAYS`: `nn.Linear`, torch's fused attention, all tokens in the last
+block, all logits at once, AdamW as torch chooses by itself, the teacher moved parameter by parameter, Sinkhorn-Knopp
+that rewrites its matrix; where the library has no switch, the plain way stands here. Fast is all of them. Each is a
+worker, a process of its own, for kept memory is a whole process's. The ratio is the median over rounds, processor time
+for one thread, after two steps of each that make what is made once; who begins changes from round to round. Then the
 fast step takes turns with itself without one way each (not with --quick). With `--peer`, a step of lightly-train takes
 its turn in each round (`lightly_step.py`). Beside the seconds: which share of the rate of a packed product in that
 minute the work of a step reaches. The last line is a JSON object: ratios, and all rows.
@@ -24,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from opendino.layers import dino_head
 from opendino.layers.attention import use_attention
 from opendino.layers.fast_linear import FastLinear, use_fast_linears
 from opendino.losses import _chunked
+from opendino.memory import keep_freed_memory
 from opendino.methods import dinov2, method
 from opendino.optim.clipping import clip_gradients
 from opendino.train.config import PretrainConfig, fill_in
@@ -48,10 +50,13 @@ from forward import product_rate  # pyrefly: ignore[missing-import]  beside this
 from train_step import noise, work_of  # pyrefly: ignore[missing-import]  beside this file
 
 RESULTS = Path(__file__).parent / "results"
+WARM = 2
+"""First steps, in which what is made once is made and memory that is kept grows."""
 
+QUICK = ((4096, "fp32"), (65536, "bf16"))
 
-WAYS = ("linears", "attention", "blocks", "adamw", "ema", "sinkhorn")
-"""What fast has and plain has not."""
+WAYS = ("linears", "attention", "blocks", "adamw", "ema", "sinkhorn", "needed", "memory")
+"""What fast has and plain has not; the last is a worker's from its start to its end."""
 
 
 def ways_of(prototypes: int, dtype: str) -> tuple[str, ...]:
@@ -96,17 +101,22 @@ PARTS = {
 """Names of the library that a step has another function for where a way is left out."""
 
 
-def build(
+def settings(
     prototypes: int, dtype: str, batch: int, more: Sequence[str] = ("student.preset=vits14",)
-) -> tuple[dict[str, Any], PretrainConfig]:
-    """The same run twice, plain and fast, and its settings."""
+) -> PretrainConfig:
+    """Of a run that any of the ways can be taken in."""
     words = [
         *("student.drop_path_rate=0.3", "train.device=cpu", "dino.centering=sinkhorn_knopp"),
         *(f"dino.prototypes={prototypes}", f"train.batch_size={batch}", f"train.precision={dtype}"),
         *more,
     ]
-    config = fill_in(dataclasses.replace(load(PretrainConfig, None, words), output_dir=""), 10**9)
-    return {"plain": build_run(config), "fast": build_run(config)}, config
+    return fill_in(dataclasses.replace(load(PretrainConfig, None, words), output_dir=""), 10**9)
+
+
+def build(prototypes: int, dtype: str, batch: int, **more: Sequence[str]) -> tuple[Any, PretrainConfig]:
+    """A run and its settings."""
+    config = settings(prototypes, dtype, batch, **more)
+    return build_run(config), config
 
 
 def take(run: Any, ways: Collection[str]) -> None:
@@ -118,7 +128,7 @@ def take(run: Any, ways: Collection[str]) -> None:
             if type(layer) is FastLinear:
                 layer.__class__ = nn.Linear  # pyrefly: ignore[bad-argument-type]  what it was made of
     use_attention(run.method, "written" if "attention" in ways else "fused")
-    dino = dataclasses.replace(run.method.config.dino, in_blocks="blocks" in ways)
+    dino = dataclasses.replace(run.method.config.dino, in_blocks="blocks" in ways, needed_tokens="needed" in ways)
     run.method.config = dataclasses.replace(run.method.config, dino=dino)
     for group in run.optimizer.param_groups:
         group["fused"], group["foreach"] = ("adamw" in ways) or None, None
@@ -146,66 +156,97 @@ def step(run: Any, batch: Any, number: int, ways: Collection[str] = WAYS) -> tup
         return clock() - begun, float(loss.detach())
 
 
-class Peer:
-    """lightly-train's step in another process."""
+class Worker:
+    """Steps in another process, which ends with the block."""
 
-    def __init__(self, python: str, prototypes: int, dtype: str, batch: int) -> None:
-        words = [python, str(Path(__file__).with_name("lightly_step.py")), str(prototypes), dtype, str(batch)]
-        words += ["--threads", str(torch.get_num_threads())]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, python: str, script: str, cell: tuple[int, str, int], *more: str) -> None:
+        self.words = [python, str(Path(__file__).with_name(script)), *map(str, cell), *more]
+        self.words += ["--threads", str(torch.get_num_threads())]
+        self.process = subprocess.Popen(self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> "Worker":
+        """The worker, ready."""
         if self._answer() != "ready":
-            raise SystemExit(f"step_cpu: {python} has no lightly-train that works")
+            self.__exit__()
+            raise SystemExit(f"step_cpu: this does not work: {' '.join(self.words)}")
+        return self
 
-    def __call__(self) -> float:
-        """Seconds of a step."""
-        print("step", file=self.process.stdin, flush=True)
-        return float(self._answer())
+    def __call__(self, number: int = 0, ways: Collection[str] = WAYS) -> list[float]:
+        """Seconds of a step, and its loss where the worker is ours."""
+        print(number, *ways, file=self.process.stdin, flush=True)
+        return [float(word) for word in self._answer().split()]
 
     def _answer(self) -> str:
         return self.process.stdout.readline().strip() if self.process.stdout else ""
 
-    def close(self) -> None:
-        """End the process."""
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()  # to its end
+
+
+def work(prototypes: int, dtype: str, batch: int, ways: Collection[str]) -> None:
+    """Be a worker: a step for each line of its number and its ways, of which memory holds all along."""
+    if "memory" in ways:
+        keep_freed_memory()
+    torch.manual_seed(0)
+    run, config = build(prototypes, dtype, batch)
+    images = next(noise(config, torch.device("cpu")))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        number, *taken = line.split()
+        print(*step(run, images, int(number), taken), flush=True)
 
 
 def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: str, apart: bool) -> dict[str, Any]:
-    runs, config = build(prototypes, dtype, batch)
-    images = next(noise(config, torch.device("cpu")))
-    peer = Peer(peer_python, prototypes, dtype, batch) if peer_python else None
+    cell = (prototypes, dtype, batch)
     alone = ways_of(prototypes, dtype) if apart else ()
-    seconds: dict[str, list[float]] = {way: [] for way in (*runs, *(["lightly"] if peer else []), *alone)}
+    ways: dict[str, Collection[str]] = {"fast": WAYS, "plain": ()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     losses: dict[str, float] = {}
-    for name, run in runs.items():
-        step(run, images, 0, WAYS if name == "fast" else ())
-    if peer:
-        peer()  # its first step makes what is made once too
-    for number in range(1, rounds + 1):
-        for name, run in sorted(runs.items(), reverse=number % 2 == 1):
-            taken, losses[name] = step(run, images, number, WAYS if name == "fast" else ())
-            seconds[name].append(taken)
-        if peer:
-            seconds["lightly"].append(peer())
-    if peer:
-        peer.close()
-    middle = {name: statistics.median(times) for name, times in seconds.items() if times}
-    rate, work = product_rate(dtype, "cpu"), batch * work_of(config) / 1e9
+    with contextlib.ExitStack() as ends:
+        ours = {name: start(cell, taken, ends) for name, taken in ways.items()}
+        peer = ends.enter_context(Worker(peer_python, "lightly_step.py", cell)) if peer_python else None
+        for number in range(WARM + rounds):
+            for name in sorted(ours, reverse=number % 2 == 1):
+                taken, losses[name] = ours[name](number, ways[name])
+                seconds[name].append(taken)
+            if peer:
+                seconds.setdefault("lightly", []).append(peer()[0])
+        without = leave_out(ours["fast"], lambda ways: start(cell, ways, ends), alone, min(rounds, 3))
+    seconds = {name: times[WARM:] for name, times in seconds.items()}
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    rate, done = product_rate(dtype, "cpu"), batch * work_of(settings(*cell)) / 1e9
     row = {"prototypes": prototypes, "dtype": dtype, "seconds": middle, "gflops": round(rate)}
-    row |= {"share": work / middle["fast"] / rate, "ratio": ratio(seconds["plain"], seconds["fast"])}
+    row |= {"share": done / middle["fast"] / rate, "ratio": ratio(seconds["plain"], seconds["fast"])}
     if peer:
-        row |= {f"lightly_over_{name}": ratio(seconds["lightly"], seconds[name]) for name in runs}
-    return row | {"last_losses": losses, "without": leave_out(runs["fast"], images, alone, min(rounds, 3))}
+        row |= {f"lightly_over_{name}": ratio(seconds["lightly"], seconds[name]) for name in ways}
+    return row | {"last_losses": losses, "without": without}
 
 
-def leave_out(run: Any, images: Any, ways: Sequence[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of a fast step without each of its ways, and their ratio to the fast steps around a round of these."""
+def start(cell: tuple[int, str, int], ways: Collection[str], ends: contextlib.ExitStack) -> Worker:
+    """A worker of ours that keeps its memory where that is among its ways."""
+    return ends.enter_context(Worker(sys.executable, Path(__file__).name, cell, "--worker", *ways))
+
+
+def leave_out(
+    fast: Callable[..., list[float]], other: Callable[[Collection[str]], Callable], ways: Sequence[str], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Seconds of a fast step without each of its ways, and their ratio to the fast steps around a round of these.
+
+    What the fast worker cannot leave, another one is without.
+    """
+    left = {way: set(WAYS) - {way} for way in ways}
+    takers = dict.fromkeys(ways, fast)
+    if "memory" in left:
+        takers["memory"] = other(left["memory"])
+        for number in range(WARM):
+            takers["memory"](number, left["memory"])
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    whole = [step(run, images, 0)[0]] if ways else []
+    whole = [fast(0)[0]] if ways else []
     for number in range(rounds if ways else 0):
         for way in ways:
-            seconds[way].append(step(run, images, number, set(WAYS) - {way})[0])
-        whole.append(step(run, images, number)[0])
+            seconds[way].append(takers[way](number, left[way])[0])
+        whole.append(fast(number)[0])
     around = [(one + other) / 2 for one, other in pairwise(whole)]
     return {way: {"seconds": statistics.median(seconds[way]), "ratio": ratio(seconds[way], around)} for way in ways}
 
@@ -217,7 +258,9 @@ def ratio(times: Sequence[float], others: Sequence[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two images, one round")
+    parser.add_argument("cell", nargs="*", help="of a worker: prototypes, fp32 or bf16, images")
+    parser.add_argument("--worker", nargs="*", help="be one, and which ways it takes")
+    parser.add_argument("--quick", action="store_true", help="two cells, two images, one round")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -226,11 +269,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="write benchmarks/results/step_cpu.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.worker is not None:
+        prototypes, dtype, images = arguments.cell
+        work(int(prototypes), dtype, int(images), arguments.worker)
+        return
     batch, rounds = (2, 1) if arguments.quick else (arguments.batch, arguments.rounds)
     rows = []
     for prototypes in (4096, 65536):
         for dtype in ("fp32", "bf16"):
-            if arguments.only not in f"{prototypes} {dtype}":
+            if arguments.only not in f"{prototypes} {dtype}" or (arguments.quick and (prototypes, dtype) not in QUICK):
                 continue
             rows.append(measure(prototypes, dtype, batch, rounds, arguments.peer, not arguments.quick))
             row = rows[-1]

@@ -172,6 +172,8 @@ STEP_WAYS = {
     "adamw": "fused AdamW",
     "ema": "teacher in one call",
     "sinkhorn": "Sinkhorn by scales",
+    "needed": "last block for needed tokens",
+    "memory": "memory kept",
 }
 
 

@@ -2,6 +2,7 @@
 """The plain step that `benchmarks/step_cpu.py` compares with is plain, and computes what the fast one does."""
 
 import importlib.util
+import io
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from opendino.layers.attention import Attention
 from opendino.layers.fast_linear import FastLinear
 from opendino.losses.sinkhorn import sinkhorn_knopp
+from opendino.models.vision_transformer import VisionTransformer
 from opendino.onednn import available
 from opendino.optim.ema import update_ema
 
@@ -32,7 +34,7 @@ def built(benchmark, tiny_settings, monkeypatch):
     monkeypatch.setattr("opendino.methods.dinov2.IN_BLOCKS_FROM", 16)  # blocks of prototypes in the smallest run too
     monkeypatch.setattr("opendino.losses._chunked.WEIGHTS_AT_ONCE", {"cpu": 16})
     more = [word for word in tiny_settings if not word.startswith(("dino.cent", "dino.proto", "train."))]
-    return lambda dtype: benchmark.build(48, dtype, 4, [*more, "train.threads=1"])
+    return lambda dtype: benchmark.build(48, dtype, 4, more=[*more, "train.threads=1"])
 
 
 def test_sinkhorn_with_its_matrix_rewritten(benchmark):
@@ -59,18 +61,17 @@ def test_every_mixture_of_ways_learns_alike(benchmark, built, dtype, close):
     losses = {}
     for left_out in ("", "all", *benchmark.WAYS):
         torch.manual_seed(0)
-        runs, config = built(dtype)
+        run, config = built(dtype)
         images = next(benchmark.noise(config, torch.device("cpu")))
         ways = set() if left_out == "all" else set(benchmark.WAYS) - {left_out}
-        losses[left_out] = [benchmark.step(runs["fast"], images, number, ways)[1] for number in range(3)]
+        losses[left_out] = [benchmark.step(run, images, number, ways)[1] for number in range(3)]
     assert losses[""][0] != losses[""][2]
     for found in losses.values():
         assert found == pytest.approx(losses[""], rel=close)
 
 
 def test_each_way_is_there_or_not(benchmark, built):
-    runs, _ = built("fp32")
-    run = runs["fast"]
+    run, _ = built("fp32")
     for ways in ((), benchmark.WAYS):
         benchmark.take(run, ways)
         fast = bool(ways)
@@ -78,14 +79,14 @@ def test_each_way_is_there_or_not(benchmark, built):
         assert linears == {FastLinear if fast and available() else nn.Linear}
         attention = {layer.way for layer in run.method.modules() if isinstance(layer, Attention)}
         assert attention == {"written" if fast else "fused"}
-        assert run.method.config.dino.in_blocks == fast
+        assert run.method.config.dino.in_blocks == fast == run.method.config.dino.needed_tokens
         assert {bool(group["fused"]) for group in run.optimizer.param_groups} == {fast}
 
 
-@pytest.mark.parametrize("way", ["linears", "blocks", "adamw", "ema", "sinkhorn"])
+@pytest.mark.parametrize("way", ["linears", "blocks", "adamw", "ema", "sinkhorn", "needed"])
 def test_what_is_left_out_does_not_run(benchmark, built, monkeypatch, way):
     """The functions of the library that make a way are called with it, and not without."""
-    runs, config = built("fp32")
+    run, config = built("fp32")
     images = next(benchmark.noise(config, torch.device("cpu")))
     called = []
 
@@ -99,25 +100,63 @@ def test_what_is_left_out_does_not_run(benchmark, built, monkeypatch, way):
         "adamw": (torch, "_fused_adamw_"),
         "ema": (torch, "_foreach_lerp_"),
         "sinkhorn": (benchmark.dinov2, "sinkhorn_knopp"),
+        "needed": (VisionTransformer, "chosen_tokens"),
     }
     listen(*places[way])
-    benchmark.step(runs["fast"], images, 0)
+    benchmark.step(run, images, 0)
     if way != "linears" or available():
         assert called
     called.clear()
-    benchmark.step(runs["fast"], images, 1, set(benchmark.WAYS) - {way})
+    benchmark.step(run, images, 1, set(benchmark.WAYS) - {way})
     assert not called
 
 
 def test_which_ways_a_cell_has(benchmark):
-    assert benchmark.ways_of(4096, "fp32") == ("linears", "adamw", "ema", "sinkhorn")
-    assert benchmark.ways_of(65536, "bf16") == ("attention", "blocks", "adamw", "ema", "sinkhorn")
+    assert benchmark.ways_of(4096, "fp32") == ("linears", "adamw", "ema", "sinkhorn", "needed", "memory")
+    assert benchmark.ways_of(65536, "bf16") == ("attention", "blocks", "adamw", "ema", "sinkhorn", "needed", "memory")
 
 
-def test_leaving_out_is_measured_against_the_steps_beside_it(benchmark, monkeypatch):
+def test_leaving_out_is_measured_against_the_steps_beside_it(benchmark):
     """Fast steps that grow slower: those without are compared with the mean of the two around them."""
     clock = iter([1.0, 4.0, 2.0, 3.0, 6.0, 6.0, 5.0])  # fast, without one and the other, fast, the same again
-    monkeypatch.setattr(benchmark, "step", lambda *_: (next(clock), 0.0))
-    found = benchmark.leave_out(None, None, ("ema", "adamw"), 2)
+    asked = []
+
+    def worker(kept):
+        def step(number, ways=benchmark.WAYS):
+            asked.append((kept, set(benchmark.WAYS) - set(ways)))
+            return [next(clock), 0.0]
+
+        return step
+
+    found = benchmark.leave_out(worker(True), None, ("ema", "adamw"), 2)
     assert found == {"ema": {"seconds": 5.0, "ratio": 1.75}, "adamw": {"seconds": 4.0, "ratio": 1.25}}
+    assert asked == [(True, left) for left in (set(), *2 * ({"ema"}, {"adamw"}, set()))]
     assert benchmark.leave_out(None, None, (), 3) == {}
+    asked.clear()
+    clock = iter([9.0, 8.0, 1.0, 2.0, 3.0, 3.0])  # the first two steps of the other worker do not count
+    found = benchmark.leave_out(worker(True), lambda ways: worker("memory" in ways), ("ema", "memory"), 1)
+    assert found == {"ema": {"seconds": 2.0, "ratio": 1.0}, "memory": {"seconds": 3.0, "ratio": 1.5}}
+    without = (False, {"memory"})
+    assert asked == [without, without, (True, set()), (True, {"ema"}), without, (True, set())]
+
+
+def test_a_worker_steps_and_keeps_its_memory_if_told_to(benchmark, built, monkeypatch, capsys):
+    made = [built("fp32"), built("fp32")]
+    monkeypatch.setattr(benchmark, "build", lambda *_: made.pop())
+    kept = []
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: kept.append(True))
+    answers = {}
+    for ways in ((), benchmark.WAYS):
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(" ".join([str(n), *ways]) + "\n" for n in range(2))))
+        benchmark.work(48, "fp32", 4, ways)
+        ready, *answers[bool(ways)] = capsys.readouterr().out.splitlines()
+        assert ready == "ready"
+        assert bool(kept) == bool(ways)
+    plain, fast = ([float(line.split()[1]) for line in answers[found]] for found in (False, True))
+    assert len(plain) == 2
+    assert plain == pytest.approx(fast, rel=1e-5)
+
+
+def test_a_peer_that_does_not_start_is_told(benchmark):
+    with pytest.raises(SystemExit, match="lightly_step"), benchmark.Worker("false", "lightly_step.py", (48, "fp32", 4)):
+        pass

@@ -53,6 +53,8 @@ class TrainConfig:
             are up to twice as fast; false leaves them to PyTorch.
         attention: of bfloat16 on a CPU: PyTorch's fused kernel, or its products written out; "auto" tries both at the
             first start, and the run keeps to the faster one. Anything else is the fused kernel's.
+        keep_memory: on a CPU, what a step frees is kept for the next, in large pages where the system has them; this is
+            the whole process's.
         threads: of the CPU; 0 takes OMP_NUM_THREADS or tries out which number is fastest, and keeps to it.
     """
 
@@ -65,6 +67,7 @@ class TrainConfig:
     max_not_finite: int = 10
     onednn: bool = True
     attention: Way = "auto"
+    keep_memory: bool = True
     threads: int = 0
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ from opendino.layers.attention import Way, use_attention
 from opendino.layers.fast_linear import use_fast_linears
 from opendino.logs import JsonLines
 from opendino.machine import cores
+from opendino.memory import keep_freed_memory
 from opendino.methods.method import Method
 from opendino.parallel.layout import choose_mode, lay_out
 from opendino.train import run_folder, state
@@ -84,6 +85,9 @@ def pretrain(
 ) -> Outcome:
     """Train a student and its teacher from images alone, or continue the run in `config.output_dir`.
 
+    On a CPU the whole process keeps from here on what it frees, after the run too (`memory.py`); a process that does
+    other things besides leaves that by `train.keep_memory=false`.
+
     Args:
         config: every setting; `plan.plan` makes one from a recipe and words.
         chosen: those settings among them that were chosen and not given, to be remembered for a resume.
@@ -116,6 +120,7 @@ def _pretrain(
         stored = run_folder.read(folder)
         dataset = open_images(config, dataset)
         config = fill_in(config, len(dataset))
+        _keep_memory(config)
     config = _settle_attention(config, stored)
     with together():
         if stored is not None:
@@ -154,6 +159,12 @@ def _pretrain(
         finally:
             feed.close()
     return _outcome(config, run, folder, begun, before)
+
+
+def _keep_memory(config: PretrainConfig) -> None:
+    """Before anything large is made: what a step on a CPU frees stays with the process."""
+    if config.train.keep_memory and pick_device(config.train.device).type == "cpu":
+        _log.info("train.keep_memory: %s", keep_freed_memory().told)
 
 
 def _settle_attention(config: PretrainConfig, stored: Stored | None) -> PretrainConfig:

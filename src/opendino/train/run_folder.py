@@ -24,7 +24,7 @@ FREE_TO_CHANGE = (
     *("output_dir", "checkpoint.", "log.", "knn.", "watch.", "train.threads", "train.device"),
     *("loader.workers", "loader.prefetch", "loader.max_bad_rate", "loader.min_bad_count", "drift.", "adapt.held_out"),
     *("loader.photometric", "loader.thread", "masks.pad", "dino.in_blocks", "dino.needed_tokens"),
-    *("parallel.", "train.accumulate", "train.max_not_finite"),
+    *("parallel.", "train.accumulate", "train.max_not_finite", "train.keep_memory"),
     *("distill.teacher", "distill.cache"),  # wherever they are by now: the teacher's weights are compared
 )
 """Settings that a resumed run may change: none changes what is computed, threads and device but for rounding."""

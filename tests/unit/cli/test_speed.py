@@ -18,7 +18,8 @@ def test_every_row_has_a_number(monkeypatch):
     ways = [name.removeprefix("vit_nano4 ") for name in rows if name.startswith("vit_nano4 ")]
     assert ways == ["fp32", "bf16", "fp32 optimized", "bf16 optimized"]
     assert all(float(rows[f"vit_nano4 {way}"].split()[0]) > 0 for way in ways)
-    assert {"attention", "linear layers", "bf16", "processor", "decoder", "optimize"} <= set(rows)
+    assert {"attention", "linear layers", "bf16", "processor", "decoder", "optimize", "memory"} <= set(rows)
+    assert rows["memory"].startswith("in a training what is freed ")
     assert "of fp32's speed" in rows["bf16"]
 
 

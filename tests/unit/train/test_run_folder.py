@@ -148,7 +148,7 @@ def test_settings_that_may_change_exist_and_are_told():
     for name in run_folder.FREE_TO_CHANGE:
         assert any(key.startswith(name) for key in known), name
         assert f"`{name.removesuffix('.')}`" in told, name
-    assert "loader.thread" in run_folder.FREE_TO_CHANGE
+    assert {"loader.thread", "train.keep_memory"} <= set(run_folder.FREE_TO_CHANGE)
 
 
 def test_a_run_of_an_older_version_continues(tmp_path):
