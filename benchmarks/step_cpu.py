@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -190,11 +190,11 @@ def work(prototypes: int, dtype: str, batch: int, ways: Collection[str]) -> None
         keep_freed_memory()
     torch.manual_seed(0)
     run, config = build(prototypes, dtype, batch)
-    images = next(noise(config, torch.device("cpu")))
+    batches = list(islice(noise(config, torch.device("cpu")), 8))  # the same for all: other masks in each step
     print("ready", flush=True)
     for line in sys.stdin:
         number, *taken = line.split()
-        print(*step(run, images, int(number), taken), flush=True)
+        print(*step(run, batches[int(number) % len(batches)], int(number), taken), flush=True)
 
 
 def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: str, apart: bool) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from opendino.train import run_folder
 from opendino.train.config import PretrainConfig, fill_in
 from opendino.train.facts import look_at_machine
 from opendino.train.loop import Run, step_ahead, train_step
-from opendino.train.pretrain import _keep_memory, _lay_out, build_feed, build_run, open_images
+from opendino.train.pretrain import _lay_out, build_feed, build_run, keep_memory, open_images
 from opendino.train.state import seed_step
 
 PHASES = ("data", "teacher", "student", "losses", "backward", "clip", "optimizer", "ema")
@@ -151,7 +151,7 @@ def bf16_peak(device: str) -> float | None:
 
 
 def measure(config: PretrainConfig, steps: int, warmup: int, whole: bool = False) -> dict:
-    _keep_memory(config)
+    keep_memory(config)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     if config.data:

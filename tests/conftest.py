@@ -29,7 +29,7 @@ student.drop_path_rate=0.2 student.init_values=0.1
 crops.global_size=16 crops.local_size=8 crops.local_number=2
 dino.centering=centering dino.prototypes=32 dino.hidden_dim=32 dino.bottleneck_dim=16
 train.batch_size=8 train.iterations=6 train.device=cpu train.threads=1 train.precision=fp32
-loader.workers=0 checkpoint.every=2 log.every=1 log.trackers=[] log.picture=false knn.every=0
+loader.workers=0 checkpoint.every=2 log.every=1 log.trackers=[] log.picture=false knn.every=0 train.keep_memory=false
 """
 
 

@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 _MMAPS = 65_536  # as `malloc` has it by itself
-_MADV_HUGEPAGE, _LARGE = 14, 2 << 20  # of <sys/mman.h>; bytes of a large page, or a part of one
+_MADV_HUGEPAGE = 14  # of <sys/mman.h>
+_LARGEST = 32 << 20  # a page of 512 MiB, as some systems have, would be touched whole for a byte
 _LEAST = 1 << 30  # a smaller reserve is not worth its call
 
 _PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_PAGE_SIZE = _PAGES.with_name("hpage_pmd_size")
 _OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
@@ -50,7 +52,9 @@ class _Symbol(ctypes.Structure):
 def keep_freed_memory() -> Kept:
     """Keep what this process frees for what it allocates next, until it ends; a second call changes nothing more.
 
-    It holds for the whole process, whatever else runs in it: its memory does not shrink any more. It never raises.
+    It holds for the whole process and those forked from it, whatever else runs there: its memory does not shrink any
+    more, and large arrays of zeros are cleared at once, not where they are first touched. Threads beside the main one
+    keep only pieces below 64 MiB. It never raises.
     """
     if sys.platform != "linux":
         return _not("this is not Linux")
@@ -67,7 +71,8 @@ def _not(why: str) -> Kept:
 def _keep(libc: ctypes.CDLL) -> Kept:
     if not hasattr(libc, "gnu_get_libc_version"):
         return _not("the C library is not glibc")
-    if _home(libc, "malloc") != _home(libc, "gnu_get_libc_version"):
+    home = _home(libc, "gnu_get_libc_version")
+    if home is None or _home(libc, "malloc") != home:
         return _not("another malloc than glibc's is loaded")
     # Not the threshold of mmap: older versions refuse one above 32 MiB. Never to trim is -1: 2 GiB would be a limit.
     if not (libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1)):
@@ -93,8 +98,11 @@ def _reserve(libc: ctypes.CDLL) -> tuple[int, str]:
     if _OVERCOMMIT.is_file() and _OVERCOMMIT.read_text().strip() == "2":
         return 0, "the system counts addresses as memory (vm.overcommit_memory = 2)"
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "MALLOC_PERTURB_" in os.environ or "perturb" in tunables or "tagging" in tunables:
-        return 0, "malloc writes to what it gives out (MALLOC_PERTURB_ or GLIBC_TUNABLES)"
+    if "MALLOC_PERTURB_" in os.environ or any(word in tunables for word in ("perturb", "tagging", "hugetlb")):
+        return 0, "MALLOC_PERTURB_ or GLIBC_TUNABLES say otherwise"
+    page = int(_PAGE_SIZE.read_text()) if _PAGE_SIZE.is_file() else _LARGEST + 1
+    if page > _LARGEST:
+        return 0, "the large pages here are too large, or of unknown size"
     import resource  # not everywhere
 
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -109,10 +117,10 @@ def _reserve(libc: ctypes.CDLL) -> tuple[int, str]:
         # Freed, it is the end of the heap, which is not trimmed any more: what is allocated next lies there.
         place = libc.malloc(size)
         if place and place + size <= libc.sbrk(0):
-            begin, end = -(-place // _LARGE) * _LARGE, (place + size) // _LARGE * _LARGE
+            begin, end = -(-place // page) * page, (place + size) // page * page
             refused = libc.madvise(begin, end - begin, _MADV_HUGEPAGE)
             libc.free(place)
             return (0, "madvise refused") if refused else (end - begin, "")
         libc.free(place)
         size //= 2
-    return 0, "the system gives no addresses for them (ulimit -v, -d), or this is not the main thread"
+    return 0, "no addresses for them (little memory, ulimit -v or -d, or not the main thread)"

@@ -2,6 +2,7 @@
 """What the system does is asked in processes of their own: it cannot be undone."""
 
 import ctypes
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -9,8 +10,12 @@ import sys
 from typing import NoReturn
 
 import pytest
+import torch
 
 from opendino import memory
+from opendino.config import load
+from opendino.train import pretrain as training
+from opendino.train.config import PretrainConfig
 
 GLIBC = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names
 pytestmark = pytest.mark.skipif(not GLIBC, reason="only glibc's malloc keeps what is freed")
@@ -109,14 +114,47 @@ def test_fewer_addresses_where_there_are_few(limit):
     kept, large, told = _told(code.format(limit, 1 << 30, 1 << 30))
     assert kept
     assert large == 0
-    assert "in small pages: the system gives no addresses" in told
+    assert "in small pages: no addresses for them" in told
 
 
 def test_addresses_that_would_be_written_to_are_not_taken():
     for name, value in (("MALLOC_PERTURB_", "7"), ("GLIBC_TUNABLES", "glibc.malloc.perturb=7")):
         kept, large, told = _told(**{name: value})
         assert (kept, large) == (True, 0)
-        assert "malloc writes" in told or not PAGES or COUNTED
+        assert "say otherwise" in told or not PAGES or COUNTED
+
+
+@pytest.mark.skipif(not PAGES or COUNTED, reason="no large pages here")
+@pytest.mark.parametrize("size", ["", str(512 << 20)])
+def test_pages_that_are_too_large_are_not_asked_for(size, tmp_path):
+    place = tmp_path / "size"
+    if size:
+        place.write_text(size)
+    before = f"import pathlib\nfrom opendino import memory\nmemory._PAGE_SIZE = pathlib.Path({str(place)!r})"
+    assert _told(before)[:2] == (True, 0)
+    place.write_text(str(4 << 20))
+    assert _told(before)[1] % (4 << 20) == 0 != _told(before)[1]
+
+
+def test_workers_are_there_before(tiny_settings, picture_folder, tmp_path, monkeypatch):
+    """They load images in processes forked before, to which it does not apply."""
+    found = []
+
+    def listen():
+        found.append(len(multiprocessing.active_children()))
+        return memory.Kept(True, 0, "listened")
+
+    monkeypatch.setattr(training, "keep_freed_memory", listen)
+    words = [f"data={picture_folder}", f"output_dir={tmp_path}/run", *tiny_settings, "train.iterations=1"]
+    more = ["train.keep_memory=true", "loader.workers=1"]
+    training.pretrain(load(PretrainConfig, None, [*words, *more]))
+    assert found == [1]
+
+
+def test_a_run_on_a_gpu_does_nothing(monkeypatch):
+    monkeypatch.setattr(training, "pick_device", torch.device)
+    monkeypatch.setattr(training, "keep_freed_memory", lambda: pytest.fail("called"))
+    training.keep_memory(load(PretrainConfig, None, ["train.device=cuda", "train.keep_memory=true"]))
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to make another malloc with")

@@ -122,8 +122,13 @@ def _memory() -> str:
     """What a run does about memory that its steps free; a process of its own says it, for it would hold for this."""
     words = "from opendino.memory import keep_freed_memory; print(keep_freed_memory().told)"
     found = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.run([sys.executable, "-c", words], env=found, capture_output=True, text=True, check=False)
-    return f"in a training {child.stdout.strip()}" if child.returncode == 0 else "not found out"
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", words], env=found, capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "not found out"
+    return f"in a training {child.stdout.strip()}"
 
 
 def rate(work: Callable[[], object], seconds: float) -> float:

@@ -120,7 +120,6 @@ def _pretrain(
         stored = run_folder.read(folder)
         dataset = open_images(config, dataset)
         config = fill_in(config, len(dataset))
-        _keep_memory(config)
     config = _settle_attention(config, stored)
     with together():
         if stored is not None:
@@ -155,14 +154,15 @@ def _pretrain(
                     stated = None if stored is not None else Stored({}, dict(chosen), facts, run_folder.command_line())
                     _open_folder(config, run, claim, stated, first)
             seconds = partial(_seconds, before.seconds, begun)
+            keep_memory(config)  # workers are there by now: it is not for them
             _go(config, dataset, run, _Feed(first, feed), claim, seconds)
         finally:
             feed.close()
     return _outcome(config, run, folder, begun, before)
 
 
-def _keep_memory(config: PretrainConfig) -> None:
-    """Before anything large is made: what a step on a CPU frees stays with the process."""
+def keep_memory(config: PretrainConfig) -> None:
+    """Before the first step: what one on a CPU frees stays with the process, if the settings say so."""
     if config.train.keep_memory and pick_device(config.train.device).type == "cpu":
         _log.info("train.keep_memory: %s", keep_freed_memory().told)
 
