@@ -10,10 +10,10 @@ float32 and bfloat16 autocast. Plain is none of `WAYS`: `nn.Linear`, torch's fus
 block, all logits at once, AdamW as torch chooses by itself, the teacher moved parameter by parameter, Sinkhorn-Knopp
 that rewrites its matrix; where the library has no switch, the plain way stands here. Fast is all of them. Each is a
 worker, a process of its own, for kept memory is a whole process's. The ratio is the median over rounds, processor time
-for one thread, after two steps of each that make what is made once; who begins changes from round to round. Then the
-fast step takes turns with itself without one way each (not with --quick). With `--peer`, a step of lightly-train takes
-its turn in each round (`lightly_step.py`). Beside the seconds: which share of the rate of a packed product in that
-minute the work of a step reaches. The last line is a JSON object: ratios, and all rows.
+for one thread, after eight steps of each that do not count (two with --quick); who begins changes from round to round.
+Then the fast step takes turns with itself without one way each (not with --quick). With `--peer`, a step of
+lightly-train takes its turn in each round (`lightly_step.py`). Beside the seconds: which share of the rate of a packed
+product in that minute the work of a step reaches. The last line is a JSON object: ratios, and all rows.
 """
 
 import argparse
@@ -50,8 +50,8 @@ from forward import product_rate  # pyrefly: ignore[missing-import]  beside this
 from train_step import noise, work_of  # pyrefly: ignore[missing-import]  beside this file
 
 RESULTS = Path(__file__).parent / "results"
-WARM = 2
-"""First steps, in which what is made once is made and memory that is kept grows."""
+WARM, WARM_QUICK = 8, 2
+"""First steps, in which what is made once is made and memory that is kept grows, with each of eight draws of masks."""
 
 QUICK = ((4096, "fp32"), (65536, "bf16"))
 
@@ -199,21 +199,21 @@ def work(prototypes: int, dtype: str, batch: int, ways: Collection[str]) -> None
 
 def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: str, apart: bool) -> dict[str, Any]:
     cell = (prototypes, dtype, batch)
-    alone = ways_of(prototypes, dtype) if apart else ()
+    alone, warm = (ways_of(prototypes, dtype), WARM) if apart else ((), WARM_QUICK)
     ways: dict[str, Collection[str]] = {"fast": WAYS, "plain": ()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     losses: dict[str, float] = {}
     with contextlib.ExitStack() as ends:
         ours = {name: start(cell, taken, ends) for name, taken in ways.items()}
         peer = ends.enter_context(Worker(peer_python, "lightly_step.py", cell)) if peer_python else None
-        for number in range(WARM + rounds):
+        for number in range(warm + rounds):
             for name in sorted(ours, reverse=number % 2 == 1):
                 taken, losses[name] = ours[name](number, ways[name])
                 seconds[name].append(taken)
             if peer:
                 seconds.setdefault("lightly", []).append(peer()[0])
         without = leave_out(ours["fast"], lambda ways: start(cell, ways, ends), alone, min(rounds, 3))
-    seconds = {name: times[WARM:] for name, times in seconds.items()}
+    seconds = {name: times[warm:] for name, times in seconds.items()}
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     rate, done = product_rate(dtype, "cpu"), batch * work_of(settings(*cell)) / 1e9
     row = {"prototypes": prototypes, "dtype": dtype, "seconds": middle, "gflops": round(rate)}

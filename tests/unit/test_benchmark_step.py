@@ -116,7 +116,7 @@ def test_which_ways_a_cell_has(benchmark):
     assert benchmark.ways_of(65536, "bf16") == ("attention", "blocks", "adamw", "ema", "sinkhorn", "needed", "memory")
 
 
-def test_leaving_out_is_measured_against_the_steps_beside_it(benchmark):
+def test_leaving_out_is_measured_against_the_steps_beside_it(benchmark, monkeypatch):
     """Fast steps that grow slower: those without are compared with the mean of the two around them."""
     clock = iter([1.0, 4.0, 2.0, 3.0, 6.0, 6.0, 5.0])  # fast, without one and the other, fast, the same again
     asked = []
@@ -133,6 +133,7 @@ def test_leaving_out_is_measured_against_the_steps_beside_it(benchmark):
     assert asked == [(True, left) for left in (set(), *2 * ({"ema"}, {"adamw"}, set()))]
     assert benchmark.leave_out(None, None, (), 3) == {}
     asked.clear()
+    monkeypatch.setattr(benchmark, "WARM", 2)
     clock = iter([9.0, 8.0, 1.0, 2.0, 3.0, 3.0])  # the first two steps of the other worker do not count
     found = benchmark.leave_out(worker(True), lambda ways: worker("memory" in ways), ("ema", "memory"), 1)
     assert found == {"ema": {"seconds": 2.0, "ratio": 1.0}, "memory": {"seconds": 3.0, "ratio": 1.5}}
