@@ -74,7 +74,7 @@ first = keep_freed_memory()
 print(resident() - before, first.large)
 print(keep_freed_memory() is first)
 print(faults(), faults())
-print(*flags(torch.ones(16 << 20).data_ptr()))
+print(*flags(torch.ones(16 << 20).data_ptr() + (32 << 20)))  # its beginning may be before the first large page
 """
     )
     more, large = map(int, lines[1].split())
