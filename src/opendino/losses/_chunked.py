@@ -6,6 +6,7 @@ multiplied, used and forgotten, its weight normalisation too; the backward pass 
 logits is in `_cross_entropy.py`.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,12 +30,28 @@ class LastLayer(NamedTuple):
     g: Float[Tensor, "K 1"]
 
 
+class Wanted(NamedTuple):
+    """What is wanted of some rows in a row.
+
+    Attributes:
+        targets: weights of the prototypes, not differentiated; a row need not sum to one.
+        which: row of `targets` for each of the rows; None where they are in order.
+    """
+
+    targets: Float[Tensor, "T K"]
+    which: Int64[Tensor, " rows"] | None = None
+
+    def of(self, block: slice) -> Float[Tensor, "rows k"]:
+        """What is wanted of the rows, of a block of prototypes."""
+        targets = self.targets[:, block]
+        return targets if self.which is None else targets.index_select(0, self.which)
+
+    def __len__(self) -> int:
+        return len(self.targets if self.which is None else self.which)
+
+
 def chunked_cross_entropy(
-    x: Float[Tensor, "rows d"],
-    last: LastLayer,
-    targets: Float[Tensor, "T K"],
-    which: Int64[Tensor, " rows"] | None,
-    temp: float,
+    x: Float[Tensor, "rows d"], last: LastLayer, wanted: Sequence[Wanted], temp: float
 ) -> Float32[Tensor, " rows"]:
     """Cross-entropy of each row, in nats, of the logits that the last layer gives of `x`, against its row of targets.
 
@@ -44,11 +61,11 @@ def chunked_cross_entropy(
     Args:
         x: what the last layer is given.
         last: its parameters.
-        targets: weights of the prototypes, not differentiated; a row need not sum to one.
-        which: row of `targets` for each row of `x`; None where they are in order.
+        wanted: of the rows of `x`, the first ones first; targets of several terms stay where they are.
         temp: the student's temperature, above 0.
     """
-    return _ChunkedCrossEntropy.apply(x, last.v, last.g, targets.detach(), which, temp)
+    detached = tuple(Wanted(one.targets.detach(), one.which) for one in wanted)
+    return _ChunkedCrossEntropy.apply(x, last.v, last.g, detached, temp)
 
 
 @dataclass(frozen=True)
@@ -85,13 +102,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         x: Tensor,
         v: Tensor,
         g: Tensor,
-        targets: Tensor,
-        which: Tensor | None,
+        wanted: tuple[Wanted, ...],
         temp: float,
     ) -> Float32[Tensor, " rows"]:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        ctx.temp, ctx.which, ctx.dtype = temp, which, dtype
+        ctx.temp, ctx.dtype, ctx.which = temp, dtype, [one.which for one in wanted]
         with torch.autocast(device, enabled=False):
             factor = x.to(dtype)
             log_sum = torch.full((len(x),), -torch.inf, device=x.device)
@@ -99,18 +115,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for block in _blocks(x, v):
                 weight = v[block] * (g[block] / v[block].norm(dim=1, keepdim=True))
                 logits = product(factor, weight.to(dtype)).float().div_(temp)
-                wanted = _rows(targets[:, block], which).float()
-                met += torch.einsum("rk,rk->r", wanted, logits)
-                mass += wanted.sum(dim=1)
+                for rows, one in _parts(wanted):
+                    targets = one.of(block).float()
+                    met[rows] += (targets * logits[rows]).sum(dim=1)
+                    mass[rows] += targets.sum(dim=1)
                 log_sum = torch.logaddexp(log_sum, torch.logsumexp(logits, dim=1))
-        ctx.save_for_backward(x, v, g, targets, log_sum, mass)
+        ctx.save_for_backward(x, v, g, log_sum, mass, *[one.targets for one in wanted])
         return mass * log_sum - met
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401  # pyrefly: ignore[bad-override]
         (grad,) = grad_outputs
-        x, v, g, targets, log_sum, mass = ctx.saved_tensors
+        x, v, g, log_sum, mass, *targets = ctx.saved_tensors
+        wanted = [Wanted(*one) for one in zip(targets, ctx.which, strict=True)]
         with torch.autocast(x.device.type, enabled=False):
             factor = x.to(ctx.dtype)
             of_x = torch.zeros(x.shape, device=x.device)
@@ -120,7 +138,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 weight = (direction * (g[block] / length)).to(ctx.dtype)
                 slope = product(factor, weight).float().div_(ctx.temp)
                 # softmax times the targets' mass, less the targets, times what comes from above
-                slope.sub_(log_sum[:, None]).exp_().mul_(mass[:, None]).sub_(_rows(targets[:, block], ctx.which))
+                slope.sub_(log_sum[:, None]).exp_().mul_(mass[:, None])
+                for rows, one in _parts(wanted):
+                    slope[rows].sub_(one.of(block))
                 slope = slope.mul_((grad / ctx.temp)[:, None]).to(ctx.dtype)
                 of_x += product(slope, weight.t())
                 of_weight = product(slope.t(), factor.t()).to(v.dtype)
@@ -128,11 +148,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 along = torch.linalg.vecdot(of_weight, direction, dim=1)[:, None] / length
                 of_g[block] = along
                 of_v[block] = of_weight.addcmul_(direction, along / length, value=-1).mul_(g[block] / length)
-        return of_x.to(x.dtype), of_v, of_g, None, None, None
+        return of_x.to(x.dtype), of_v, of_g, None, None
 
 
-def _rows(targets: Float[Tensor, "T k"], which: Int64[Tensor, " rows"] | None) -> Float[Tensor, "rows k"]:
-    return targets if which is None else targets.index_select(0, which)
+def _parts(wanted: Sequence[Wanted]) -> Iterator[tuple[slice, Wanted]]:
+    """Which rows each is of."""
+    first = 0
+    for one in wanted:
+        yield slice(first, first + len(one)), one
+        first += len(one)
 
 
 def _blocks(x: Float[Tensor, "rows d"], v: Float[Tensor, "K d"]) -> list[slice]:

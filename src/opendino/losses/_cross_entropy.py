@@ -2,12 +2,16 @@
 """Cross-entropy between soft targets and logits: what the DINO and the iBOT term share; read `dino.py` next."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from opendino.losses._chunked import Unprojected, chunked_cross_entropy
+from opendino.losses._chunked import Unprojected, Wanted, chunked_cross_entropy
+
+Pair = tuple[Float[Tensor, "..."] | Unprojected, Float[Tensor, "..."]]
+"""Logits, there already or not, and the targets that they are held against; see `cross_entropy`."""
 
 
 def cross_entropy(
@@ -27,24 +31,30 @@ def cross_entropy(
     return -(targets.detach().float() * log_probs).sum(dim=-1)
 
 
-def cross_entropies(pairs: Sequence[tuple[Tensor | Unprojected, Tensor]], temp: float) -> list[Tensor]:
-    """`cross_entropy` of several pairs of logits and targets, of one head; of those not there yet in one go."""
-    unprojected = [(logits, targets) for logits, targets in pairs if isinstance(logits, Unprojected)]
-    if len(unprojected) == len(pairs):
-        return _together(unprojected, temp)
-    return [cross_entropy(logits, targets, temp) for logits, targets in pairs]
+def cross_entropies(pairs: Sequence[Pair], temp: float) -> list[Float32[Tensor, "..."]]:
+    """`cross_entropy` of several pairs of logits and targets; of those not there yet, a last layer in one go."""
+    found: dict[int, Tensor] = {}
+    layers: dict[int, list[int]] = {}
+    for number, (logits, targets) in enumerate(pairs):
+        if isinstance(logits, Unprojected):
+            layers.setdefault(id(logits.last.v), []).append(number)
+        else:
+            found[number] = cross_entropy(logits, targets, temp)
+    for numbers in layers.values():
+        together = [(logits, targets) for logits, targets in (pairs[number] for number in numbers)]
+        found |= zip(numbers, _together(together, temp), strict=True)
+    return [found[number] for number in range(len(pairs))]
 
 
-def _together(pairs: Sequence[tuple[Unprojected, Tensor]], temp: float) -> list[Tensor]:
+def _together(pairs: Sequence[tuple[Any, Tensor]], temp: float) -> list[Tensor]:
+    """Of pairs of one last layer whose logits are not there yet."""
     rows = torch.cat([logits.rows.flatten(0, -2) for logits, _ in pairs])
-    targets = torch.cat([one.flatten(0, -2) for _, one in pairs]) if len(pairs) > 1 else pairs[0][1].flatten(0, -2)
-    which, first = [], 0
-    for logits, one in pairs:
-        axes = one.shape[:-1]
-        numbers = torch.arange(first, first + axes.numel(), device=rows.device).view(axes)
-        which.append(numbers.expand(logits.shape[:-1]).flatten())
-        first += axes.numel()
-    in_order = len(rows) == first
-    found = chunked_cross_entropy(rows, pairs[0][0].last, targets, None if in_order else torch.cat(which), temp)
-    sizes = [logits.shape[:-1].numel() for logits, _ in pairs]
-    return [part.view(logits.shape[:-1]) for part, (logits, _) in zip(found.split(sizes), pairs, strict=True)]
+    wanted = [Wanted(targets.flatten(0, -2), _shared(logits.shape[:-1], targets)) for logits, targets in pairs]
+    found = chunked_cross_entropy(rows, pairs[0][0].last, wanted, temp).split([len(one) for one in wanted])
+    return [part.view(logits.shape[:-1]) for part, (logits, _) in zip(found, pairs, strict=True)]
+
+
+def _shared(axes: torch.Size, targets: Float[Tensor, "*targets K"]) -> Int64[Tensor, " rows"] | None:
+    """Which row of targets is for each row of logits, axes that they have in front sharing them; None: in order."""
+    own = targets.shape[:-1]
+    return None if axes == own else torch.arange(own.numel(), device=targets.device).view(own).expand(axes).flatten()

@@ -42,7 +42,10 @@ class Centering(nn.Module):
         Returns:
             Probabilities; of no meaning in rows of padding.
         """
-        targets = torch.softmax((logits.float() - self.center.view(1, -1)) / temp, dim=-1)
+        # In one matrix of float32, as it is the largest of a step beside the logits.
+        targets = logits.to(torch.float32, copy=True).sub_(self.center.view(1, -1)).div_(temp)
+        targets.sub_(targets.amax(dim=1, keepdim=True)).exp_()
+        targets.div_(targets.sum(dim=1, keepdim=True))
         if self.training:
             self.update(logits, real)
         return targets

@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from opendino.losses.dino import DinoTerms
+from opendino.losses.ibot import mean_of_crops
 from opendino.precision import full_float32
 
 
@@ -73,4 +74,4 @@ def cosine_patch_loss(
         rows: global crops in the batch, masked or not.
     """
     apart = 1 - (student.float() * teacher.float()).sum(dim=-1)
-    return (apart * masks_weight.float()).sum() / rows
+    return mean_of_crops(apart, masks_weight, rows)

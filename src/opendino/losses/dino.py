@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from opendino.losses._chunked import Unprojected
-from opendino.losses._cross_entropy import cross_entropies
+from opendino.losses._cross_entropy import Pair, cross_entropies
 
 STUDENT_TEMP = 0.1
 """Temperature of the student's softmax in the published method, for the DINO and the iBOT term."""
@@ -51,14 +51,25 @@ def dino_loss(
     Differs: without local crops the global pairs weigh 1 together; the official code still counts one local pair,
         which leaves them 2/3.
     """
-    n_globals, n_locals = teacher.shape[0], student_locals.shape[0]
-    n_pairs = max(n_globals * (n_globals - 1) + n_locals * n_globals, 1)
+    pairs = dino_pairs(student_globals, student_locals, teacher)
+    return dino_terms(*cross_entropies(pairs, student_temp), n_globals=len(teacher))
+
+
+def dino_pairs(
+    student_globals: Float[Tensor, "G B K"] | Unprojected,
+    student_locals: Float[Tensor, "L B K"] | Unprojected,
+    teacher: Float[Tensor, "G B K"],
+) -> tuple[Pair, Pair]:
+    """What `dino_loss` compares: local crops with all of the teacher's, global crops with those of other views."""
     # A sum over teachers of cross-entropies is the cross-entropy against the sum of the teachers' rows.
-    of_all = teacher.sum(dim=0)
-    of_others = torch.stack([_sum_without(teacher, crop) for crop in range(n_globals)])
-    terms = cross_entropies([(student_locals, of_all), (student_globals, of_others)], student_temp)
-    local, global_ = (term.mean(dim=1).sum() / n_pairs for term in terms)
-    return DinoTerms(local=local, global_=global_)
+    of_others = torch.stack([_sum_without(teacher, crop) for crop in range(len(teacher))])
+    return (student_locals, teacher.sum(dim=0)), (student_globals, of_others)
+
+
+def dino_terms(of_locals: Float32[Tensor, "L B"], of_globals: Float32[Tensor, "G B"], *, n_globals: int) -> DinoTerms:
+    """What `dino_loss` makes of the cross-entropies of `dino_pairs`."""
+    n_pairs = max(n_globals * (n_globals - 1) + len(of_locals) * n_globals, 1)
+    return DinoTerms(*(crops.mean(dim=1).sum() / n_pairs for crops in (of_locals, of_globals)))
 
 
 def _sum_without(teacher: Float[Tensor, "G B K"], crop: int) -> Float[Tensor, "B K"]:

@@ -34,4 +34,11 @@ def ibot_loss(
 
     Source: Zhou et al. 2022, section 3; official `loss/ibot_patch_loss.py`, `forward_masked`.
     """
-    return (cross_entropy(student, teacher, student_temp) * masks_weight.float()).sum() / rows
+    return mean_of_crops(cross_entropy(student, teacher, student_temp), masks_weight, rows)
+
+
+def mean_of_crops(
+    of_patches: Float32[Tensor, " M"], masks_weight: Float[Tensor, " M"], rows: int
+) -> Float32[Tensor, ""]:
+    """What `ibot_loss` makes of the cross-entropies of the masked patches."""
+    return (of_patches * masks_weight.float()).sum() / rows

@@ -36,7 +36,7 @@ def sinkhorn_knopp(
         the official code overflows where a logit passes 88 `temp`.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        scores = logits.float() / temp
+        scores = logits.to(torch.float32, copy=True).div_(temp)
         row_max = scores.max(dim=1).values
         kernel = scores.sub_(row_max.unsqueeze(1)).exp_()
         # Scales that turn the kernel back into exp(scores), up to one factor that all processes share.

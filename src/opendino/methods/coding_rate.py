@@ -6,18 +6,18 @@ Sinkhorn-Knopp; heads end at their bottleneck. Read `losses/coding_rate.py` next
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
+from opendino.data.collate import PretrainBatch
 from opendino.distributed import gather_rows
 from opendino.errors import ConfigError
 from opendino.layers.dino_head import DINOHead
 from opendino.losses.coding_rate import balance, coding_rate, cosine_loss, cosine_patch_loss
-from opendino.methods.dinov2 import DINOv2, StudentViews
+from opendino.methods.dinov2 import DINOv2, StudentViews, Targets
 from opendino.methods.settings import DINOv2Config
 from opendino.models.vision_transformer import VisionTransformer
 
@@ -39,9 +39,6 @@ class CodingRate(DINOv2):
     Source: Wu et al. 2025, "Simplifying DINO via coding rate regularization" (arXiv 2502.10385).
     Differs: the rate is that of the batch of all processes.
     """
-
-    image_loss: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(cosine_loss)
-    patch_loss: ClassVar[Callable[..., Tensor]] = staticmethod(cosine_patch_loss)
 
     def __init__(
         self,
@@ -79,6 +76,16 @@ class CodingRate(DINOv2):
         weight = self.config.dino.coding_weight * balance(*crops[0].shape)
         koleo = super()._compare(cls) if super()._compares() else {}
         return koleo | {"coding_rate": -weight * rate}
+
+    def _view_terms(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> dict[str, Tensor]:
+        """Cosines in place of cross-entropies."""
+        assert targets.crops is not None  # the image-level term is there
+        local, global_ = cosine_loss(views.global_logits, views.local_logits, targets.crops)
+        terms = {"dino_local": local, "dino_global": global_}
+        if targets.patches is not None:
+            per_patch = batch.masks_weight, len(batch.masks)
+            terms["ibot"] = cosine_patch_loss(views.patch_logits, targets.patches, *per_patch)
+        return terms
 
     def _to_targets(
         self, center: str, logits: Float[Tensor, "rows P"], temp: float, real: Bool[Tensor, " rows"] | None = None

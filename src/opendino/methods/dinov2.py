@@ -4,8 +4,8 @@
 `examples/minimal_dinov2.py` is the same method on one page, without options.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
@@ -16,9 +16,10 @@ from opendino.distributed import gather_rows
 from opendino.errors import ModelError
 from opendino.layers.dino_head import DINOHead
 from opendino.losses._chunked import LastLayer, Unprojected
+from opendino.losses._cross_entropy import Pair, cross_entropies
 from opendino.losses.centering import Centering
-from opendino.losses.dino import dino_loss
-from opendino.losses.ibot import ibot_loss
+from opendino.losses.dino import STUDENT_TEMP, dino_pairs, dino_terms
+from opendino.losses.ibot import mean_of_crops
 from opendino.losses.koleo import koleo_loss
 from opendino.losses.sinkhorn import sinkhorn_knopp
 from opendino.methods.method import Method, StepOutput
@@ -88,9 +89,6 @@ class DINOv2(Method):
     Source: Oquab et al. 2023, section 4; official `train/ssl_meta_arch.py`.
     Differs: each term can be left out, also the DINO term; what is returned is what is to be back-propagated.
     """
-
-    image_loss: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(dino_loss)
-    patch_loss: ClassVar[Callable[..., Tensor]] = staticmethod(ibot_loss)
 
     def __init__(
         self,
@@ -274,14 +272,29 @@ class DINOv2(Method):
         """The weighted terms but KoLeo, whose place is kept: those that are means over images."""
         config = self.config
         terms = dict.fromkeys(("dino_local", "dino_global", "ibot", "koleo"), torch.zeros((), device=views.cls.device))
-        if views.global_logits is not None and views.local_logits is not None and targets.crops is not None:
-            local, global_ = self.image_loss(views.global_logits, views.local_logits, targets.crops)
-            terms["dino_local"] = config.dino.loss_weight * local
-            terms["dino_global"] = config.dino.loss_weight * global_
-        if views.patch_logits is not None and targets.patches is not None:
-            per_patch = batch.masks_weight, len(batch.masks)
-            terms["ibot"] = config.ibot.loss_weight * self.patch_loss(views.patch_logits, targets.patches, *per_patch)
+        weights = {"ibot": config.ibot.loss_weight}
+        for name, term in self._view_terms(views, targets, batch).items():
+            terms[name] = weights.get(name, config.dino.loss_weight) * term
         return terms
+
+    def _view_terms(self, views: StudentViews, targets: Targets, batch: PretrainBatch) -> dict[str, Tensor]:
+        """The terms that hold what the student says against what the teacher says, without weights.
+
+        All at once: terms of one head multiply its last layer once, where their logits are not there yet.
+        """
+        pairs: list[Pair] = []
+        if targets.crops is not None:
+            pairs += dino_pairs(views.global_logits, views.local_logits, targets.crops)
+        if targets.patches is not None:
+            pairs.append((views.patch_logits, targets.patches))
+        found = cross_entropies(pairs, STUDENT_TEMP)
+        of_views: dict[str, Tensor] = {}
+        if targets.crops is not None:
+            local, global_ = dino_terms(found[0], found[1], n_globals=len(targets.crops))
+            of_views |= {"dino_local": local, "dino_global": global_}
+        if targets.patches is not None:
+            of_views["ibot"] = mean_of_crops(found[-1], batch.masks_weight, len(batch.masks))
+        return of_views
 
     @torch.no_grad()
     def probabilities(self, logits: Float[Tensor, "n K"], temp: float) -> Float32[Tensor, "n K"]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from opendino.losses import _chunked
-from opendino.losses._chunked import LastLayer, Unprojected, chunked_cross_entropy
+from opendino.losses._chunked import LastLayer, Unprojected, Wanted, chunked_cross_entropy
 from opendino.losses._cross_entropy import cross_entropy
 from opendino.losses.dino import dino_loss
 from opendino.losses.ibot import ibot_loss
@@ -24,6 +24,10 @@ def rows_and_gradients(way, x, last, *others):
     return rows.detach(), x.grad, *(one.grad for one in last)
 
 
+def chunked(x, last, targets, which, temp):
+    return chunked_cross_entropy(x, last, [Wanted(targets, which)], temp)
+
+
 def given(rows, d, K):
     x = torch.nn.functional.normalize(torch.randn(rows, d), dim=1)
     return x, LastLayer(torch.randn(K, d), torch.rand(K, 1) + 0.5)
@@ -36,9 +40,22 @@ def test_values_and_gradients(block, order, monkeypatch):
     K, which = 1000, None if order is None else torch.tensor([0, 1, 2, 0, 1, 2, 2, 2, 1])
     x, last = given(9, 16, K)
     targets = torch.softmax(torch.randn(9 if which is None else 3, K) * 3, dim=1) * 1.7  # need not sum to one
-    found = rows_and_gradients(chunked_cross_entropy, x, last, targets, which, 0.1)
+    found = rows_and_gradients(chunked, x, last, targets, which, 0.1)
     wanted = rows_and_gradients(plain, x, last, targets, which, 0.1)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_targets_of_several_terms(monkeypatch):
+    """As if their rows stood in one matrix."""
+    monkeypatch.setitem(_chunked.LOGITS_AT_ONCE, "cpu", 10 * 256)
+    x, last = given(10, 16, 1000)
+    few, own = (torch.softmax(torch.randn(rows, 1000), dim=1) for rows in (2, 3))
+    wanted = [Wanted(few, torch.tensor([1, 0, 1, 1, 0])), Wanted(own), Wanted(few[:0]), Wanted(few)]
+    found = rows_and_gradients(lambda x, last: chunked_cross_entropy(x, last, wanted, 0.1), x, last)
+    which = torch.tensor([1, 0, 1, 1, 0, 2, 3, 4, 0, 1])
+    torch.testing.assert_close(
+        found, rows_and_gradients(plain, x, last, torch.cat([few, own]), which, 0.1), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_block_is_of_few_logits_and_of_few_weights(monkeypatch):
@@ -55,7 +72,7 @@ def test_by_hand():
     # logits 0 and ln 3 at temperature 1: probabilities 1/4 and 3/4, cross-entropy against the second ln 4/3
     x, last = torch.ones(1, 1), LastLayer(torch.tensor([[2.0], [5.0]]), torch.tensor([[0.0], [3.0]]))
     last.g[1] = last.g[1].log()
-    rows, of_x, of_v, of_g = rows_and_gradients(chunked_cross_entropy, x, last, torch.tensor([[0.0, 1.0]]), None, 1.0)
+    rows, of_x, of_v, of_g = rows_and_gradients(chunked, x, last, torch.tensor([[0.0, 1.0]]), None, 1.0)
     torch.testing.assert_close(rows, torch.tensor([4 / 3]).log())
     torch.testing.assert_close(of_g, torch.tensor([[0.25], [-0.25]]) * 0.5)
     torch.testing.assert_close(of_v, torch.zeros(2, 1))  # the length of a direction says nothing
@@ -66,10 +83,10 @@ def test_large_logits_and_no_rows():
     x, last = torch.full((2, 1), 1e4), LastLayer(torch.tensor([[1.0], [-1.0], [0.5]]), torch.ones(3, 1))
     last.g[2] = 0.5
     targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    found = rows_and_gradients(chunked_cross_entropy, x, last, targets, None, 0.1)
+    found = rows_and_gradients(chunked, x, last, targets, None, 0.1)
     assert all(torch.isfinite(one).all() for one in found)
     torch.testing.assert_close(found[0], torch.tensor([0.0, 2e5]))
-    rows, of_x, of_v, of_g = rows_and_gradients(chunked_cross_entropy, x[:0], last, targets[:0], None, 0.1)
+    rows, of_x, of_v, of_g = rows_and_gradients(chunked, x[:0], last, targets[:0], None, 0.1)
     assert rows.shape == (0,)
     assert of_x.shape == (0, 1)
     assert not of_v.any()
@@ -81,7 +98,7 @@ def test_autocast_is_as_close_as_the_plain_way():
     targets = torch.softmax(torch.randn(20, 600), dim=1)
     exact = rows_and_gradients(plain, x, last, targets, None, 0.1)
     off = []
-    for way in (chunked_cross_entropy, plain):
+    for way in (chunked, plain):
         with torch.autocast("cpu", torch.bfloat16):
             found = rows_and_gradients(way, x, last, targets, None, 0.1)
         assert {one.dtype for one in found} == {torch.float32}

@@ -10,6 +10,7 @@ import torch
 from opendino.data.collate import PretrainBatch
 from opendino.data.masking import MaskConfig, batch_masks
 from opendino.errors import ModelError
+from opendino.losses import _chunked
 from opendino.losses._chunked import Unprojected
 from opendino.methods import dinov2
 from opendino.methods.dinov2 import DINOv2
@@ -304,6 +305,8 @@ def test_backbones_of_different_shape_are_refused():
 @pytest.mark.parametrize("n_locals", [0, 2])
 def test_in_blocks_of_prototypes_the_loss_and_its_gradients_are_the_same(n_locals, separate_head, weights, monkeypatch):
     monkeypatch.setattr(dinov2, "IN_BLOCKS_FROM", 1)
+    calls, apply = [], _chunked._ChunkedCrossEntropy.apply
+    monkeypatch.setattr(_chunked._ChunkedCrossEntropy, "apply", lambda *args: calls.append(1) or apply(*args))
     batch, losses, gradients = made_batch(n_locals=n_locals), [], []
     for in_blocks in (True, False):
         method = made_method(*weights, separate_head=separate_head)
@@ -313,7 +316,9 @@ def test_in_blocks_of_prototypes_the_loss_and_its_gradients_are_the_same(n_local
         views = method.student_views(batch)
         said = views.patch_logits if views.global_logits is None else views.global_logits
         assert isinstance(said, Unprojected) == in_blocks
+        calls.clear()
         output = method(batch, 0.05)
+        assert len(calls) == in_blocks * (2 if separate_head and all(weights) else 1)  # once for each last layer
         output.loss.backward()
         losses.append(torch.stack([output.loss.detach(), *output.terms.values()]))
         gradients.append({name: p.grad for name, p in method.student.named_parameters() if p.grad is not None})
