@@ -78,7 +78,10 @@ def _keep(libc: ctypes.CDLL) -> Kept:
     if not (libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1)):
         libc.mallopt(_M_MMAP_MAX, _MMAPS)
         return _not("mallopt refused")
-    large, why = _reserve(libc)
+    try:
+        large, why = _reserve(libc)
+    except (OSError, AttributeError, ValueError) as error:  # it is kept all the same
+        large, why = 0, str(error)
     pages = f"in large pages, {large / 2**30:.1f} GiB of addresses" if large else f"in small pages: {why}"
     return Kept(True, large, f"what is freed is kept for the next step, {pages}")
 

@@ -4,7 +4,9 @@
 In float32, PyTorch's own way is MKL, which runs at half speed on processors that are not Intel's; in bfloat16 it is
 oneDNN already, and what is left to gain is an activation in the same pass. The functions behind this file are
 PyTorch's, but private: a trial asks whether they are there, right and not slower, and callers take the plain way where
-they are not.
+they are not. Where numbers have to be the same in every process (`product`, `fast.optimize.fast_copy`) a trial asks
+whether they are there and right alone (`available`); a run asks once whether its layers are faster, and keeps to it
+(`train/ways.py`).
 Used by `layers/packed_linear.py` (inference), `layers/fast_linear.py` (training) and `losses/_chunked.py`.
 """
 
@@ -138,18 +140,23 @@ def _trial(in_dim: int, out_dim: int, dtype: torch.dtype, activation: Activation
             found, wanted = (way().float() for way in ways)
         except (RuntimeError, AttributeError, NotImplementedError):  # another PyTorch, or one without oneDNN
             return False
-        if (wanted - found).abs().max() > _CLOSE[dtype] * wanted.abs().max():
+        if not (wanted - found).abs().max() <= _CLOSE[dtype] * wanted.abs().max():  # nor where it is no number
             return False
         new, old = seconds_of(ways)
         return new < _NOISE * old
 
 
 def seconds_of(ways: Sequence[Callable[[], object]], rounds: int = 5) -> list[float]:
-    """Processor time of some ways to do a thing: the fastest of a few runs of all in turn."""
+    """Time of some ways to do a thing: the fastest of a few runs of all in turn.
+
+    The processor's of this thread, for a busy machine stretches wall time by chance; of several threads wall time,
+    for those that wait for each other use the processor too.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     times: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds):
         for way, seconds in zip(ways, times, strict=True):
-            begun = time.process_time()  # a busy machine stretches wall time by chance
+            begun = clock()
             way()
-            seconds.append(time.process_time() - begun)
+            seconds.append(clock() - begun)
     return [min(seconds) for seconds in times]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from opendino.cli.main import main
 from opendino.train import pretrain as pretraining
-from opendino.train import run_folder
+from opendino.train import run_folder, ways
 
 TIMED = ("img_per_s", "data_wait", "looking_seconds", "looking_share")
 STEPS = 12
@@ -155,8 +155,8 @@ def test_killed_as_a_user_runs_it(tiny_words, tmp_path, monkeypatch):
     way = yaml.safe_load((folder / "config.yaml").read_text())["train"]["attention"]
     # What the trials found is kept, whatever other trials would find now.
     with monkeypatch.context() as patch:
-        for trial in ("choose_threads", "try_attention"):
-            patch.setattr(pretraining, trial, lambda *_: pytest.fail("tried again"))
+        for place, trial in ((pretraining, "choose_threads"), (ways, "try_attention"), (ways, "try_linears")):
+            patch.setattr(place, trial, lambda *_: pytest.fail("tried again"))
         assert main(words) == 0
     assert torch.get_num_threads() == threads
     found = [f"train.threads={threads}", f"train.attention={way}"]

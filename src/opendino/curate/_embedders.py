@@ -27,7 +27,7 @@ from opendino.data.transforms import EvalTransform
 from opendino.errors import ConfigError, ModelError
 from opendino.eval._features import FeatureConfig, place, tokens_of, transform_of
 from opendino.eval.adapters import open_backbone
-from opendino.fast.optimize import fast_if_it_pays
+from opendino.fast.optimize import fast_copy
 from opendino.neighbours.exact import device_of
 
 NO_MODEL = "embed.model: names nothing; give a backbone, torchscript:FILE, or thumbnail"
@@ -110,7 +110,7 @@ def open_embedder(config: EmbedConfig) -> Embedder:
     settings = FeatureConfig(config.size, config.resize, config.batch_size, device=config.device)
     backbone = place(open_backbone(config.model), settings)
     device = next(backbone.parameters()).device
-    model = fast_if_it_pays(backbone, config.precision)
+    model = fast_copy(backbone, config.precision)
 
     def embed(images: Tensor) -> Tensor:
         tokens = tokens_of(model, images.to(device), 1, config.precision, patches=config.feature != "cls")

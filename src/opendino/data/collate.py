@@ -7,6 +7,7 @@ Crops are crop-major: rows 0..B-1 are the first crop of every image, rows B..2B-
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -169,10 +170,19 @@ def normalize(
 ) -> Float32[Tensor, "B C H W"]:
     """(value - mean) / std of each channel in float32; uint8 counts from 0 to 255, floats from 0 to 1."""
     full = 255.0 if images.dtype == torch.uint8 else 1.0
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), full, images.device)
+    return torch.addcmul(shift, images.to(torch.float32, memory_format=torch.contiguous_format), scale)
+
+
+@lru_cache(maxsize=16)  # a copy to a GPU each step otherwise
+@torch.inference_mode(mode=False)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], full: float, device: torch.device
+) -> tuple[Float32[Tensor, "1 C 1 1"], Float32[Tensor, "1 C 1 1"]]:
     scale = torch.tensor(std, dtype=torch.float64).mul(full).reciprocal()
     shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-    scale, shift = (t.float().view(1, -1, 1, 1).to(images.device, non_blocking=True) for t in (scale, shift))
-    return torch.addcmul(shift, images.to(torch.float32, memory_format=torch.contiguous_format), scale)
+    scale, shift = (t.float().view(1, -1, 1, 1).to(device, non_blocking=True) for t in (scale, shift))
+    return scale, shift
 
 
 def collate(

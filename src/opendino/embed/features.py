@@ -31,7 +31,7 @@ from opendino.data.photo import Photo
 from opendino.data.transforms import EvalTransform, centre
 from opendino.errors import ConfigError
 from opendino.eval._features import FeatureConfig, framing, place
-from opendino.fast.optimize import fast_if_it_pays
+from opendino.fast.optimize import fast_copy
 from opendino.models.vision_transformer import VisionTransformer
 from opendino.view.pca import patch_grid
 
@@ -113,7 +113,7 @@ class Embedder:
             raise ConfigError(f"merge = {settings.merge}: is for device=cpu and optimize=true; leave it out")
         self._model = self.backbone
         if settings.optimize:
-            self._model = fast_if_it_pays(self.backbone, settings.precision, settings.merge)
+            self._model = fast_copy(self.backbone, settings.precision, settings.merge)
         grid = 0 if self.size is None else self.side // backbone.patch_size
         dim, shapes = backbone.embed_dim, {}
         for layer in self.layers:

@@ -21,7 +21,7 @@ from opendino.distributed import all_reduce_sum, is_main, rank, world_size
 from opendino.errors import ConfigError, DataError
 from opendino.eval import _cache
 from opendino.eval.adapters import Backbone
-from opendino.fast.optimize import fast_if_it_pays
+from opendino.fast.optimize import fast_copy
 from opendino.machine import cores
 from opendino.models.input_spec import InputSpec
 from opendino.models.vision_transformer import VisionTransformer
@@ -219,7 +219,7 @@ def _run(
     pictures = _Pictures(dataset, transform, range(rank(), n, world_size()))
     training = backbone.training
     backbone.eval()
-    model = fast_if_it_pays(backbone, config.precision) if config.optimize else backbone
+    model = fast_copy(backbone, config.precision) if config.optimize else backbone
     try:
         for batch in _watch(
             _batches(pictures, config, device), math.ceil(len(pictures) / config.batch_size), what, config

@@ -153,7 +153,7 @@ def _sides(image_size: Any) -> tuple[int, int] | None:  # noqa: ANN401  whatever
     return H, W
 
 
-def fast_if_it_pays(backbone: Any, precision: Precision, merge: float = 0.0) -> Any:  # noqa: ANN401  any model
+def fast_copy(backbone: Any, precision: Precision, merge: float = 0.0) -> Any:  # noqa: ANN401  any model
     """A backbone's fast copy on a CPU; the backbone itself on other devices, and where it is none of ours.
 
     For those who take a backbone through many images, and let go of the copy afterwards. The same in every process.

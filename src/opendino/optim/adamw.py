@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimizer's settings, its schedules and AdamW itself; read `clipping.py` next."""
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -36,6 +37,7 @@ class OptimConfig:
         patch_embed_lr_mult: further factor on the learning rate of the patch embedding.
         betas: AdamW's decay rates of its two moments.
         eps: AdamW's guard of the division.
+        fused: AdamW in one kernel where the device has it; else one for each operation, equal but for rounding.
 
     Source: official `configs/ssl_default_config.yaml`; the defaults here are its values.
     """
@@ -54,6 +56,7 @@ class OptimConfig:
     patch_embed_lr_mult: float = 0.2
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    fused: bool = True
 
     def __post_init__(self) -> None:
         check_numbers("optim", vars(self), _LIMITS)
@@ -94,11 +97,11 @@ def optim_schedules(config: OptimConfig, total: int, batch_size: int) -> OptimSc
 
 
 def adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW on parameter groups, in one fused kernel where the device has it, else one kernel for each operation.
+    """AdamW on parameter groups: fused where it is asked for and the device has it, else a kernel for each operation.
 
     The learning rate and the weight decay are 0 until `param_groups.set_schedule` writes them.
     """
-    try:
-        return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, betas=config.betas, eps=config.eps, fused=True)
-    except RuntimeError:  # torch's answer where a device has no fused kernel
-        return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, betas=config.betas, eps=config.eps, foreach=True)
+    if config.fused:
+        with contextlib.suppress(RuntimeError):  # torch's answer where a device has no fused kernel
+            return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, betas=config.betas, eps=config.eps, foreach=True)

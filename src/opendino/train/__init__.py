@@ -12,6 +12,7 @@
 | parts         | from settings to networks, optimizer and schedules                  |
 | pretrain      | how the parts of a run are put together                             |
 | threads       | how many CPU threads a run computes with                            |
+| ways          | what it tries on its machine before its first step, and keeps to    |
 | upkeep        | what happens between the steps: records, looks, checkpoints         |
 | background    | writing a checkpoint behind the steps that follow                    |
 | state         | what a checkpoint holds, out of the run and back into it            |

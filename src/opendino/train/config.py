@@ -21,7 +21,7 @@ from opendino.data.masking import MaskConfig
 from opendino.distributed import world_size
 from opendino.errors import ConfigError, ModelError
 from opendino.eval.watch import WatchConfig
-from opendino.layers.attention import Way, faster_way
+from opendino.layers.attention import Way
 from opendino.methods.settings import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig, TeacherConfig
 from opendino.models.presets import BackboneConfig
 from opendino.optim.adamw import OptimConfig
@@ -49,8 +49,8 @@ class TrainConfig:
         accumulate: passes that the batch of a step is learned in, each of a part of it: less memory, the same losses.
         max_not_finite: steps of the run that may be left out, changing nothing, because their loss or a gradient is
             not finite; one more stops it.
-        onednn: float32 matrix products on a CPU by oneDNN where it is there: on processors that are not Intel's they
-            are up to twice as fast; false leaves them to PyTorch.
+        onednn: float32 linear layers on a CPU by oneDNN, up to twice as fast on processors that are not Intel's, unless
+            a trial at the first start says that PyTorch's own way is clearly faster; false leaves them to PyTorch.
         attention: of bfloat16 on a CPU: PyTorch's fused kernel, or its products written out; "auto" tries both at the
             first start, and the run keeps to the faster one. Anything else is the fused kernel's.
         keep_memory: on a CPU, what a step frees is kept for the next, in large pages where the system has them; this is
@@ -203,26 +203,6 @@ def fill_in(config: PretrainConfig, images: int) -> PretrainConfig:
             images,
         )
     return config
-
-
-def try_attention(config: PretrainConfig) -> tuple[Way, str]:
-    """How a run that leaves `train.attention` open mixes bfloat16, and why; tries it out where there is a choice.
-
-    Args:
-        config: of the run; its device is a CPU.
-    """
-    if config.train.precision != "bf16":
-        return "fused", "in float32 there is no choice"
-    shape, crops = config.student.arguments(), config.crops
-    heads, first = shape.get("num_heads", 12), 1 + shape.get("num_register_tokens", 0)
-    of_one = max(config.train.batch_size // (world_size() * config.train.accumulate), 1)
-    shapes = [
-        (number * of_one, first + (size // shape.get("patch_size", 16)) ** 2)
-        for number, size in ((2, crops.global_size), (crops.local_number, crops.local_size))
-        if number
-    ]
-    way, ratio = faster_way(shapes, heads, shape.get("embed_dim", 768) // heads)
-    return way, f"written out it takes {ratio:.2f} of the fused kernel's time"
 
 
 def early_steps(config: PretrainConfig) -> int:

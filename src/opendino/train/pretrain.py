@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,7 +29,7 @@ from opendino.data.preview import preview
 from opendino.distributed import is_main, joined, largest, rank, together, world_size
 from opendino.errors import CheckpointError, ConfigError, TrainingError
 from opendino.files import write_whole
-from opendino.layers.attention import Way, use_attention
+from opendino.layers.attention import use_attention
 from opendino.layers.fast_linear import use_fast_linears
 from opendino.logs import JsonLines
 from opendino.machine import cores
@@ -37,7 +37,7 @@ from opendino.memory import keep_freed_memory
 from opendino.methods.method import Method
 from opendino.parallel.layout import choose_mode, lay_out
 from opendino.train import run_folder, state
-from opendino.train.config import PretrainConfig, check, early_steps, fill_in, method_config, try_attention
+from opendino.train.config import PretrainConfig, check, early_steps, fill_in, method_config
 from opendino.train.glance import Glance
 from opendino.train.loop import NotFinite, Run, Stopped, can_go_ahead, train
 from opendino.train.metrics import MetricLog
@@ -47,10 +47,9 @@ from opendino.train.progress import ProgressBar
 from opendino.train.run_folder import Claim, Stored
 from opendino.train.threads import choose_threads
 from opendino.train.upkeep import Upkeep, mend_weights
+from opendino.train.ways import settle
 
 _log = logging.getLogger(__name__)
-
-_WAYS = get_args(Way)
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _pretrain(
         stored = run_folder.read(folder)
         dataset = open_images(config, dataset)
         config = fill_in(config, len(dataset))
-    config = _settle_attention(config, stored)
+    config = settle(config, stored)
     with together():
         if stored is not None:
             run_folder.check_same(folder, stored, config, dataset.facts())
@@ -165,28 +164,6 @@ def keep_memory(config: PretrainConfig) -> None:
     """Before the first step: what one on a CPU frees stays with the process, if the settings say so."""
     if config.train.keep_memory and pick_device(config.train.device).type == "cpu":
         _log.info("train.keep_memory: %s", keep_freed_memory().told)
-
-
-def _settle_attention(config: PretrainConfig, stored: Stored | None) -> PretrainConfig:
-    """The config with the way of attention that all processes take: the run's so far, or what a trial says.
-
-    Trials on a busy machine differ from one to the next, and the last bits of a run that goes on must not.
-    """
-    way, why = config.train.attention, ""
-    if way == "auto" and stored is not None:
-        kept = stored.settings.get("train.attention")  # runs of before have none, and go on as they were
-        way = kept if kept in _WAYS else way
-    with together():
-        cpu = config.train.device == "cpu" or not torch.cuda.is_available()
-        # On a GPU there is no choice, and none is kept: the run may go on on a CPU.
-        if way == "auto" and stored is None and is_main() and cpu:
-            way, why = try_attention(config)
-    agreed = _WAYS[largest(_WAYS.index(way) if is_main() else -1)[0]]
-    if config.train.attention != "auto":
-        return config
-    if why:
-        _log.info("train.attention = %s: %s", agreed, why)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, attention=agreed))
 
 
 def _lay_out(config: PretrainConfig, run: Run) -> None:
@@ -409,7 +386,9 @@ def _threads(config: PretrainConfig, run: Run, stored: Stored | None) -> int:
     images = torch.zeros(rows, config.student.arguments().get("in_chans", 3), size, size)
 
     def work() -> None:
-        backbone(images).sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.precision == "bf16"):
+            out = backbone(images)
+        out.float().sum().backward()
         run.optimizer.zero_grad(set_to_none=True)
 
     threads = choose_threads(config.train.threads, free, work)

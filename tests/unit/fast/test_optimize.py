@@ -9,7 +9,7 @@ import torch
 import opendino
 from opendino import onednn
 from opendino.errors import ModelError
-from opendino.fast.optimize import FastVisionTransformer, fast_if_it_pays, optimize
+from opendino.fast.optimize import FastVisionTransformer, fast_copy, optimize
 from opendino.models.classifier import LinearClassifier
 from opendino.models.vision_transformer import VisionTransformer
 
@@ -87,10 +87,10 @@ def test_eight_bits_are_refused_where_there_are_none(backbone, monkeypatch):
         optimize(backbone(), "int8")
     for other in (optimize(backbone(), "fp32"), torch.nn.Identity()):  # of which there is no fast copy
         with pytest.raises(ModelError, match="int8 is for the fast copy"):
-            fast_if_it_pays(other, "int8")
-        assert fast_if_it_pays(other, "bf16") is other
+            fast_copy(other, "int8")
+        assert fast_copy(other, "bf16") is other
         with pytest.raises(ModelError, match="merge is for the fast copy"):
-            fast_if_it_pays(other, "bf16", 0.1)
+            fast_copy(other, "bf16", 0.1)
 
 
 @torch.no_grad()
@@ -219,10 +219,10 @@ def test_no_trace_and_no_program(backbone, baked, no_shape_checks):
 
 def test_only_our_own_backbones_are_made_fast_unasked(backbone):
     model, other = backbone(), torch.nn.Identity()
-    assert isinstance(fast_if_it_pays(model, "bf16"), FastVisionTransformer)
-    assert fast_if_it_pays(other, "fp32") is other
+    assert isinstance(fast_copy(model, "bf16"), FastVisionTransformer)
+    assert fast_copy(other, "fp32") is other
     fast = optimize(model)
-    assert fast_if_it_pays(fast, "fp32") is fast
+    assert fast_copy(fast, "fp32") is fast
 
 
 def test_tokens_that_went_into_a_block_are_let_go_of(backbone):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from opendino.layers import fast_linear
-from opendino.layers.fast_linear import FastLinear, use_fast_linears
+from opendino.layers.fast_linear import FastLinear, try_linears, use_fast_linears
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +72,21 @@ def test_autocast_and_other_types_take_the_plain_way():
         assert layer(torch.randn(2, 4)).dtype == torch.bfloat16
     assert layer.double()(torch.randn(2, 4, dtype=torch.float64)).dtype == torch.float64
     assert layer(torch.randn(0, 4, dtype=torch.float64)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(("seconds", "wanted"), [([1.1, 1.0], True), ([1.3, 1.0], False), ([0.5, 1.0], True)])
+def test_a_trial_takes_the_plain_way_only_where_it_is_clearly_faster(monkeypatch, seconds, wanted):
+    asked = []
+    monkeypatch.setattr(fast_linear.onednn, "seconds_of", lambda ways: asked.append([way() for way in ways]) or seconds)
+    assert try_linears(6, 24) == (wanted, seconds[0])
+    ((fast, plain),) = asked
+    assert [tuple(one.shape) for one in fast] == [(512, 24), (512, 6), (24, 6), (24,)]
+    torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_a_trial_refuses_products_that_are_not_there_or_wrong(monkeypatch):
+    monkeypatch.setattr(fast_linear.onednn, "seconds_of", lambda ways: pytest.fail("timed"))
+    monkeypatch.setattr(fast_linear.onednn, "linear", lambda x, weight, bias: (x @ weight.t()) * torch.nan)
+    assert try_linears(6, 24) == (False, float("inf"))
+    monkeypatch.setattr(fast_linear.onednn, "available", lambda: False)
+    assert try_linears(6, 24) == (False, float("inf"))

@@ -101,3 +101,21 @@ def test_fused_where_the_device_has_it_and_separate_kernels_elsewhere(monkeypatc
 
     monkeypatch.setattr(torch.optim, "AdamW", without_fused)
     assert adamw(param_groups(layer), OptimConfig()).defaults["foreach"]
+
+
+def test_separate_kernels_where_they_are_asked_for_take_the_same_steps():
+    torch.manual_seed(0)
+    weights = []
+    for fused in (True, False):
+        layer = nn.Linear(5, 3)
+        nn.init.constant_(layer.weight, 0.5)
+        nn.init.zeros_(layer.bias)
+        optimizer = adamw(param_groups(layer), OptimConfig(fused=fused))
+        assert bool(optimizer.defaults["fused"]) == fused
+        set_schedule(optimizer, lr=0.1, weight_decay=0.2, last_layer_lr=0.1)
+        for step in range(3):
+            layer.weight.grad = torch.linspace(-1, 2, 15).view(3, 5) * (step + 1)
+            layer.bias.grad = torch.ones(3) * step
+            optimizer.step()
+        weights.append(layer.weight.detach())
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=1e-6)

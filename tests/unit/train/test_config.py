@@ -9,8 +9,7 @@ from opendino.config import fields_of, load
 from opendino.data.fast import choose_decoder
 from opendino.data.loaders import LoaderConfig
 from opendino.errors import ConfigError, OpendinoError
-from opendino.train import config as module
-from opendino.train.config import PretrainConfig, TrainConfig, check, check_settings, fill_in, try_attention
+from opendino.train.config import PretrainConfig, TrainConfig, check, check_settings, fill_in
 
 
 @pytest.fixture
@@ -204,17 +203,3 @@ def test_auto_is_written_down_as_the_decoder_that_was_taken(config):
     auto = dataclasses.replace(config, loader=LoaderConfig(decoder="auto"))
     assert fill_in(auto, 40).loader.decoder == choose_decoder("auto").decoder
     assert fill_in(config, 40).loader.decoder == "pillow"
-
-
-def test_attention_is_tried_on_the_crops_of_a_process(config, monkeypatch):
-    tried = []
-    monkeypatch.setattr(
-        module, "faster_way", lambda shapes, heads, width: tried.append((shapes, heads, width)) or ("written", 0.5)
-    )
-    assert try_attention(config) == ("fused", "in float32 there is no choice")
-    train = dataclasses.replace(config.train, precision="bf16", batch_size=8, accumulate=2)
-    half = dataclasses.replace(config, train=train)
-    assert try_attention(half) == ("written", "written out it takes 0.50 of the fused kernel's time")
-    none = dataclasses.replace(half, crops=dataclasses.replace(half.crops, local_number=0))
-    try_attention(none)
-    assert tried == [([(8, 17), (8, 5)], 2, 16), ([(8, 17)], 2, 16)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opendino.config import load, to_yaml
-from opendino.errors import ConfigError, TrainingError
+from opendino.errors import TrainingError
 from opendino.train import loop
 from opendino.train import pretrain as module
 from opendino.train.config import PretrainConfig
@@ -76,56 +76,6 @@ def test_threads_are_kept_for_a_resume(config, monkeypatch):
     monkeypatch.setattr(module, "choose_threads", lambda *_: pytest.fail("chosen again"))
     pretrain(free)
     assert torch.get_num_threads() == 1
-
-
-@pytest.mark.parametrize("way", ["fused", "written"])
-def test_attention_is_tried_once_and_kept_for_a_resume(config, monkeypatch, way):
-    half = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="bf16", attention="auto"))
-    monkeypatch.setattr(module, "try_attention", lambda config: (way, "a trial"))
-    outcome = pretrain(dataclasses.replace(half, checkpoint=dataclasses.replace(half.checkpoint, every=3)))
-    stored = load(PretrainConfig, outcome.output_dir / "config.yaml")
-    assert stored.train.attention == way
-    monkeypatch.setattr(module, "try_attention", lambda config: pytest.fail("tried again"))
-    taken = []
-    monkeypatch.setattr(module, "use_attention", lambda method, way: taken.append(way))
-    assert not pretrain(dataclasses.replace(half, checkpoint=dataclasses.replace(half.checkpoint, every=3))).trained
-    assert taken == [way]
-    other = {"fused": "written", "written": "fused"}[way]
-    with pytest.raises(ConfigError, match=f"train.attention was {way} and is now {other}"):
-        pretrain(dataclasses.replace(half, train=dataclasses.replace(half.train, attention=other)))
-
-
-def test_a_gpu_leaves_attention_open(config, monkeypatch):
-    """What was begun on one may go on on a CPU, by the way that is the layers' own there."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(module, "try_attention", lambda config: pytest.fail("tried on a GPU"))
-    train = dataclasses.replace(config.train, precision="bf16", device="cuda", attention="auto")
-    assert module._settle_attention(dataclasses.replace(config, train=train), None).train.attention == "auto"
-
-
-def test_other_processes_take_the_way_of_attention_of_the_main_one(config, monkeypatch):
-    half = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="bf16"))
-    said = []
-    monkeypatch.setattr(module, "is_main", lambda: False)
-    monkeypatch.setattr(module, "largest", lambda value: said.append(value) or (2,))
-    monkeypatch.setattr(module, "try_attention", lambda config: pytest.fail("tried beside the main process"))
-    assert module._settle_attention(half, None).train.attention == "written"
-    asked = dataclasses.replace(half, train=dataclasses.replace(half.train, attention="fused"))
-    assert module._settle_attention(asked, None) is asked  # it differs from the main one's, which is said later
-    assert said == [-1, -1]
-
-
-def test_a_run_from_before_the_choice_of_attention_goes_on_as_it_was(config, monkeypatch):
-    half = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="bf16"))
-    monkeypatch.setattr(module, "try_attention", lambda config: ("fused", "a trial"))
-    file = pretrain(half).output_dir / "config.yaml"
-    before, setting, behind = file.read_text().partition(" attention: fused,")
-    assert setting
-    file.write_text(before + behind)
-    taken = []
-    monkeypatch.setattr(module, "use_attention", lambda method, way: taken.append(way))
-    assert not pretrain(half).trained
-    assert taken == ["auto"]
 
 
 def test_a_trial_of_threads_leaves_the_run_alone(config, monkeypatch):
