@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opendino.layers.dino_head import Prototypes
-from opendino.losses._chunked import LastLayer, chunked_cross_entropy
+from opendino.losses._chunked import LastLayer, Wanted, chunked_cross_entropy
 from opendino.losses._cross_entropy import cross_entropy
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,7 +38,7 @@ def plain(x: Tensor, layer: Prototypes, targets: Tensor) -> Tensor:
 
 
 def chunked(x: Tensor, layer: Prototypes, targets: Tensor) -> Tensor:
-    return chunked_cross_entropy(x, LastLayer(layer.weight_v, layer.weight_g), targets, None, TEMP)
+    return chunked_cross_entropy(x, LastLayer(layer.weight_v, layer.weight_g), [Wanted(targets)], TEMP)
 
 
 WAYS: dict[str, Callable[[Tensor, Prototypes, Tensor], Tensor]] = {"plain": plain, "chunked": chunked}

@@ -8,12 +8,14 @@
 ViT-S/14, 2 x 224 + 8 x 98 pixels of noise, drop path 0.3, Sinkhorn-Knopp, KoLeo, masks; 4,096 and 65,536 prototypes,
 float32 and bfloat16 autocast. Plain is none of `WAYS`: `nn.Linear`, torch's fused attention, all tokens in the last
 block, all logits at once, AdamW as torch chooses by itself, the teacher moved parameter by parameter, Sinkhorn-Knopp
-that rewrites its matrix; where the library has no switch, the plain way stands here. Fast is all of them. Each is a
-worker, a process of its own, for kept memory is a whole process's. The ratio is the median over rounds, processor time
-for one thread, after eight steps of each that do not count (two with --quick); who begins changes from round to round.
-Then the fast step takes turns with itself without one way each (not with --quick). With `--peer`, a step of
-lightly-train takes its turn in each round (`lightly_step.py`). Beside the seconds: which share of the rate of a packed
-product in that minute the work of a step reaches. The last line is a JSON object: ratios, and all rows.
+that rewrites its matrix; where the library has no switch, the plain way stands here. Fast is all of them. "Built" is
+plain with bfloat16 attended to as a layer does by itself, written out (not with --quick). Each is a worker, a process
+of its own, for kept memory is a whole process's. The ratio is the median over rounds, processor time for one thread,
+after eight steps of each that do not count (two with --quick); who begins changes from round to round. Then the fast
+step takes turns with itself without one way each (not with --quick). With `--peer`, a step of lightly-train takes its
+turn in each round (`lightly_step.py`). Beside the seconds: how much the resident set grows at most, and which share of
+the rate of a packed product in that minute the work of a step reaches. The last line is a JSON object: ratios, and all
+rows.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -47,6 +49,7 @@ from opendino.train.pretrain import build_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from forward import product_rate  # pyrefly: ignore[missing-import]  beside this file
+from head_loss import status  # pyrefly: ignore[missing-import]  beside this file
 from train_step import noise, work_of  # pyrefly: ignore[missing-import]  beside this file
 
 RESULTS = Path(__file__).parent / "results"
@@ -172,7 +175,7 @@ class Worker:
         return self
 
     def __call__(self, number: int = 0, ways: Collection[str] = WAYS) -> list[float]:
-        """Seconds of a step, and its loss where the worker is ours."""
+        """Seconds of a step; where the worker is ours, its loss and the MiB of steps so far as well."""
         print(number, *ways, file=self.process.stdin, flush=True)
         return [float(word) for word in self._answer().split()]
 
@@ -185,43 +188,53 @@ class Worker:
 
 
 def work(prototypes: int, dtype: str, batch: int, ways: Collection[str]) -> None:
-    """Be a worker: a step for each line of its number and its ways, of which memory holds all along."""
+    """Be a worker: a step for each line of its number and its ways, of which memory holds all along.
+
+    It answers with seconds, the loss, and the MiB that steps so far took at most over what there was before them.
+    """
     if "memory" in ways:
         keep_freed_memory()
     torch.manual_seed(0)
     run, config = build(prototypes, dtype, batch)
     batches = list(islice(noise(config, torch.device("cpu")), 8))  # the same for all: other masks in each step
+    idle = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again here
     print("ready", flush=True)
     for line in sys.stdin:
         number, *taken = line.split()
-        print(*step(run, batches[int(number) % len(batches)], int(number), taken), flush=True)
+        seconds, loss = step(run, batches[int(number) % len(batches)], int(number), taken)
+        print(seconds, loss, (status("VmHWM") - idle) / 1024, flush=True)
 
 
 def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: str, apart: bool) -> dict[str, Any]:
     cell = (prototypes, dtype, batch)
     alone, warm = (ways_of(prototypes, dtype), WARM) if apart else ((), WARM_QUICK)
     ways: dict[str, Collection[str]] = {"fast": WAYS, "plain": ()}
+    if dtype == "bf16" and apart:
+        ways["built"] = ("attention",)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    losses, rates = dict[str, float](), [product_rate(dtype, "cpu")]
+    losses, peaks, rates = dict[str, float](), dict[str, float](), [product_rate(dtype, "cpu")]
     with contextlib.ExitStack() as ends:
         ours = {name: start(cell, taken, ends) for name, taken in ways.items()}
         peer = ends.enter_context(Worker(peer_python, "lightly_step.py", cell)) if peer_python else None
         for number in range(warm + rounds):
             for name in sorted(ours, reverse=number % 2 == 1):
-                taken, losses[name] = ours[name](number, ways[name])
+                taken, losses[name], peaks[name] = ours[name](number, ways[name])
                 seconds[name].append(taken)
             if peer:
                 seconds.setdefault("lightly", []).append(peer()[0])
-        without = leave_out(ours["fast"], lambda ways: start(cell, ways, ends), alone, min(rounds, 3))
+        without = leave_out(ours["fast"], lambda ways: start(cell, ways, ends), alone, min(rounds, 4))
     seconds = {name: times[warm:] for name, times in seconds.items()}
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     rate = max(*rates, product_rate(dtype, "cpu"))  # another's work in one of the two moments is not the processor's
     done = batch * work_of(settings(*cell)) / 1e9
     row = {"prototypes": prototypes, "dtype": dtype, "seconds": middle, "gflops": round(rate)}
     row |= {"share": done / middle["fast"] / rate, "ratio": ratio(seconds["plain"], seconds["fast"])}
+    if "built" in ways:
+        row["built_over_fast"] = ratio(seconds["built"], seconds["fast"])
     if peer:
         row |= {f"lightly_over_{name}": ratio(seconds["lightly"], seconds[name]) for name in ways}
-    return row | {"last_losses": losses, "without": without}
+    return row | {"last_losses": losses, "peak_mib": peaks, "without": without}
 
 
 def start(cell: tuple[int, str, int], ways: Collection[str], ends: contextlib.ExitStack) -> Worker:
@@ -232,24 +245,27 @@ def start(cell: tuple[int, str, int], ways: Collection[str], ends: contextlib.Ex
 def leave_out(
     fast: Callable[..., list[float]], other: Callable[[Collection[str]], Callable], ways: Sequence[str], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Seconds of a fast step without each of its ways, and their ratio to the fast steps around a round of these.
+    """Seconds of a fast step without each of its ways, and their ratio to the two fast steps around each.
 
-    What the fast worker cannot leave, another one is without.
+    What the fast worker cannot leave, another one is without; another way begins each round.
     """
     left = {way: set(WAYS) - {way} for way in ways}
-    takers = dict.fromkeys(ways, fast)
+    takers: dict[str, Callable[..., list[float]]] = dict.fromkeys(ways, fast)
     if "memory" in left:
         takers["memory"] = other(left["memory"])
         for number in range(WARM):
             takers["memory"](number, left["memory"])
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    whole = [fast(0)[0]] if ways else []
+    around: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds if ways else 0):
-        for way in ways:
+        first, whole = number % len(ways), fast(number)[0]
+        for way in (*ways[first:], *ways[:first]):
             seconds[way].append(takers[way](number, left[way])[0])
-        whole.append(fast(number)[0])
-    around = [(one + other) / 2 for one, other in pairwise(whole)]
-    return {way: {"seconds": statistics.median(seconds[way]), "ratio": ratio(seconds[way], around)} for way in ways}
+            before, whole = whole, fast(number)[0]
+            around[way].append((before + whole) / 2)
+    return {
+        way: {"seconds": statistics.median(seconds[way]), "ratio": ratio(seconds[way], around[way])} for way in ways
+    }
 
 
 def ratio(times: Sequence[float], others: Sequence[float]) -> float:

@@ -158,11 +158,13 @@ def step_cpu(found: Sequence[Found]) -> str:
     rows = []
     for row in found[0]["figures"]["rows"]:
         seconds = row["seconds"]
-        times = [ratio(seconds.get(way)) for way in ("lightly", "plain", "fast")]
-        gains = [ratio(row["ratio"]), ratio(row.get("lightly_over_fast"))]
-        rows.append([f"{row['prototypes']:,}", row["dtype"], *times, *gains, percent(row["share"])])
-    header = ["prototypes", "type", "lightly-train", "plain", "fast", "fast over plain", "fast over lightly-train"]
-    return markdown([*header, "share of a product's rate"], rows, left=2)
+        times = [ratio(seconds.get(way)) for way in ("lightly", "plain", "built", "fast")]
+        gains = [ratio(row.get(name)) for name in ("ratio", "built_over_fast", "lightly_over_fast")]
+        peaks = [f"{row['peak_mib'][way]:,.0f}" for way in ("plain", "fast")]
+        rows.append([f"{row['prototypes']:,}", row["dtype"], *times, *gains, percent(row["share"]), *peaks])
+    header = ["prototypes", "type", "lightly-train", "plain", "plain, attention as built", "fast", "fast over plain"]
+    header += ["over plain as built", "over lightly-train", "share of a product's rate", "peak MiB: plain", "fast"]
+    return markdown(header, rows, left=2)
 
 
 STEP_WAYS = {

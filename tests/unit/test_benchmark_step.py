@@ -117,8 +117,8 @@ def test_which_ways_a_cell_has(benchmark):
 
 
 def test_leaving_out_is_measured_against_the_steps_beside_it(benchmark, monkeypatch):
-    """Fast steps that grow slower: those without are compared with the mean of the two around them."""
-    clock = iter([1.0, 4.0, 2.0, 3.0, 6.0, 6.0, 5.0])  # fast, without one and the other, fast, the same again
+    """Fast steps that grow slower: one without is compared with the mean of the two around it, and none goes first."""
+    clock = iter([1.0, 3.0, 2.0, 2.5, 3.0, 4.0, 4.0, 4.0, 5.0, 6.0])  # fast, without, fast, without, fast, and again
     asked = []
 
     def worker(kept):
@@ -129,16 +129,17 @@ def test_leaving_out_is_measured_against_the_steps_beside_it(benchmark, monkeypa
         return step
 
     found = benchmark.leave_out(worker(True), None, ("ema", "adamw"), 2)
-    assert found == {"ema": {"seconds": 5.0, "ratio": 1.75}, "adamw": {"seconds": 4.0, "ratio": 1.25}}
-    assert asked == [(True, left) for left in (set(), *2 * ({"ema"}, {"adamw"}, set()))]
+    assert found == {"ema": {"seconds": 4.0, "ratio": 1.5}, "adamw": {"seconds": 3.25, "ratio": 1.0}}
+    rounds = ("ema", "adamw"), ("adamw", "ema")
+    assert asked == [(True, left) for ways in rounds for left in (set(), {ways[0]}, set(), {ways[1]}, set())]
     assert benchmark.leave_out(None, None, (), 3) == {}
     asked.clear()
     monkeypatch.setattr(benchmark, "WARM", 2)
-    clock = iter([9.0, 8.0, 1.0, 2.0, 3.0, 3.0])  # the first two steps of the other worker do not count
+    clock = iter([9.0, 8.0, 1.0, 2.0, 3.0, 4.5, 3.0])  # the first two steps of the other worker do not count
     found = benchmark.leave_out(worker(True), lambda ways: worker("memory" in ways), ("ema", "memory"), 1)
-    assert found == {"ema": {"seconds": 2.0, "ratio": 1.0}, "memory": {"seconds": 3.0, "ratio": 1.5}}
+    assert found == {"ema": {"seconds": 2.0, "ratio": 1.0}, "memory": {"seconds": 4.5, "ratio": 1.5}}
     without = (False, {"memory"})
-    assert asked == [without, without, (True, set()), (True, {"ema"}), without, (True, set())]
+    assert asked == [without, without, (True, set()), (True, {"ema"}), (True, set()), without, (True, set())]
 
 
 def test_a_worker_steps_and_keeps_its_memory_if_told_to(benchmark, built, monkeypatch, capsys):
@@ -156,6 +157,18 @@ def test_a_worker_steps_and_keeps_its_memory_if_told_to(benchmark, built, monkey
     plain, fast = ([float(line.split()[1]) for line in answers[found]] for found in (False, True))
     assert len(plain) == 2
     assert plain == pytest.approx(fast, rel=1e-5)
+
+
+def test_a_worker_tells_what_steps_took_at_most(benchmark, built, monkeypatch, capsys):
+    made = built("fp32")
+    monkeypatch.setattr(benchmark, "build", lambda *_: made)
+    sizes = iter([2**26, 2**20])  # 256 MiB of float32, which the second step does not need
+    monkeypatch.setattr(benchmark, "step", lambda *_: (float(torch.ones(next(sizes)).sum() * 0), 0.0))
+    monkeypatch.setattr("sys.stdin", io.StringIO("0\n1\n"))
+    benchmark.work(48, "fp32", 4, ())
+    first, second = (float(line.split()[2]) for line in capsys.readouterr().out.splitlines()[1:])
+    assert 200 < first < 400
+    assert first <= second < first + 40
 
 
 def test_a_peer_that_does_not_start_is_told(benchmark):

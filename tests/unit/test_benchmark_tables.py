@@ -144,13 +144,14 @@ def test_a_step_by_its_phases(tables):
 
 
 def test_a_step_beside_its_peer_and_without(tables):
-    row = {"prototypes": 4096, "dtype": "fp32", "seconds": {"plain": 3.0, "fast": 2.0, "lightly": 4.0}}
-    row |= {"ratio": 1.5, "lightly_over_fast": 2.0, "share": 0.805}
+    row = {"prototypes": 4096, "dtype": "fp32", "seconds": {"plain": 3.0, "fast": 2.0, "lightly": 4.0, "built": 2.8}}
+    row |= {"ratio": 1.5, "lightly_over_fast": 2.0, "built_over_fast": 1.4, "share": 0.805}
+    row["peak_mib"] = {"plain": 1234.5, "fast": 999.4}
     alone = row | {"seconds": {"plain": 3.0, "fast": 2.0}}
-    alone.pop("lightly_over_fast")
+    del alone["lightly_over_fast"], alone["built_over_fast"]
     lines = _cells(tables.step_cpu([_found({"rows": [row, alone]})]))
-    assert lines[1] == ["4,096", "fp32", "4.00", "3.00", "2.00", "1.50", "2.00", "80 %"]
-    assert lines[2] == ["4,096", "fp32", "-", "3.00", "2.00", "1.50", "-", "80 %"]
+    assert lines[1] == ["4,096", "fp32", "4.00", "3.00", "2.80", "2.00", "1.50", "1.40", "2.00", "80 %", "1,234", "999"]
+    assert lines[2] == ["4,096", "fp32", "-", "3.00", "-", "2.00", "1.50", "-", "-", "80 %", "1,234", "999"]
 
 
 def test_a_fast_step_without_one_of_its_ways(tables):
