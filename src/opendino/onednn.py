@@ -122,11 +122,11 @@ def pays(in_dim: int, out_dim: int, dtype: torch.dtype, activation: Activation =
         dtype: float32 or bfloat16; for any other the answer is no.
         activation: what follows.
     """
-    return dtype in _CLOSE and _trial(in_dim, out_dim, dtype, activation, torch.get_num_threads())
+    return dtype in _CLOSE and _trial(in_dim, out_dim, dtype, activation)
 
 
 @lru_cache(maxsize=256)
-def _trial(in_dim: int, out_dim: int, dtype: torch.dtype, activation: Activation, _threads: int) -> bool:
+def _trial(in_dim: int, out_dim: int, dtype: torch.dtype, activation: Activation) -> bool:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         x, weight = (torch.randn(rows, in_dim, generator=generator).to(dtype) for rows in (ROWS, out_dim))
@@ -147,16 +147,20 @@ def _trial(in_dim: int, out_dim: int, dtype: torch.dtype, activation: Activation
 
 
 def seconds_of(ways: Sequence[Callable[[], object]], rounds: int = 5) -> list[float]:
-    """Time of some ways to do a thing: the fastest of a few runs of all in turn.
+    """Processor time of some ways to do a thing, on one thread: the least of a few runs of all in turn.
 
-    The processor's of this thread, for a busy machine stretches wall time by chance; of several threads wall time,
-    for those that wait for each other use the processor too.
+    Others at work on the machine stretch wall time by chance, and threads that wait for each other use up the
+    processor; on one thread, its own clock gives the same answer beside them.
     """
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     times: list[list[float]] = [[] for _ in ways]
-    for _ in range(rounds):
-        for way, seconds in zip(ways, times, strict=True):
-            begun = clock()
-            way()
-            seconds.append(clock() - begun)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(rounds):
+            for way, seconds in zip(ways, times, strict=True):
+                begun = time.thread_time()
+                way()
+                seconds.append(time.thread_time() - begun)
+    finally:
+        torch.set_num_threads(threads)
     return [min(seconds) for seconds in times]

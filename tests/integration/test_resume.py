@@ -280,6 +280,24 @@ def test_workers_and_cadence_may_change(tiny_words, tmp_path, reference):
     assert records(folder) == records(reference)
 
 
+def test_ways_may_change_and_what_went_on_is_noted(tiny_words, tmp_path, reference):
+    folder = tmp_path / "run"
+    process = start(words_for(tiny_words, folder, "checkpoint.every=2"))
+    wait_for_step(process, folder, 4)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    changed = {"optim.fused": False, "dino.needed_tokens": False}
+    assert main(words_for(tiny_words, folder, *(f"{name}=false" for name in changed), "checkpoint.every=2")) == 0
+    for found, wanted in zip(records(folder), records(reference), strict=True):
+        assert found.keys() == wanted.keys()
+        assert found.get("loss", 0.0) == pytest.approx(wanted.get("loss", 0.0), abs=1e-3)
+    (continued,) = json.loads((folder / "run.json").read_text())["continued"]
+    assert continued["settings"] == changed
+    assert 2 <= continued["step"] < STEPS
+    assert continued["step"] % 2 == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["optim"]["fused"], "what it was started with"
+
+
 SLOW_DISK = """
 import sys, time
 from opendino.checkpoint import store

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import time
+
 import pytest
 import torch
 
@@ -59,6 +61,21 @@ def test_products_are_available_where_they_are_there_and_right(monkeypatch):
 def test_a_slow_way_is_seen_to_be_slow():
     quick, slow = seconds_of((lambda: None, lambda: sum(range(20_000))))
     assert quick < slow
+
+
+def test_ways_are_timed_on_one_thread_that_others_do_not_slow_down():
+    threads, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        found = seconds_of((lambda: seen.append(torch.get_num_threads()), lambda: time.sleep(0.05)), rounds=2)
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError):
+            seconds_of((lambda: 1 / 0,))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [1, 1]
+    assert found[1] < 0.01, "waiting is no work"
 
 
 def test_eight_bit_products_are_taken_only_where_they_are_there_and_exact(monkeypatch):

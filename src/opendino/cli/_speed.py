@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`opendino doctor speed`: what this machine does in some fifteen seconds, in the units that other pages use."""
+"""`opendino doctor speed`: what this machine does, in the units that other pages use; some fifteen seconds if idle."""
 
 import io
 import os
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 _SECONDS = 2.0  # for each of the measurements
+_BUSY = 0.5  # of the processors: beside that much other work, rates are no longer the machine's
 _CLEARLY = 1.1  # beyond what a busy machine makes of equal speeds
 
 
@@ -30,21 +33,24 @@ def measure(seconds: float = _SECONDS, preset: str = "vits14") -> list[tuple[str
     batch = 64 if device.type == "cuda" else 4
     side = 16 * backbone.patch_size
     images = torch.randn(batch, backbone.in_chans, side, side, device=device)
-    rows = [("decoding", f"{rate(_decoding(), seconds):.0f} JPEGs of 500 x 375 a second to 224 pixels, one thread")]
+    rows = [("machine", _machine())]
+    (decoded,) = rates((_decoding(),), seconds)
+    rows.append(("decoding", f"{decoded:.0f} JPEGs of 500 x 375 a second to 224 pixels, one thread"))
     ways: list[tuple[str, nn.Module, bool]] = [("fp32", backbone, False), ("bf16", backbone, True)]
     if device.type == "cpu":
         ways += [("fp32 optimized", optimize(backbone), False), ("bf16 optimized", optimize(backbone, "bf16"), False)]
-    found = {}
-    for name, model, half in ways:
 
-        def forward(model: nn.Module = model, half: bool = half) -> None:
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-                model(images)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+    def forward(model: nn.Module, half: bool) -> None:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+            model(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
-        found[name] = rate(forward, seconds) * batch
-        told = f"{found[name]:.1f} images of {side} pixels a second on {device.type}, forward"
+    works = [partial(forward, model, half) for _, model, half in ways]
+    found = {name: batch * a_second for (name, *_), a_second in zip(ways, rates(works, seconds), strict=True)}
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    for name, images_a_second in found.items():
+        told = f"{images_a_second:.1f} images of {side} pixels a second on {device.type}, forward{threads}"
         rows.append((f"{preset} {name}", told))
     return [*rows, *fast_paths(found)]
 
@@ -131,19 +137,40 @@ def _memory() -> str:
     return f"in a training {child.stdout.strip()}"
 
 
-def rate(work: Callable[[], object], seconds: float) -> float:
-    """Calls a second, after one that does not count.
+def rates(works: Sequence[Callable[[], object]], seconds: float) -> list[float]:
+    """Calls a second of each of some works, after one that does not count.
+
+    All in turn, so that others at work on the machine slow down all of them alike; the median of the calls counts.
 
     Args:
-        work: called again and again.
-        seconds: until no further call is begun; one call is always measured.
+        works: called again and again.
+        seconds: for each, until no further round is begun; one round is always measured.
     """
-    work()
-    start, calls = time.perf_counter(), 0
-    while not calls or time.perf_counter() - start < seconds:
+    for work in works:
         work()
-        calls += 1
-    return calls / (time.perf_counter() - start)
+    taken: list[list[float]] = [[] for _ in works]
+    begun = time.perf_counter()
+    while not taken[0] or time.perf_counter() - begun < seconds * len(works):
+        for work, times in zip(works, taken, strict=True):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+    return [1 / max(statistics.median(times), 1e-9) for times in taken]
+
+
+def _machine() -> str:
+    """How many processors there are, and whether others use them."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = f"{processors} processors" if processors > 1 else "1 processor"
+    if not hasattr(os, "getloadavg"):
+        return told
+    load = os.getloadavg()[0]
+    told = f"{told}, load {load:.1f} in the minute before"
+    return (
+        f"{told}: with other work at the same time, rates are lower than the machine's"
+        if load > _BUSY * processors
+        else told
+    )
 
 
 def _decoding() -> Callable[[], object]:

@@ -59,13 +59,11 @@ def written_out_pays(tokens: int, heads: int, width: int) -> bool:
         heads: of a layer.
         width: of a head.
     """
-    return _trial(
-        min(max(1 << tokens.bit_length() - 1, _FEWEST_ROWS), _TRIAL_TOKENS), heads, width, torch.get_num_threads()
-    )
+    return _trial(min(max(1 << tokens.bit_length() - 1, _FEWEST_ROWS), _TRIAL_TOKENS), heads, width)
 
 
 @lru_cache(maxsize=256)
-def _trial(tokens: int, heads: int, width: int, _threads: int) -> bool:
+def _trial(tokens: int, heads: int, width: int) -> bool:
     images = max(_TRIAL_TOKENS // tokens, 1)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         qkv = torch.randn(images, tokens, 3 * heads * width, generator=torch.Generator().manual_seed(0))

@@ -149,9 +149,13 @@ def _pretrain(
             with together():
                 first = next(feed)  # what is wrong with the images shows before anything is written
             with together():
-                if is_main():
-                    stated = None if stored is not None else Stored({}, dict(chosen), facts, run_folder.command_line())
-                    _open_folder(config, run, claim, stated, first)
+                if is_main() and stored is not None:
+                    run_folder.write_continued(folder, stored, config, run.step)
+                elif is_main():
+                    claim.make()
+                    run_folder.write(folder, config, Stored({}, dict(chosen), facts, run_folder.command_line()))
+                if is_main() and run.step == 0 and config.log.picture:
+                    _draw(config, folder, first)
             seconds = partial(_seconds, before.seconds, begun)
             keep_memory(config)  # workers are there by now: it is not for them
             _go(config, dataset, run, _Feed(first, feed), claim, seconds)
@@ -162,8 +166,9 @@ def _pretrain(
 
 def keep_memory(config: PretrainConfig) -> None:
     """Before the first step: what one on a CPU frees stays with the process, if the settings say so."""
-    if config.train.keep_memory and pick_device(config.train.device).type == "cpu":
-        _log.info("train.keep_memory: %s", keep_freed_memory().told)
+    if pick_device(config.train.device).type == "cpu":
+        told = keep_freed_memory().told if config.train.keep_memory else "what is freed goes back to the system"
+        _log.info("train.keep_memory = %s: %s", str(config.train.keep_memory).lower(), told)
 
 
 def _lay_out(config: PretrainConfig, run: Run) -> None:
@@ -188,15 +193,10 @@ def _lay_out(config: PretrainConfig, run: Run) -> None:
         _log.info("%d processes, parallel.mode = %s", world_size(), run.layout.mode)
 
 
-def _open_folder(config: PretrainConfig, run: Run, claim: Claim, stated: Stored | None, first: PretrainBatch) -> None:
-    """Make the folder of a new run, say what the run is, and draw its first batch."""
-    if stated is not None:
-        claim.make()
-        run_folder.write(claim.folder, config, stated)
-    if run.step == 0 and config.log.picture:
-        mean, std = normalization(first.global_crops.shape[1], config.crops.mean, config.crops.std)
-        picture = preview(first, mean, std)
-        write_whole(claim.folder / "first_batch.png", lambda place: picture.save(place, "PNG"))
+def _draw(config: PretrainConfig, folder: Path, first: PretrainBatch) -> None:
+    mean, std = normalization(first.global_crops.shape[1], config.crops.mean, config.crops.std)
+    picture = preview(first, mean, std)
+    write_whole(folder / "first_batch.png", lambda place: picture.save(place, "PNG"))
 
 
 def open_images(config: PretrainConfig, opened: ImageDataset | None = None) -> ImageDataset:

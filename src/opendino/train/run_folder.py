@@ -24,10 +24,10 @@ FREE_TO_CHANGE = (
     *("output_dir", "checkpoint.", "log.", "knn.", "watch.", "train.threads", "train.device"),
     *("loader.workers", "loader.prefetch", "loader.max_bad_rate", "loader.min_bad_count", "drift.", "adapt.held_out"),
     *("loader.photometric", "loader.thread", "masks.pad", "dino.in_blocks", "dino.needed_tokens"),
-    *("parallel.", "train.accumulate", "train.max_not_finite", "train.keep_memory"),
+    *("parallel.", "train.accumulate", "train.max_not_finite", "train.keep_memory", "optim.fused"),
     *("distill.teacher", "distill.cache"),  # wherever they are by now: the teacher's weights are compared
 )
-"""Settings that a resumed run may change: none changes what is computed, threads and device but for rounding."""
+"""Settings that a resumed run may change: none changes what is computed, some of them but for rounding."""
 
 _VERBS = {"distill": "distill", "origin": "adapt"}
 """Group of settings that one kind of run alone has -> its verb."""
@@ -153,6 +153,12 @@ def check_same(folder: Path, stored: Stored, config: object, facts: Mapping[str,
         )
 
 
+def changes(stored: Stored, config: object) -> dict[str, Any]:
+    """Settings that are others now than those the run was started with; of those that may change."""
+    now = {key: value for key, value in leaves(config).items() if key in stored.settings}
+    return {key: pair[1] for key, pair in difference({key: stored.settings[key] for key in now}, now).items()}
+
+
 def _same_path(one: str, other: str) -> bool:
     return Path(one).resolve() == Path(other).resolve()
 
@@ -171,6 +177,35 @@ def write(folder: Path, config: object, stored: Stored) -> None:
         "machine": platform.platform(),
         "commit": commit(),
     }
+    write_whole(folder / "run.json", json.dumps(run, indent=1) + "\n", durable=True)
+
+
+def write_continued(folder: Path, stored: Stored, config: object, step: int) -> None:
+    """Add to `run.json` that, from which step on, and with which other settings the run went on.
+
+    Args:
+        folder: of the run; this process is its writer.
+        stored: what the folder says of its start.
+        config: of this command.
+        step: that the run is at.
+
+    Raises:
+        CheckpointError: `run.json` cannot be read any more.
+    """
+    now = {
+        "step": step,
+        "command": list(command_line()),
+        "settings": changes(stored, config),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(),
+        "machine": platform.platform(),
+        "commit": commit(),
+    }
+    try:
+        run = read_json(folder / "run.json")
+        run["continued"] = [*run.get("continued", ()), now]
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # another writer's
+        raise CheckpointError(f"{folder}: its run cannot be read ({error}); name another output_dir") from None
     write_whole(folder / "run.json", json.dumps(run, indent=1) + "\n", durable=True)
 
 

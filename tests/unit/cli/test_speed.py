@@ -1,13 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 import time
+
+import pytest
 
 from opendino.cli import _speed
 from opendino.models.presets import create
 
 
-def test_a_rate_is_calls_a_second():
-    assert 1 < _speed.rate(lambda: time.sleep(0.02), 0.2) <= 50  # a busy machine sleeps longer
-    assert _speed.rate(lambda: time.sleep(0.05), 0.0) < 21
+def test_rates_are_calls_a_second_of_all_in_turn():
+    called = []
+    works = [lambda: called.append("short") or time.sleep(0.01), lambda: called.append("long") or time.sleep(0.03)]
+    short, long = _speed.rates(works, 0.1)
+    assert 1 < long <= 1 / 0.03 < short <= 100  # a busy machine sleeps longer
+    assert called == ["short", "long"] * (len(called) // 2) and len(called) >= 4
+    assert len(_speed.rates([lambda: time.sleep(0.05)], 0.0)) == 1
+
+
+def test_one_slow_call_does_not_count():
+    naps = iter([0, 0.01, 0.01, 0.2, 0.01, 0.01, 0.01, 0.01, 0.01])
+    (found,) = _speed.rates([lambda: time.sleep(next(naps))], 0.22)
+    assert found > 20  # the mean would be below 15
+
+
+@pytest.mark.skipif(not hasattr(os, "getloadavg"), reason="this system counts no load")
+@pytest.mark.parametrize(("load", "busy"), [(0.0, False), (1000.0, True)])
+def test_a_busy_machine_is_said_to_be_busy(monkeypatch, load, busy):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert ("other work" in _speed._machine()) == busy
+    assert f"load {load:.1f}" in _speed._machine()
 
 
 def test_every_row_has_a_number(monkeypatch):
@@ -18,7 +39,7 @@ def test_every_row_has_a_number(monkeypatch):
     ways = [name.removeprefix("vit_nano4 ") for name in rows if name.startswith("vit_nano4 ")]
     assert ways == ["fp32", "bf16", "fp32 optimized", "bf16 optimized"]
     assert all(float(rows[f"vit_nano4 {way}"].split()[0]) > 0 for way in ways)
-    assert {"attention", "linear layers", "bf16", "processor", "decoder", "optimize", "memory"} <= set(rows)
+    assert {"attention", "linear layers", "bf16", "processor", "decoder", "optimize", "memory", "machine"} <= set(rows)
     assert rows["memory"].startswith("in a training what is freed ")
     assert "of fp32's speed" in rows["bf16"]
 

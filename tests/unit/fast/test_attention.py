@@ -51,7 +51,7 @@ def test_a_trial_decides_and_without_one_all_processes_agree(monkeypatch):
 
 
 def test_a_trial_takes_the_faster_way_if_it_is_right(monkeypatch):
-    shape = (9, 2, 8, 1)
+    shape = (9, 2, 8)
     monkeypatch.setattr(attention, "seconds_of", lambda ways: [1.0 for _ in ways])
     assert attention._trial.__wrapped__(*shape)
     monkeypatch.setattr(attention, "seconds_of", lambda ways: [1.2, 1.0])

@@ -151,6 +151,25 @@ def test_settings_that_may_change_exist_and_are_told():
     assert {"loader.thread", "train.keep_memory"} <= set(run_folder.FREE_TO_CHANGE)
 
 
+def test_each_continuation_is_noted_with_what_has_changed(tmp_path):
+    stored = stored_by(tmp_path, Config())
+    before = json.loads((tmp_path / "run.json").read_text())
+    for step, workers in ((3, 0), (7, 8)):
+        run_folder.write_continued(tmp_path, stored, Config(derived=5, loader=Loader(workers=workers)), step)
+    run = json.loads((tmp_path / "run.json").read_text())
+    noted = run.pop("continued")
+    assert run == before
+    assert run_folder.read(tmp_path) == stored
+    assert [(one["step"], one["settings"]) for one in noted] == [
+        (3, {"derived": 5}),
+        (7, {"derived": 5, "loader.workers": 8}),
+    ]
+    assert noted[0]["command"] == sys.argv
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        run_folder.write_continued(tmp_path, stored, Config(), 9)
+
+
 def test_a_run_of_an_older_version_continues(tmp_path):
     """It may lack a setting that has come since, which had its default then, and have one that has gone."""
     stored = stored_by(tmp_path, Config())
