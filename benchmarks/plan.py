@@ -5,13 +5,13 @@
     python benchmarks/plan.py --peak 990 --mfu 0.4 --network 25 --batch 3072
 
 Counted: products of backbones and heads (teacher forward, student forward and backward, what stochastic depth leaves
-out), bytes that gradients, shares and the losses' sums move. Assumed: what share of the peak is reached, the network,
-how much of the traffic hides behind computing. The table is docs/scaling.md's.
+out), bytes that gradients, shares and the losses' sums move, bytes that a device holds. Assumed: what share of the peak
+is reached, the network, how much of the traffic hides behind computing. The table is docs/scaling.md's.
 """
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Training:
         preset: of the backbone.
         batch: images a step, of all devices together.
         prototypes: of each head.
-        heads: 1 where DINO and iBOT share one.
+        heads: width of the bottleneck of DINO's head, and of iBOT's where it has its own.
         drop: rate of stochastic depth.
         fsdp: shares in place of whole copies.
     """
@@ -36,19 +36,41 @@ class Training:
     preset: str
     batch: int
     prototypes: int
-    heads: int
+    heads: tuple[int, ...]
     drop: float
     fsdp: bool
 
 
 TRAININGS = (
-    Training("vits14", 2048, 65536, 1, 0.3, False),
-    Training("vitb14", 2048, 65536, 1, 0.3, False),
-    Training("vitl14", 3072, 131072, 2, 0.4, True),
-    Training("vitg14", 3072, 131072, 2, 0.4, True),
+    Training("vits14", 2048, 65536, (256,), 0.3, False),
+    Training("vitb14", 2048, 65536, (256,), 0.3, False),
+    Training("vitl14", 3072, 131072, (384, 256), 0.4, True),
+    Training("vitg14", 3072, 131072, (384, 256), 0.4, True),
 )
 MASKED = 0.5 * 0.3
 """Of a global crop's patches: half of the crops, three tenths of each on average."""
+HELD = 4 + 4 + 8 + 4
+"""Bytes of a trained parameter in float32: student, gradient, AdamW's moments, teacher."""
+KEPT, RECOMPUTED = 40, 4
+"""Bytes that bfloat16 training keeps for the backward pass of each token, channel and block; counted by hooks on what
+autograd saves (40.0 and 40.2 of ViT-B and S), and with `parallel.recompute=full`, where the block's input stays."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Sizes of a head: linear layers, then prototypes. The defaults are the published ones."""
+
+    prototypes: int
+    bottleneck: int = 256
+    hidden: int = 2048
+    layers: int = 3
+
+    def parameters(self, width: int) -> float:
+        """Of its matrices, over a backbone of that width."""
+        if self.layers == 1:
+            return width * self.bottleneck + self.bottleneck * self.prototypes
+        inner = width * self.hidden + (self.layers - 2) * self.hidden**2 + self.hidden * self.bottleneck
+        return inner + self.bottleneck * self.prototypes
 
 
 def forward_flops(preset: str, side: int) -> float:
@@ -71,23 +93,27 @@ def parameters(preset: str) -> float:
     return 12 * shape["depth"] * shape["embed_dim"] ** 2
 
 
-def head_parameters(width: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256) -> float:
-    """Of one head: three layers, by default of the published widths, and the prototypes."""
-    return width * hidden + hidden**2 + hidden * bottleneck + bottleneck * prototypes
+def heads_of(one: Training) -> list[Head]:
+    """Of class tokens, and of patches where they have their own."""
+    return [Head(one.prototypes, bottleneck) for bottleneck in one.heads]
+
+
+def trained(one: Training) -> tuple[float, float]:
+    """Parameters of the backbone, and of the heads."""
+    return parameters(one.preset), sum(head.parameters(PRESETS[one.preset]["embed_dim"]) for head in heads_of(one))
 
 
 def flops(one: Training) -> float:
     """Of an image and step, with the published crops."""
-    return step_flops(PRESETS[one.preset], one.prototypes, one.drop)
+    return step_flops(PRESETS[one.preset], heads_of(one), one.drop)
 
 
 def step_flops(
     shape: Mapping[str, Any],
-    prototypes: int,
+    heads: Sequence[Head],
     drop: float,
     sides: tuple[int, int] = (224, 98),
     local: int = 8,
-    head: tuple[int, int] = (2048, 256),
     *,
     all_tokens: bool = False,
 ) -> float:
@@ -97,28 +123,48 @@ def step_flops(
 
     Args:
         shape: arguments of the backbone.
-        prototypes: of each head.
+        heads: of class tokens, and of patches where they have their own.
         drop: rate of stochastic depth, whose share of the student's blocks is left out.
         sides: of a global and of a local crop, pixels.
         local: number of local crops.
-        head: widths of the layers and of the bottleneck of heads of three layers.
         all_tokens: whether the last block computes all tokens, and not those that losses look at alone.
     """
     whole, small = (backbone_flops(shape, side) for side in sides)
     of_global, of_local = ((side // shape["patch_size"]) ** 2 + 1 for side in sides)
-    looked_at = 2 + 2 * (of_global - 1) * MASKED  # of the teacher; the student's local crops have class tokens besides
-    rows = looked_at + 3 * (looked_at + local)
+    # The student has class tokens of local crops besides, and counts thrice: a backward pass is two products.
+    of_class, of_patches = 2 + 3 * (2 + local), 4 * 2 * (of_global - 1) * MASKED
+    rows = of_class + of_patches
     # The last block projects and feeds forward only what losses look at, left out by stochastic depth or not.
     idle = 0 if all_tokens else 2 * of_global + 3 * (1 - drop) * (2 * of_global + local * of_local) - rows
-    through = head_parameters(shape["embed_dim"], prototypes, *head)
+    image_head, patch_head = (head.parameters(shape["embed_dim"]) for head in (heads[0], heads[-1]))
     blocks = 2 * whole + 3 * (1 - drop) * (2 * whole + local * small) - idle * 18 * shape["embed_dim"] ** 2
-    return blocks + 2 * rows * through
+    return blocks + 2 * (of_class * image_head + of_patches * patch_head)
+
+
+def memory(one: Training, images: float, gpus: int) -> tuple[float, float, float]:
+    """Bytes that a device holds: networks and moments; what one pass keeps for its backward pass; the same, recomputed.
+
+    Of heads the targets count, and where they are shared out (FSDP) the student's logits too, four bytes a number each;
+    whole copies go through the prototypes in blocks.
+
+    Args:
+        one: way to train.
+        images: of a device and pass.
+        gpus: how many there are.
+    """
+    shape = PRESETS[one.preset]
+    held = HELD * sum(trained(one)) / (gpus if one.fsdp else 1)
+    of_global, of_local = ((side // shape["patch_size"]) ** 2 + 1 for side in (224, 98))
+    inputs = images * (2 * of_global + 8 * of_local) * shape["embed_dim"]
+    rows = 2 + 2 * (of_global - 1) * MASKED
+    logits = 4 * images * one.prototypes * (rows + (rows + 8 if one.fsdp else 0))
+    kept = (1 - one.drop) * KEPT * inputs * shape["depth"]
+    return held, kept + logits, RECOMPUTED * inputs * shape["depth"] + (1 - one.drop) * KEPT * inputs + logits
 
 
 def traffic(one: Training, gpus: int) -> float:
     """Bytes that each device sends and receives in a step."""
-    shape = PRESETS[one.preset]
-    backbone, head = parameters(one.preset), one.heads * head_parameters(shape["embed_dim"], one.prototypes)
+    backbone, head = trained(one)
     part = (gpus - 1) / gpus
     sums = 2 * 2 * 3 * 4 * one.prototypes  # Sinkhorn's row sums, three times, for CLS and patches; there and back
     if not one.fsdp:
@@ -149,6 +195,9 @@ def row(one: Training, gpus: int, asked: argparse.Namespace) -> dict[str, float 
         "images/s": batch / step,
         "of ideal": compute / step,
         "decode cores a GPU": batch / step / gpus / asked.crops,
+        **dict(
+            zip(("GiB held", "GiB kept", "GiB recomputed"), (b / GIB for b in memory(one, each, gpus)), strict=True)
+        ),
     }
 
 
@@ -161,14 +210,15 @@ def main() -> None:
     parser.add_argument("--network", type=float, default=40, help="GB/s of each device between machines")
     parser.add_argument("--latency", type=float, default=10, help="microseconds for each doubling of devices")
     parser.add_argument("--overlap", type=float, default=0.7, help="share of computing that shares may travel behind")
-    parser.add_argument("--crops", type=float, default=200, help="images a second that a core decodes and crops")
+    parser.add_argument("--crops", type=float, default=180, help="images a second that a core decodes and crops")
     parser.add_argument("--batch", type=int, default=0, help="images a step, in place of the published")
     asked = parser.parse_args()
     rows = [row(one, gpus, asked) for one in TRAININGS for gpus in (8, 64, 256, 1024)]
     work = {one.preset: flops(one) / 1e9 for one in TRAININGS}
     for one in TRAININGS:
-        held = parameters(one.preset) + one.heads * head_parameters(PRESETS[one.preset]["embed_dim"], one.prototypes)
-        print(f"{one.preset}: {work[one.preset]:.0f} GFLOP an image, {held / 1e6:.0f} M trained parameters")
+        print(
+            f"{one.preset}: {work[one.preset]:.0f} GFLOP an image, {sum(trained(one)) / 1e6:.0f} M trained parameters"
+        )
     names = list(rows[0])
     print("\n| " + " | ".join(names) + " |\n|" + "---|" * len(names))
     for line in rows:

@@ -301,12 +301,13 @@ def forward(found: Sequence[Found]) -> str:
 
 
 def forward_threads(found: Sequence[Found]) -> str:
-    ways = [way for way in PEERS if any(way in row["img_per_s"] for row in found[0]["figures"]["rows"])]
+    measured = [row for one in found for row in one["figures"]["rows"]]
+    ways = [way for way in PEERS if any(way in row["img_per_s"] for row in measured)]
     rows = [
-        [row["cell"], *(short(row["img_per_s"].get(way)) for way in ways), ratio(row["ratio"])]
-        for row in found[0]["figures"]["rows"]
+        [row["cell"], *(short(row["img_per_s"].get(way)) for way in ways), ratio(row["ratio"]), aim(row["cell"])]
+        for row in measured
     ]
-    return markdown(["cell", *ways, "over the best peer"], rows)
+    return markdown(["cell", *ways, "over the best peer", "aim"], rows)
 
 
 def forward_memory(found: Sequence[Found]) -> str:
@@ -427,10 +428,12 @@ def plan(found: Sequence[Found]) -> str:
         rates = [f"{float(format(row['images/s'], '.3g')):,.0f}" for row in lines]
         ideal = ", ".join(ratio(row["of ideal"]) for row in lines[1:])
         cores = f"{lines[0]['decode cores a GPU']:.2g}"
-        rows.append([f"{model}, {now['batches'][model]:,}", f"{work:,.0f}", *rates, ideal, cores])
+        held = ", ".join(short(lines[0].get(f"GiB {what}")) for what in ("held", "kept", "recomputed"))
+        rows.append([f"{model}, {now['batches'][model]:,}", f"{work:,.0f}", *rates, ideal, cores, held])
     gpus = [f"{row['gpus']:,}" for row in now["rows"][: len(now["rows"]) // len(now["batches"])]]
     header = ["model, images a step", "GFLOP an image", f"{gpus[0]} GPUs: images/s", *gpus[1:]]
-    return markdown([*header, f"of ideal at {', '.join(gpus[1:])}", f"decoding cores a GPU at {gpus[0]}"], rows)
+    header += [f"of ideal at {', '.join(gpus[1:])}", f"decoding cores a GPU at {gpus[0]}"]
+    return markdown([*header, f"GiB a GPU at {gpus[0]}: held, kept by a pass, recomputed"], rows)
 
 
 def fuzz(found: Sequence[Found]) -> str:
@@ -456,7 +459,11 @@ def speed_figures(found: Sequence[Found]) -> dict[str, str]:
     crops = next(iter(loader["ways"].values()))["images_per_second_per_core"]
     cell = next(row for row in features["rows"] if row["cell"] == "S 224 b8 bf16")["img_per_s"]
     last, rows = head["rows"][0]["peak_mib"], start["rows"]
-    rates = {"crops": crops["fast"], "torchvision": crops.get("torchvision"), "features": cell["optimized"]}
+    rates = {
+        "crops": crops["fast, normalised here"],
+        "torchvision": crops.get("torchvision"),
+        "features": cell["optimized"],
+    }
     rates |= {"transformers": cell.get("transformers"), "timm": cell.get("timm")}
     return {name: short(value) for name, value in rates.items()} | {
         "join": f"{join['ours']:.0f}",
@@ -473,7 +480,7 @@ def readme(found: Sequence[Found]) -> str:
     now = speed_figures(found)
     rows = [
         [
-            "published crops of a 500x375 JPEG, `fast` extra",
+            "published crops of a 500x375 JPEG, in floats, `fast` extra",
             f"{now['crops']} images/s",
             f"torchvision's recipe, {now['torchvision']}",
             "`benchmarks/loader.py`",
@@ -550,7 +557,9 @@ TABLES = {
     "loader_listing": Table(("loader",), loader_listing),
     "embed": Table(("embed", "embed --models B/14 --precisions int8 bf16 --images 8 --rounds 1"), embed),
     "forward": Table(("forward --budget 2 --only S", "forward --budget 2 --only B"), forward),
-    "forward_threads": Table(("forward --quick --threads 2",), forward_threads),
+    "forward_threads": Table(
+        ("forward --threads 2 --budget 2 --only S", "forward --threads 2 --budget 2 --only B"), forward_threads
+    ),
     "forward_memory": Table(("forward --memory --only 'S 224'",), forward_memory),
     "cheaper": Table(
         ("cheaper RUN DATA/cifar10-train.parquet DATA/cifar10-test.parquet --merge 0.07 0.13 0.19 0.25",), cheaper
