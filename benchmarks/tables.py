@@ -311,7 +311,8 @@ def forward_threads(found: Sequence[Found]) -> str:
 
 
 def forward_memory(found: Sequence[Found]) -> str:
-    rows = [[row["cell"], *(short(row["peak_mib"][way]) for way in PEERS)] for row in found[0]["figures"]["rows"]]
+    measured = (row for one in found for row in one["figures"]["rows"])
+    rows = [[row["cell"], *(short(row["peak_mib"][way]) for way in PEERS)] for row in measured]
     return markdown(["cell", *PEERS], rows)
 
 
@@ -560,7 +561,7 @@ TABLES = {
     "forward_threads": Table(
         ("forward --threads 2 --budget 2 --only S", "forward --threads 2 --budget 2 --only B"), forward_threads
     ),
-    "forward_memory": Table(("forward --memory --only 'S 224'",), forward_memory),
+    "forward_memory": Table(("forward --memory --only S", "forward --memory --only B"), forward_memory),
     "cheaper": Table(
         ("cheaper RUN DATA/cifar10-train.parquet DATA/cifar10-test.parquet --merge 0.07 0.13 0.19 0.25",), cheaper
     ),
