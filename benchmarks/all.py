@@ -58,6 +58,7 @@ LONG = (
     "train_step configs/pretrain/vit_tiny_cifar10.yaml train.batch_size=16 --steps 3",
     "train_step configs/pretrain/vit_nano_cifar10_cpu.yaml --steps 6",
     "step_cpu --batch 2 --rounds 5 --peer {peers}",
+    "step_cpu --batch 8 --rounds 3 --together --only bf16 --peer {peers}",
     "cost",
     "plan",
     "attention --repeats 5",

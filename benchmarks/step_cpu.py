@@ -12,10 +12,10 @@ that rewrites its matrix; where the library has no switch, the plain way stands 
 plain with bfloat16 attended to as a layer does by itself, written out (not with --quick). Each is a worker, a process
 of its own, for kept memory is a whole process's. The ratio is the median over rounds, processor time for one thread,
 after eight steps of each that do not count (two with --quick); who begins changes from round to round. Then the fast
-step takes turns with itself without one way each (not with --quick). With `--peer`, a step of lightly-train takes its
-turn in each round (`lightly_step.py`). Beside the seconds: how much the resident set grows at most, and which share of
-the rate of a packed product in that minute the work of a step reaches. The last line is a JSON object: ratios, and all
-rows.
+step takes turns with itself without one way each (not with --quick or --together). With `--peer`, a step of
+lightly-train takes its turn in each round (`lightly_step.py`). Beside the seconds: how much the resident set grows at
+most, and which share of the rate of a packed product in that minute the work of a step reaches. The last line is a JSON
+object: ratios, and all rows.
 """
 
 import argparse
@@ -206,11 +206,13 @@ def work(prototypes: int, dtype: str, batch: int, ways: Collection[str]) -> None
         print(seconds, loss, (status("VmHWM") - idle) / 1024, flush=True)
 
 
-def measure(prototypes: int, dtype: str, batch: int, rounds: int, peer_python: str, apart: bool) -> dict[str, Any]:
+def measure(
+    prototypes: int, dtype: str, batch: int, rounds: int, peer_python: str = "", *, quick: bool, one_by_one: bool
+) -> dict[str, Any]:
     cell = (prototypes, dtype, batch)
-    alone, warm = (ways_of(prototypes, dtype), WARM) if apart else ((), WARM_QUICK)
+    alone, warm = ways_of(prototypes, dtype) if one_by_one else (), WARM_QUICK if quick else WARM
     ways: dict[str, Collection[str]] = {"fast": WAYS, "plain": ()}
-    if dtype == "bf16" and apart:
+    if dtype == "bf16" and not quick:
         ways["built"] = ("attention",)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     losses, peaks, rates = dict[str, float](), dict[str, float](), [product_rate(dtype, "cpu")]
@@ -281,6 +283,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--together", action="store_true", help="do not leave out one way at a time")
     parser.add_argument("--only", default="", help="cells whose name has this in it, such as '4096 fp32'")
     parser.add_argument("--peer", default="", help="a Python with lightly-train")
     parser.add_argument("--json", action="store_true", help="write benchmarks/results/step_cpu.json")
@@ -296,7 +299,11 @@ def main() -> None:
         for dtype in ("fp32", "bf16"):
             if arguments.only not in f"{prototypes} {dtype}" or (arguments.quick and (prototypes, dtype) not in QUICK):
                 continue
-            rows.append(measure(prototypes, dtype, batch, rounds, arguments.peer, not arguments.quick))
+            one_by_one = not (arguments.quick or arguments.together)
+            found = measure(
+                prototypes, dtype, batch, rounds, arguments.peer, quick=arguments.quick, one_by_one=one_by_one
+            )
+            rows.append(found)
             row = rows[-1]
             ways = "  ".join(f"{way} {seconds:6.2f} s" for way, seconds in row["seconds"].items())
             reached = f"{100 * row['share']:.0f} % of {row['gflops']} GFLOP/s"

@@ -156,13 +156,23 @@ def train_step(found: Sequence[Found]) -> str:
 
 def step_cpu(found: Sequence[Found]) -> str:
     rows = []
-    for row in found[0]["figures"]["rows"]:
+    for batch, row in ((one["figures"]["batch"], row) for one in found for row in one["figures"]["rows"]):
         seconds = row["seconds"]
         times = [ratio(seconds.get(way)) for way in ("lightly", "plain", "built", "fast")]
         gains = [ratio(row.get(name)) for name in ("ratio", "built_over_fast", "lightly_over_fast")]
         peaks = [f"{row['peak_mib'][way]:,.0f}" for way in ("plain", "fast")]
-        rows.append([f"{row['prototypes']:,}", row["dtype"], *times, *gains, percent(row["share"]), *peaks])
-    header = ["prototypes", "type", "lightly-train", "plain", "plain, attention as built", "fast", "fast over plain"]
+        cell = [f"{row['prototypes']:,}", row["dtype"], str(batch)]
+        rows.append([*cell, *times, *gains, percent(row["share"]), *peaks])
+    header = [
+        "prototypes",
+        "type",
+        "images",
+        "lightly-train",
+        "plain",
+        "plain, attention as built",
+        "fast",
+        "fast over plain",
+    ]
     header += ["over plain as built", "over lightly-train", "share of a product's rate", "peak MiB: plain", "fast"]
     return markdown(header, rows, left=2)
 
@@ -549,7 +559,13 @@ TABLES = {
     "train_step": Table(
         tuple(f"train_step {words}" for words in TRAIN), train_step, "`python benchmarks/train_step.py` and these words"
     ),
-    "step_cpu": Table(("step_cpu --batch 2 --rounds 5 --peer PEERS",), step_cpu),
+    "step_cpu": Table(
+        (
+            "step_cpu --batch 2 --rounds 5 --peer PEERS",
+            "step_cpu --batch 8 --rounds 3 --together --only bf16 --peer PEERS",
+        ),
+        step_cpu,
+    ),
     "step_ways": Table(("step_cpu --batch 2 --rounds 5 --peer PEERS",), step_ways),
     "attention": Table(("attention --repeats 5",), attention),
     "loader_ways": Table(("loader --quick --peer PEERS",), loader_ways),

@@ -149,9 +149,12 @@ def test_a_step_beside_its_peer_and_without(tables):
     row["peak_mib"] = {"plain": 1234.5, "fast": 999.4}
     alone = row | {"seconds": {"plain": 3.0, "fast": 2.0}}
     del alone["lightly_over_fast"], alone["built_over_fast"]
-    lines = _cells(tables.step_cpu([_found({"rows": [row, alone]})]))
-    assert lines[1] == ["4,096", "fp32", "4.00", "3.00", "2.80", "2.00", "1.50", "1.40", "2.00", "80 %", "1,234", "999"]
-    assert lines[2] == ["4,096", "fp32", "-", "3.00", "-", "2.00", "1.50", "-", "-", "80 %", "1,234", "999"]
+    lines = _cells(tables.step_cpu([_found({"batch": 2, "rows": [row, alone]}), _found({"batch": 8, "rows": [alone]})]))
+    figures = ["1.50", "1.40", "2.00", "80 %", "1,234", "999"]
+    assert lines[1] == ["4,096", "fp32", "2", "4.00", "3.00", "2.80", "2.00", *figures]
+    figures[1:3] = "-", "-"
+    assert lines[2] == ["4,096", "fp32", "2", "-", "3.00", "-", "2.00", *figures]
+    assert lines[3] == ["4,096", "fp32", "8", "-", "3.00", "-", "2.00", *figures]
 
 
 def test_a_fast_step_without_one_of_its_ways(tables):
