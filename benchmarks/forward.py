@@ -10,8 +10,8 @@ that does not import is left out. Every round runs all in turn; a ratio is the m
 best peer over ours: processor time for one thread, wall time for more. Beside each stands the rate of a packed
 product of the same type in that minute, and which share of it our model and the best peer reach with all that they
 do: one over the peer's share is the most that anything could gain on this processor. `--memory` prints peak memory
-instead: what the resident set grows by in a call, each way in processes of its own, the median of five (one image) or
-three. `--device cuda` takes S to g at 224 and 518 pixels, and the clock of the wall, waiting for the device.
+instead: what the resident set grows by in a call, each way in processes of its own, which give back what they free; the
+mean of two. `--device cuda` takes S to g at 224 and 518 pixels, and the clock of the wall, waiting for the device.
 `--quick` leaves our plain model out where a peer is there, and looks once where a look takes long. The last line is a
 JSON object: the ratios, and all rows.
 """
@@ -163,10 +163,12 @@ def shares(row: dict[str, Any], cell: tuple[str, int, int, str], device: str) ->
 def peaks_mib(cell: tuple[str, int, int, str]) -> dict[str, list[float]]:
     """Growth of the resident set in one call of every way, in order of size; nothing where its library is missing.
 
-    Each in a process of its own, several processes each, as many at a time as there are cores: time does not count.
+    Each in a process of its own, two processes each, as many at a time as there are cores: time does not count. Glibc
+    gives every large piece a mapping of its own there, and takes it back at once, so what is resident is what is used:
+    left to itself it keeps what it likes, and the same call differs by half from one process to the next.
     """
     words = [sys.executable, __file__, "--peak-of"]
-    asked = {way: [[*words, json.dumps([way, *cell])]] * (5 if cell[2] == 1 else 3) for way in WAYS}
+    asked = {way: [[*words, json.dumps([way, *cell])]] * 2 for way in WAYS}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         told = {way: [pool.submit(_answer, one) for one in commands] for way, commands in asked.items()}
     found = {way: [one.result() for one in answers] for way, answers in told.items()}
@@ -174,7 +176,8 @@ def peaks_mib(cell: tuple[str, int, int, str]) -> dict[str, list[float]]:
 
 
 def _answer(words: list[str]) -> float | None:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    fixed = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}  # its value of today, which then does not grow
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=fixed)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 

@@ -117,25 +117,24 @@ def _in_parts(
     together = max(SCORES_AT_ONCE // (t * T), 1)
     images, rows = max(together // heads, 1), min(max(SCORES_AT_ONCE // T, _FEWEST_ROWS), t)
     out = q.new_empty(B, t, heads, d)
-    each = None if bias is None else bias.repeat_interleave(heads, dim=0)[:, None]  # of each head
-    for first_image in range(0, B, images):
-        these_images = slice(first_image, first_image + images)
-        queries, keys, values = (_by_head(part[these_images], heads) for part in (q, k, v))
-        n = len(queries) // heads
-        of_part = None if each is None else each[first_image * heads :][: n * heads]
-        step = n * heads if n > 1 else together
-        for some in (slice(first, first + step) for first in range(0, n * heads, step)):
-            for these in (slice(first, first + rows) for first in range(0, t, rows)):
-                scores = torch.bmm(queries[some, these], keys[some].transpose(1, 2))
-                if of_part is not None:
-                    scores += of_part[some]
+    for first in range(0, B, images):
+        these_images = slice(first, min(first + images, B))
+        n = these_images.stop - first
+        at_once = heads if n > 1 else min(together, heads)
+        for some in (slice(head, min(head + at_once, heads)) for head in range(0, heads, at_once)):
+            queries, keys, values = (_by_head(part[these_images], heads, some) for part in (q, k, v))
+            of_keys = None if bias is None else bias[these_images].repeat_interleave(len(queries) // n, dim=0)[:, None]
+            for these in (slice(row, row + rows) for row in range(0, t, rows)):
+                scores = torch.bmm(queries[:, these], keys.transpose(1, 2))
+                if of_keys is not None:
+                    scores += of_keys
                 # what is mixed takes the place of the queries, which nobody needs any more
-                queries[some, these] = torch.bmm(torch.softmax(scores, dim=-1, out=scores), values[some])
-        out[these_images].copy_(queries.view(n, heads, t, d).transpose(1, 2))
+                queries[:, these] = torch.bmm(torch.softmax(scores, dim=-1, out=scores), values)
+            out[these_images, :, some].copy_(queries.view(n, -1, t, d).transpose(1, 2))
     return out.view(B, t, D)
 
 
-def _by_head(part: Float[Tensor, "B T D"], heads: int) -> Float[Tensor, "BA T d"]:
-    """A copy with the tokens of a head side by side."""
-    split = part.unflatten(-1, (heads, -1)).transpose(1, 2)
+def _by_head(part: Float[Tensor, "B T D"], heads: int, some: slice) -> Float[Tensor, "Bn T d"]:
+    """A copy of some heads with the tokens of a head side by side."""
+    split = part.unflatten(-1, (heads, -1))[:, :, some].transpose(1, 2)
     return split.clone(memory_format=torch.contiguous_format).flatten(0, 1)

@@ -27,6 +27,10 @@ from opendino.layers.swiglu import SwiGLU
 TOKENS_AT_ONCE = 2048
 """Tokens that go through a block together on a CPU: what is between its layers then stays in the cache."""
 
+TOKENS_FED = 512
+"""Tokens of a large image that are fed forward together, at least, and less than twice as many: the hidden layer of
+all of them would be the most that an image takes."""
+
 
 class Products(NamedTuple):
     """How a fast copy multiplies.
@@ -152,7 +156,8 @@ class FastBlock(nn.Module):
         """What is behind attention."""
         x = x + self.proj(mixed)
         del mixed  # what is as wide as the tokens is not to lie beside the feed-forward layer's
-        x += self.feed(self.norm2(x).to(self.enters))
+        for part in x.tensor_split(max(x.shape[1] // TOKENS_FED, 1), dim=1):
+            part += self.feed(self.norm2(part).to(self.enters))
         return x
 
     def attention_weights(self, x: Float[Tensor, "B T D"], bias: Tensor | None = None) -> Float[Tensor, "B A T T"]:

@@ -46,6 +46,18 @@ def test_few_at_a_time_is_all_at_once(monkeypatch):
     torch.testing.assert_close(block(x), wanted)
 
 
+def test_tokens_of_a_large_image_are_fed_forward_in_parts(monkeypatch):
+    monkeypatch.setattr(fast, "TOKENS_FED", 4)
+    plain, fed = random_block(init_values=1.0), []
+    block = FastBlock(parts_of(plain), Products(torch.float32))
+    block.feed.register_forward_pre_hook(lambda _, given: fed.append(given[0].shape[1]))
+    for tokens, parts in ((3, [3]), (7, [7]), (8, [4, 4]), (14, [5, 5, 4])):
+        x = torch.randn(2, tokens, 32)
+        torch.testing.assert_close(block(x), plain(x), atol=1e-5, rtol=1e-5)
+        assert fed == parts
+        fed.clear()
+
+
 def test_parts_are_of_nearly_the_same_size():
     """Of 2,048 tokens at once; the memory of a pass is that of its largest part."""
     for images, tokens, most in ((8, 257, 4), (7, 257, 7), (15, 257, 5), (32, 257, 7), (3, 3000, 1), (0, 5, 1)):
