@@ -123,7 +123,7 @@ def main() -> None:
     if arguments.peak_of:
         print_peak(*json.loads(arguments.peak_of))
         return
-    print(f"{'K':>7} {'':4} {'plain':>14} {'chunked':>14}   faster  smaller  gradients apart")
+    print(f"{'K':>7} {'':4} {'all at once':>14} {'in blocks':>14}   faster  smaller  gradients apart")
     rows = []
     for prototypes in (65536, 131072):
         for bf16 in (False, True):

@@ -35,7 +35,7 @@ from opendino.data.augment import CropsConfig, MultiCrop
 from opendino.data.collate import PretrainBatch, collate
 from opendino.data.datasets import ImageDataset, open_dataset
 from opendino.data.datasets._paths import PathTable
-from opendino.data.fast import fast_views, keep_to_one_thread
+from opendino.data.fast import choose_decoder, fast_views, keep_to_one_thread
 from opendino.data.loaders import LoaderConfig, PretrainLoader, pretrain_loader
 from opendino.data.masking import MaskConfig, batch_masks
 from opendino.data.samplers import keyed_rng
@@ -216,6 +216,9 @@ def ways(dataset: ImageDataset) -> dict[str, Callable[[int, int], object]]:
 
 def quick(sources: dict[str, Path], peer_python: str) -> None:
     """One core, then a consumer; the last line is JSON."""
+    decoder, why = choose_decoder("auto")
+    if decoder != "fast":
+        raise SystemExit(f"loader: --quick compares the fast decoder: {why}; pip install '.[fast]'")
     keep_to_one_thread()
     told = {name: one_core(name, photos, peer_python) for name, photos in sources.items()}
     dataset = open_dataset(next(iter(sources.values())))

@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 _SECONDS = 2.0  # for each of the measurements
-_BUSY = 0.5  # of the processors: beside that much other work, rates are no longer the machine's
+_PROCESSORS = Path("/proc/stat")
+_BUSY = 0.3  # of a processor: beside that much other work, rates are no longer the machine's
 _CLEARLY = 1.1  # beyond what a busy machine makes of equal speeds
 
 
@@ -33,9 +35,9 @@ def measure(seconds: float = _SECONDS, preset: str = "vits14") -> list[tuple[str
     batch = 64 if device.type == "cuda" else 4
     side = 16 * backbone.patch_size
     images = torch.randn(batch, backbone.in_chans, side, side, device=device)
-    rows = [("machine", _machine())]
+    others = Others()
     (decoded,) = rates((_decoding(),), seconds)
-    rows.append(("decoding", f"{decoded:.0f} JPEGs of 500 x 375 a second to 224 pixels, one thread"))
+    rows = [("decoding", f"{decoded:.0f} JPEGs of 500 x 375 a second to 224 pixels, one thread")]
     ways: list[tuple[str, nn.Module, bool]] = [("fp32", backbone, False), ("bf16", backbone, True)]
     if device.type == "cpu":
         ways += [("fp32 optimized", optimize(backbone), False), ("bf16 optimized", optimize(backbone, "bf16"), False)]
@@ -52,7 +54,7 @@ def measure(seconds: float = _SECONDS, preset: str = "vits14") -> list[tuple[str
     for name, images_a_second in found.items():
         told = f"{images_a_second:.1f} images of {side} pixels a second on {device.type}, forward{threads}"
         rows.append((f"{preset} {name}", told))
-    return [*rows, *fast_paths(found)]
+    return [("machine", _machine(others.processors())), *rows, *fast_paths(found)]
 
 
 def fast_paths(rates: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -158,17 +160,40 @@ def rates(works: Sequence[Callable[[], object]], seconds: float) -> list[float]:
     return [1 / max(statistics.median(times), 1e-9) for times in taken]
 
 
-def _machine() -> str:
-    """How many processors there are, and whether others use them."""
+class Others:
+    """How much of the processors other programs use, from here on; known on Linux alone."""
+
+    def __init__(self) -> None:
+        self._all, self._own, self._begun = _busy_seconds(), time.process_time(), time.perf_counter()
+
+    def processors(self) -> float | None:
+        """How many processors other programs have kept busy on average; None where the system does not say."""
+        now = _busy_seconds()
+        if now is None or self._all is None:
+            return None
+        spent = now - self._all - (time.process_time() - self._own)
+        return max(spent / max(time.perf_counter() - self._begun, 1e-9), 0.0)
+
+
+def _busy_seconds() -> float | None:
+    """Time that all processors together have worked since the system began."""
+    try:
+        user, nice, system = map(int, _PROCESSORS.read_text(encoding="ascii").split()[1:4])
+        return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None
+
+
+def _machine(others: float | None) -> str:
+    """How many processors there are, and whether other programs have used them meanwhile."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     told = f"{processors} processors" if processors > 1 else "1 processor"
-    if not hasattr(os, "getloadavg"):
+    if others is None:
         return told
-    load = os.getloadavg()[0]
-    told = f"{told}, load {load:.1f} in the minute before"
+    told = f"{told}, of which other programs used {others:.1f} meanwhile"
     return (
-        f"{told}: with other work at the same time, rates are lower than the machine's"
-        if load > _BUSY * processors
+        f"{told}: rates and what is said of them are those of a busy machine; ask again later"
+        if others > _BUSY
         else told
     )
 

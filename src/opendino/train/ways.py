@@ -83,7 +83,7 @@ def _settle_linears(config: PretrainConfig, stored: Stored | None) -> PretrainCo
     if not config.train.onednn:
         return config
     if why:
-        _log.log(logging.DEBUG if agreed else logging.INFO, "train.onednn = %s: %s", str(agreed).lower(), why)
+        _log.info("train.onednn = %s: %s", str(agreed).lower(), why)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, onednn=agreed))
 
 

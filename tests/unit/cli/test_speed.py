@@ -23,12 +23,29 @@ def test_one_slow_call_does_not_count():
     assert found > 20  # the mean would be below 15
 
 
-@pytest.mark.skipif(not hasattr(os, "getloadavg"), reason="this system counts no load")
-@pytest.mark.parametrize(("load", "busy"), [(0.0, False), (1000.0, True)])
-def test_a_busy_machine_is_said_to_be_busy(monkeypatch, load, busy):
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
-    assert ("other work" in _speed._machine()) == busy
-    assert f"load {load:.1f}" in _speed._machine()
+def test_work_of_others_is_told_from_our_own(monkeypatch, tmp_path):
+    """In ten seconds two processors have worked 14 s together, six of them for this process."""
+    stat, clocks = tmp_path / "stat", {"process_time": 5.0, "perf_counter": 100.0}
+    a_second = os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr(_speed, "_PROCESSORS", stat)
+    for name in clocks:
+        monkeypatch.setattr(_speed.time, name, lambda name=name: clocks[name])
+    stat.write_text(f"cpu  {70 * a_second} {10 * a_second} {20 * a_second} 999 9 9\ncpu0 1 2 3 4\n")
+    others = _speed.Others()
+    clocks.update(process_time=11.0, perf_counter=110.0)
+    stat.write_text(f"cpu  {80 * a_second} {11 * a_second} {23 * a_second} 999 9 9\ncpu0 1 2 3 4\n")
+    assert others.processors() == pytest.approx(0.8)
+    stat.write_text("something else\n")
+    assert others.processors() is None
+    stat.unlink()
+    assert _speed.Others().processors() is None
+
+
+def test_a_busy_machine_is_said_to_be_busy():
+    assert "of which other programs used 0.1 meanwhile" in _speed._machine(0.1)
+    assert "busy" not in _speed._machine(0.1)
+    assert "busy machine" in _speed._machine(0.9)
+    assert _speed._machine(None).split()[1].startswith("processor")
 
 
 def test_every_row_has_a_number(monkeypatch):
