@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from opendino.machine import usable_cores
+
 _SECONDS = 2.0  # for each of the measurements
 _PROCESSORS = Path("/proc/stat")
 _BUSY = 0.3  # of a processor: beside that much other work, rates are no longer the machine's
@@ -186,7 +188,7 @@ def _busy_seconds() -> float | None:
 
 def _machine(others: float | None) -> str:
     """How many processors there are, and whether other programs have used them meanwhile."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = usable_cores()
     told = f"{processors} processors" if processors > 1 else "1 processor"
     if others is None:
         return told

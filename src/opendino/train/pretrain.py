@@ -119,7 +119,7 @@ def _pretrain(
         stored = run_folder.read(folder)
         dataset = open_images(config, dataset)
         config = fill_in(config, len(dataset))
-    config = settle(config, stored)
+    config, tried = settle(config, stored)
     with together():
         if stored is not None:
             run_folder.check_same(folder, stored, config, dataset.facts())
@@ -157,6 +157,8 @@ def _pretrain(
                 if is_main() and run.step == 0 and config.log.picture:
                     _draw(config, folder, first)
             seconds = partial(_seconds, before.seconds, begun)
+            for line in tried:
+                _log.info(line)
             keep_memory(config)  # workers are there by now: it is not for them
             _go(config, dataset, run, _Feed(first, feed), claim, seconds)
         finally:

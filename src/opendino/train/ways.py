@@ -6,8 +6,7 @@ stands in the run's settings, and all processes take what the main one found.
 """
 
 import dataclasses
-import logging
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 
@@ -17,20 +16,32 @@ from opendino.layers.fast_linear import try_linears
 from opendino.train.config import PretrainConfig
 from opendino.train.run_folder import Stored
 
-_log = logging.getLogger(__name__)
-
 _WAYS = get_args(Way)
 _NARROWEST, _WIDEST = 384, 1024  # of a trial: products of narrow layers take no time, of wide ones too much
 
 
-def settle(config: PretrainConfig, stored: Stored | None) -> PretrainConfig:
+class Settled(NamedTuple):
+    """What came of trials.
+
+    Attributes:
+        config: with the ways that all processes take.
+        told: a line for each way that was tried: which one, and why.
+    """
+
+    config: PretrainConfig
+    told: tuple[str, ...] = ()
+
+
+def settle(config: PretrainConfig, stored: Stored | None) -> Settled:
     """The config with the ways that all processes take: those of the run so far, or what trials say.
 
     Args:
         config: filled in.
         stored: of the run that goes on; None where one begins.
     """
-    return _settle_linears(_settle_attention(config, stored), stored)
+    config, of_attention = _settle_attention(config, stored)
+    config, of_linears = _settle_linears(config, stored)
+    return Settled(config, of_attention + of_linears)
 
 
 def try_attention(config: PretrainConfig) -> tuple[Way, str]:
@@ -53,7 +64,7 @@ def try_attention(config: PretrainConfig) -> tuple[Way, str]:
     return way, f"written out it takes {ratio:.2f} of the fused kernel's time"
 
 
-def _settle_attention(config: PretrainConfig, stored: Stored | None) -> PretrainConfig:
+def _settle_attention(config: PretrainConfig, stored: Stored | None) -> Settled:
     way, why = config.train.attention, ""
     if way == "auto" and stored is not None:
         kept = stored.settings.get("train.attention")  # runs of before have none, and go on as they were
@@ -64,13 +75,12 @@ def _settle_attention(config: PretrainConfig, stored: Stored | None) -> Pretrain
             way, why = try_attention(config)
     agreed = _WAYS[largest(_WAYS.index(way) if is_main() else -1)[0]]
     if config.train.attention != "auto":
-        return config
-    if why:
-        _log.info("train.attention = %s: %s", agreed, why)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, attention=agreed))
+        return Settled(config)
+    settled = dataclasses.replace(config, train=dataclasses.replace(config.train, attention=agreed))
+    return Settled(settled, (f"train.attention = {agreed}: {why}",) if why else ())
 
 
-def _settle_linears(config: PretrainConfig, stored: Stored | None) -> PretrainConfig:
+def _settle_linears(config: PretrainConfig, stored: Stored | None) -> Settled:
     take, why = config.train.onednn, ""
     if stored is not None:
         take = take and bool(stored.settings.get("train.onednn", True))
@@ -81,10 +91,9 @@ def _settle_linears(config: PretrainConfig, stored: Stored | None) -> PretrainCo
             why = f"by oneDNN a linear layer takes {ratio:.2f} of the time of PyTorch's own way, both passes"
     agreed = bool(largest(int(take) if is_main() else -1)[0])
     if not config.train.onednn:
-        return config
-    if why:
-        _log.info("train.onednn = %s: %s", str(agreed).lower(), why)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, onednn=agreed))
+        return Settled(config)
+    settled = dataclasses.replace(config, train=dataclasses.replace(config.train, onednn=agreed))
+    return Settled(settled, (f"train.onednn = {str(agreed).lower()}: {why}",) if why else ())
 
 
 def _on_cpu(config: PretrainConfig) -> bool:
