@@ -45,11 +45,13 @@ class _Linear(torch.autograd.Function):
         return onednn.linear(x, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401  # pyrefly: ignore[bad-override]
         (grad,) = grad_outputs
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # the gradient is to be differentiated: by operations that can be
+            of_x, of_weight = grad @ weight if for_x else None, grad.t() @ x if for_weight else None
+            return of_x, of_weight, grad.sum(dim=0) if for_bias else None
         return (
             onednn.linear(grad, weight.t(), None) if for_x else None,
             _weight_grad(grad, x) if for_weight else None,

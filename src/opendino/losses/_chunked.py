@@ -124,11 +124,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return mass * log_sum - met
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401  # pyrefly: ignore[bad-override]
         (grad,) = grad_outputs
         x, v, g, log_sum, mass, *targets = ctx.saved_tensors
         wanted = [Wanted(*one) for one in zip(targets, ctx.which, strict=True)]
+        if torch.is_grad_enabled():  # the gradient is to be differentiated: by operations that can be
+            return *_slopes_with_graph(x, v, g, wanted, ctx.temp, ctx.dtype, grad), None, None
         with torch.autocast(x.device.type, enabled=False):
             factor = x.to(ctx.dtype)
             of_x = torch.zeros(x.shape, device=x.device)
@@ -149,6 +150,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 of_g[block] = along
                 of_v[block] = of_weight.addcmul_(direction, along / length, value=-1).mul_(g[block] / length)
         return of_x.to(x.dtype), of_v, of_g, None, None
+
+
+def _slopes_with_graph(
+    x: Float[Tensor, "rows d"],
+    v: Float[Tensor, "K d"],
+    g: Float[Tensor, "K 1"],
+    wanted: Sequence[Wanted],
+    temp: float,
+    dtype: torch.dtype,
+    grad: Float32[Tensor, " rows"],
+) -> list[Tensor | None]:
+    """Gradients of `x`, `v` and `g`, all prototypes at once; None of those that need none."""
+    with torch.autocast(x.device.type, enabled=False):
+        weight = (v * (g / v.norm(dim=1, keepdim=True))).to(dtype)
+        logits = (x.to(dtype) @ weight.t()).float() / temp
+        targets = torch.cat([one.of(slice(0, len(v))).float() for one in wanted])
+        losses = targets.sum(dim=1) * logits.logsumexp(dim=1) - (targets * logits).sum(dim=1)
+        given = [one for one in (x, v, g) if one.requires_grad]
+        found = iter(torch.autograd.grad(losses, given, grad, create_graph=True))
+        return [next(found) if one.requires_grad else None for one in (x, v, g)]
 
 
 def _parts(wanted: Sequence[Wanted]) -> Iterator[tuple[slice, Wanted]]:

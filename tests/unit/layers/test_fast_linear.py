@@ -33,6 +33,26 @@ def test_outputs_and_gradients(shape, bias):
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
 
 
+def test_a_gradient_is_differentiated_as_by_plain_layers():
+    """As a gradient penalty does."""
+    plain = nn.Linear(6, 10)
+    fast = copy.deepcopy(plain)
+    use_fast_linears(fast)
+    x, found = torch.randn(4, 6), []
+    for layer in (fast, plain):
+        given = x.clone().requires_grad_()
+        out = layer(given)
+        (slope,) = torch.autograd.grad(out.square().sum(), given, create_graph=True)
+        assert slope.requires_grad
+        found.append(torch.autograd.grad(out.sum() + slope.square().sum(), [given, *layer.parameters()]))
+    torch.testing.assert_close(*found, atol=1e-3, rtol=1e-5)
+    linear = fast(given)  # the gradient from above needs none itself
+    (slope,) = torch.autograd.grad(linear.sum(), given, create_graph=True)
+    torch.testing.assert_close(
+        torch.autograd.grad(slope.square().sum(), fast.weight)[0], 8 * fast.weight.sum(dim=0).expand(10, 6)
+    )
+
+
 def test_gradients_by_differences():
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3))

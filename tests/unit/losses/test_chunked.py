@@ -45,6 +45,19 @@ def test_values_and_gradients(block, order, monkeypatch):
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_a_gradient_is_differentiated_as_that_of_the_whole_matrix(monkeypatch):
+    """As a gradient penalty does; a loss that is summed gives no gradient from above that would need one."""
+    monkeypatch.setitem(_chunked.LOGITS_AT_ONCE, "cpu", 4 * 256)
+    x, last = given(4, 16, 1000)
+    targets, found = torch.softmax(torch.randn(4, 1000), dim=1), []
+    for way in (chunked, plain):
+        leaves = [one.clone().requires_grad_() for one in (x, *last)]
+        loss = way(leaves[0], LastLayer(*leaves[1:]), targets, None, 0.1).sum()
+        (slope,) = torch.autograd.grad(loss, leaves[0], create_graph=True)
+        found.append(torch.autograd.grad(loss + slope.square().sum(), leaves))
+    torch.testing.assert_close(*found, atol=1e-3, rtol=1e-4)
+
+
 def test_targets_of_several_terms(monkeypatch):
     """As if their rows stood in one matrix."""
     monkeypatch.setitem(_chunked.LOGITS_AT_ONCE, "cpu", 10 * 256)
