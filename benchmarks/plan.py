@@ -51,9 +51,11 @@ MASKED = 0.5 * 0.3
 """Of a global crop's patches: half of the crops, three tenths of each on average."""
 HELD = 4 + 4 + 8 + 4
 """Bytes of a trained parameter in float32: student, gradient, AdamW's moments, teacher."""
-KEPT, RECOMPUTED = 40, 4
-"""Bytes that bfloat16 training keeps for the backward pass of each token, channel and block; counted by hooks on what
-autograd saves (40.0 and 40.2 of ViT-B and S), and with `parallel.recompute=full`, where the block's input stays."""
+KEPT = {"mlp": 42, "swiglu": 47.4}
+"""Bytes that bfloat16 training keeps for the backward pass of each token, channel and block, by the feed-forward layer;
+counted by hooks on what autograd saves, as is the share that stochastic depth leaves out."""
+RECOMPUTED = 4
+"""The same with `parallel.recompute=full`: the block's input stays."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ def memory(one: Training, images: float, gpus: int) -> tuple[float, float, float
     inputs = images * (2 * of_global + 8 * of_local) * shape["embed_dim"]
     rows = 2 + 2 * (of_global - 1) * MASKED
     logits = 4 * images * one.prototypes * (rows + (rows + 8 if one.fsdp else 0))
-    kept = (1 - one.drop) * KEPT * inputs * shape["depth"]
-    return held, kept + logits, RECOMPUTED * inputs * shape["depth"] + (1 - one.drop) * KEPT * inputs + logits
+    kept = (1 - one.drop) * KEPT[shape.get("ffn_layer", "mlp")] * inputs
+    return held, kept * shape["depth"] + logits, RECOMPUTED * inputs * shape["depth"] + kept + logits
 
 
 def traffic(one: Training, gpus: int) -> float:
@@ -169,8 +171,9 @@ def traffic(one: Training, gpus: int) -> float:
     sums = 2 * 2 * 3 * 4 * one.prototypes  # Sinkhorn's row sums, three times, for CLS and patches; there and back
     if not one.fsdp:
         return part * (2 * 4 * (backbone + head) + sums)
-    # bfloat16 parameters: student before each pass, teacher once; gradients in float32 to their owner
-    return part * ((3 * 2 + 4) * (backbone + head) + sums)
+    # bfloat16 parameters: the student's before each pass, its heads' once for both, the teacher's once; gradients in
+    # float32 to their owner
+    return part * ((3 * 2 + 4) * backbone + (2 * 2 + 4) * head + sums)
 
 
 def row(one: Training, gpus: int, asked: argparse.Namespace) -> dict[str, float | str]:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from opendino.errors import ModelError
+from opendino.layers.followed import is_followed
 from opendino.layers.packing import Groups, pack, unpack
 from opendino.onednn import seconds_of
 
@@ -149,7 +149,7 @@ def _both_passes(qkv: Float[Tensor, "B T D3"], heads: int, way: Way) -> tuple[Te
 def _attend(qkv: Float[Tensor, "B T D3"], heads: int, way: Way) -> Float[Tensor, "B T D"]:
     """softmax(q k^T / sqrt(d)) v of each head."""
     written = _is_written(qkv, way)
-    if written and not _is_followed():
+    if written and not is_followed():
         return _written_out(qkv, heads)
     B, T, D3 = qkv.shape
     # [B, T, 3 D] -> 3 x [B, A, T, D/A]
@@ -159,15 +159,6 @@ def _attend(qkv: Float[Tensor, "B T D3"], heads: int, way: Way) -> Float[Tensor,
 
 def _is_written(tokens: Tensor, way: Way) -> bool:
     return way != "fused" and tokens.device.type == "cpu" and tokens.dtype == torch.bfloat16
-
-
-def _is_followed() -> bool:
-    """Whether operations are written into a graph that others run, or transformed one by one (`torch.func`)."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return True
-    # Neither has a public name; in a PyTorch without them the layer refuses transformations, and is right elsewhere.
-    transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)()
-    return transformed or getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def _mix(

@@ -15,6 +15,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from opendino import onednn
+from opendino.layers.followed import is_followed
 
 _TRIAL_ROWS = 512
 _CLOSE = 1e-4  # of their norm
@@ -28,7 +29,7 @@ class FastLinear(nn.Linear):
         """Transform each token by itself."""
         x = input
         plain = x.ndim < 2 or x.dtype != torch.float32 or x.device.type != "cpu" or self.weight.dtype != torch.float32
-        if plain or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if plain or torch.is_autocast_enabled("cpu") or is_followed():
             return F.linear(x, self.weight, self.bias)
         return _Linear.apply(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
 

@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from opendino.layers.drop_path import Subset, kept_rows, residual_on_subset, token_positions
+from opendino.layers import drop_path
+from opendino.layers.drop_path import Subset, draw, kept_rows, residual_on_subset, token_positions
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,35 @@ def test_branch_sees_the_kept_images_only_and_gradients_follow():
     out.sum().backward()
     wanted = [1 + (2 * 2 * v if v in values else 0) for v in range(1, 9)]  # d(x + 2 x^2) = 1 + 4 x
     assert x.grad.flatten().tolist() == wanted
+
+
+@pytest.mark.parametrize("groups", [((4, 2),), ((4, 2), (5, 3))], ids=["one scale", "two scales"])
+def test_of_the_residual_nothing_is_kept_but_where_it_goes(groups):
+    """PyTorch's own `index_add` keeps the residual; values and gradients, also of gradients, are its own."""
+    tokens, saved, drawn = sum(b * t for b, t in groups), [], []
+    x = torch.randn(tokens, 6, dtype=torch.float64, requires_grad=True)
+    subset = draw(groups, 0.4, x.device)
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    def branch(kept, _):
+        drawn.append(kept.detach().pow(3).requires_grad_())
+        return drawn[-1]
+
+    with pytest.MonkeyPatch.context() as patch, torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one):
+        patch.setattr(drop_path, "draw", lambda *_: subset)
+        out = residual_on_subset(x, groups, 0.4, branch)
+    index = subset.positions()
+    assert all(one.shape[1:] in ((), (1,)) for one in saved), "indices and scales, one number a token"
+    scales = torch.cat([x.new_full((r * t, 1), s) for (r, t), s in zip(subset.kept_groups, subset.scales, strict=True)])
+    (residual,) = drawn
+    torch.testing.assert_close(out, x.index_add(0, index, residual * scales))
+    gradients = torch.autograd.grad(out.pow(3).sum(), (x, residual), create_graph=True)
+    torch.testing.assert_close(gradients, (3 * out**2, 3 * out[index] ** 2 * scales))
+    (second,) = torch.autograd.grad(gradients[1].sum(), residual)
+    torch.testing.assert_close(second, 6 * out[index] * scales**2)
 
 
 def test_tokens_are_found_among_those_of_the_chosen_images():
