@@ -10,6 +10,7 @@ whether they are there and right alone (`available`); a run asks once whether it
 Used by `layers/packed_linear.py` (inference), `layers/fast_linear.py` (training) and `losses/_chunked.py`.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -28,6 +29,7 @@ ROWS = 256
 FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "gelu": F.gelu, "silu": F.silu}
 _NAMES: dict[Activation, tuple[str, str]] = {"none": ("none", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}
 _NOISE = 1.1  # a trial's error on a busy machine: what looks slower by less is taken all the same
+_TRIALS = threading.Lock()
 _CLOSE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
@@ -150,17 +152,19 @@ def seconds_of(ways: Sequence[Callable[[], object]], rounds: int = 5) -> list[fl
     """Processor time of some ways to do a thing, on one thread: the least of a few runs of all in turn.
 
     Others at work on the machine stretch wall time by chance, and threads that wait for each other use up the
-    processor; on one thread, its own clock gives the same answer beside them.
+    processor; on one thread, its own clock gives the same answer beside them. PyTorch's number of threads is the whole
+    process's: a thread that computes for the first time meanwhile keeps to one.
     """
     times: list[list[float]] = [[] for _ in ways]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for _ in range(rounds):
-            for way, seconds in zip(ways, times, strict=True):
-                begun = time.thread_time()
-                way()
-                seconds.append(time.thread_time() - begun)
-    finally:
-        torch.set_num_threads(threads)
+    with _TRIALS:  # a second trial would take the one thread of the first for the process's number, and leave it so
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for _ in range(rounds):
+                for way, seconds in zip(ways, times, strict=True):
+                    begun = time.thread_time()
+                    way()
+                    seconds.append(time.thread_time() - begun)
+        finally:
+            torch.set_num_threads(threads)
     return [min(seconds) for seconds in times]

@@ -178,11 +178,12 @@ class Others:
 
 
 def _busy_seconds() -> float | None:
-    """Time that all processors together have worked since the system began."""
+    """Time that the processors this process may use have worked since the system began, all together."""
     try:
-        user, nice, system = map(int, _PROCESSORS.read_text(encoding="ascii").split()[1:4])
-        return (user + nice + system) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):
+        lines = [line.split() for line in _PROCESSORS.read_text(encoding="ascii").splitlines()]
+        worked = {words[0]: sum(map(int, words[1:4])) for words in lines if words and words[0].startswith("cpu")}
+        return sum(worked[f"cpu{number}"] for number in os.sched_getaffinity(0)) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, KeyError):
         return None
 
 

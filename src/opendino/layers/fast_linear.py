@@ -7,7 +7,7 @@ The parameters stay what and where they are, so optimizers, checkpoints and copi
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from opendino import onednn
 from opendino.layers.followed import is_followed
+
+Products = Literal["auto", "onednn", "torch"]
+"""Whose products of float32 linear layers on a CPU take; "auto" is for a trial to say."""
 
 _TRIAL_ROWS = 512
 _CLOSE = 1e-4  # of their norm

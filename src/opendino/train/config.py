@@ -22,6 +22,7 @@ from opendino.distributed import world_size
 from opendino.errors import ConfigError, ModelError
 from opendino.eval.watch import WatchConfig
 from opendino.layers.attention import Way
+from opendino.layers.fast_linear import Products
 from opendino.methods.settings import DINOConfig, DINOv2Config, IBOTConfig, KoLeoConfig, TeacherConfig
 from opendino.models.presets import BackboneConfig
 from opendino.optim.adamw import OptimConfig
@@ -49,8 +50,9 @@ class TrainConfig:
         accumulate: passes that the batch of a step is learned in, each of a part of it: less memory, the same losses.
         max_not_finite: steps of the run that may be left out, changing nothing, because their loss or a gradient is
             not finite; one more stops it.
-        onednn: float32 linear layers on a CPU by oneDNN, up to twice as fast on processors that are not Intel's, unless
-            a trial at the first start says that PyTorch's own way is clearly faster; false leaves them to PyTorch.
+        linears: linear layers of float32 on a CPU: by oneDNN, up to twice as fast on processors that are not Intel's,
+            or PyTorch's own way; "auto" tries both at the first start, and the run keeps to oneDNN unless PyTorch's is
+            clearly faster.
         attention: of bfloat16 on a CPU: PyTorch's fused kernel, or its products written out; "auto" tries both at the
             first start, and the run keeps to the faster one. Anything else is the fused kernel's.
         keep_memory: on a CPU, what a step frees is kept for the next, in large pages where the system has them; this is
@@ -65,7 +67,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     accumulate: int = 1
     max_not_finite: int = 10
-    onednn: bool = True
+    linears: Products = "auto"
     attention: Way = "auto"
     keep_memory: bool = True
     threads: int = 0

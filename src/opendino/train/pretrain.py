@@ -124,8 +124,11 @@ def _pretrain(
         if stored is not None:
             run_folder.check_same(folder, stored, config, dataset.facts())
         run = build(config)
-        facts = {**dataset.facts(), "threads": _threads(config, run, stored), "processes": world_size()}
-        torch.set_num_threads(facts["threads"])
+        threads = _threads(config, run, stored)
+    # All have tried at once, as they will compute, and take what the main one found.
+    threads = largest(threads if is_main() else -1)[0]
+    computing = {"threads": threads, "processes": world_size(), "device": run.device.type}
+    torch.set_num_threads(threads)
     _lay_out(config, run)
     with Claim(folder, kept=stored is not None) as claim:
         writable = stored is None or run_folder.writable(folder)
@@ -150,9 +153,10 @@ def _pretrain(
                 first = next(feed)  # what is wrong with the images shows before anything is written
             with together():
                 if is_main() and stored is not None:
-                    run_folder.write_continued(folder, stored, config, run.step)
+                    run_folder.write_continued(folder, stored, config, run.step, computing)
                 elif is_main():
                     claim.make()
+                    facts = {**dataset.facts(), **computing}
                     run_folder.write(folder, config, Stored({}, dict(chosen), facts, run_folder.command_line()))
                 if is_main() and run.step == 0 and config.log.picture:
                     _draw(config, folder, first)
@@ -233,7 +237,7 @@ def build_run(config: PretrainConfig, make: Callable[[PretrainConfig], Method] |
     method = make(config) if make else build_method(config.student, config.crops, method_config(config), config.seed)
     method.to(device)
     use_attention(method, config.train.attention)
-    if device.type == "cpu" and config.train.onednn:
+    if device.type == "cpu" and config.train.linears != "torch":
         use_fast_linears(method)
     return Run(
         method=method,

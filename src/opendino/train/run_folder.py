@@ -84,8 +84,9 @@ def read(folder: Path) -> Stored | None:
         settings = flatten_tree(read_yaml(folder / "config.yaml"))
         if not (isinstance(run["chosen"], dict) and isinstance(run["facts"], dict)):
             raise TypeError("chosen or facts are none")
-        return Stored(settings, run["chosen"], run["facts"], tuple(map(str, run["command"])))
-    except (OSError, ValueError, KeyError, TypeError) as error:  # a ConfigError is a ValueError
+        newest = run.get("continued", [{}])[-1].get("facts", {})  # it may compute otherwise since
+        return Stored(settings, run["chosen"], run["facts"] | newest, tuple(map(str, run["command"])))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # a ConfigError is a ValueError
         raise CheckpointError(f"{folder}: its run cannot be read ({error}); name another output_dir") from None
 
 
@@ -126,10 +127,7 @@ def check_same(folder: Path, stored: Stored, config: object, facts: Mapping[str,
         ConfigError: they differ in something that changes numbers; the message names all of it.
     """
     check_kind(folder, stored, type(config))
-    # A setting that has come since the run began had its default then; one without a default follows from others, and
-    # one that has gone since is passed over.
-    defaults = {key: value for key, value in leaves(type(config)()).items() if value is not None}
-    before = defaults | stored.settings
+    before = _begun_with(stored, config)
     now = {key: value for key, value in leaves(config).items() if key in before}
     differing = difference({key: before[key] for key in now}, now)
     differing = {
@@ -155,8 +153,18 @@ def check_same(folder: Path, stored: Stored, config: object, facts: Mapping[str,
 
 def changes(stored: Stored, config: object) -> dict[str, Any]:
     """Settings that are others now than those the run was started with; of those that may change."""
-    now = {key: value for key, value in leaves(config).items() if key in stored.settings}
-    return {key: pair[1] for key, pair in difference({key: stored.settings[key] for key in now}, now).items()}
+    before = _begun_with(stored, config)
+    now = {key: value for key, value in leaves(config).items() if key in before}
+    return {key: pair[1] for key, pair in difference({key: before[key] for key in now}, now).items()}
+
+
+def _begun_with(stored: Stored, config: object) -> dict[str, Any]:
+    """Settings of the run's start: one that has come since had its default then, and one without follows from others.
+
+    Among them are some that have gone since.
+    """
+    defaults = {key: value for key, value in leaves(type(config)()).items() if value is not None}
+    return defaults | stored.settings
 
 
 def _same_path(one: str, other: str) -> bool:
@@ -180,7 +188,7 @@ def write(folder: Path, config: object, stored: Stored) -> None:
     write_whole(folder / "run.json", json.dumps(run, indent=1) + "\n", durable=True)
 
 
-def write_continued(folder: Path, stored: Stored, config: object, step: int) -> None:
+def write_continued(folder: Path, stored: Stored, config: object, step: int, computing: Mapping[str, Any]) -> None:
     """Add to `run.json` that, from which step on, and with which other settings the run went on.
 
     Args:
@@ -188,6 +196,7 @@ def write_continued(folder: Path, stored: Stored, config: object, step: int) -> 
         stored: what the folder says of its start.
         config: of this command.
         step: that the run is at.
+        computing: facts of this process that an earlier one may not share: threads, processes, device.
 
     Raises:
         CheckpointError: `run.json` cannot be read any more.
@@ -196,6 +205,7 @@ def write_continued(folder: Path, stored: Stored, config: object, step: int) -> 
         "step": step,
         "command": list(command_line()),
         "settings": changes(stored, config),
+        "facts": dict(computing),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
         "machine": platform.platform(),

@@ -6,17 +6,17 @@ stands in the run's settings, and all processes take what the main one found.
 """
 
 import dataclasses
-from typing import NamedTuple, get_args
-
-import torch
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, get_args
 
 from opendino.distributed import is_main, largest, together, world_size
 from opendino.layers.attention import Way, faster_way
-from opendino.layers.fast_linear import try_linears
+from opendino.layers.fast_linear import Products, try_linears
 from opendino.train.config import PretrainConfig
+from opendino.train.parts import pick_device
 from opendino.train.run_folder import Stored
 
-_WAYS = get_args(Way)
 _NARROWEST, _WIDEST = 384, 1024  # of a trial: products of narrow layers take no time, of wide ones too much
 
 
@@ -39,8 +39,8 @@ def settle(config: PretrainConfig, stored: Stored | None) -> Settled:
         config: filled in.
         stored: of the run that goes on; None where one begins.
     """
-    config, of_attention = _settle_attention(config, stored)
-    config, of_linears = _settle_linears(config, stored)
+    config, of_attention = _settle(config, stored, "attention", get_args(Way), try_attention)
+    config, of_linears = _settle(config, stored, "linears", get_args(Products), try_products)
     return Settled(config, of_attention + of_linears)
 
 
@@ -61,40 +61,50 @@ def try_attention(config: PretrainConfig) -> tuple[Way, str]:
         if number
     ]
     way, ratio = faster_way(shapes, heads, shape.get("embed_dim", 768) // heads)
+    if math.isinf(ratio):
+        return way, "written out it strays from float32"
     return way, f"written out it takes {ratio:.2f} of the fused kernel's time"
 
 
-def _settle_attention(config: PretrainConfig, stored: Stored | None) -> Settled:
-    way, why = config.train.attention, ""
-    if way == "auto" and stored is not None:
-        kept = stored.settings.get("train.attention")  # runs of before have none, and go on as they were
-        way = kept if kept in _WAYS else way
+def try_products(config: PretrainConfig) -> tuple[Products, str]:
+    """Whose products a run that leaves `train.linears` open takes, and why; tries it out where there is a choice.
+
+    Args:
+        config: of the run; its device is a CPU.
+    """
+    if config.train.precision != "fp32":
+        return "auto", ""  # autocast multiplies in its own way
+    dim = min(max(config.student.arguments().get("embed_dim", 768), _NARROWEST), _WIDEST)
+    faster, ratio = try_linears(dim, 4 * dim)
+    if math.isinf(ratio):
+        return "torch", "oneDNN's functions are not there, or stray from PyTorch's own way"
+    told = f"by oneDNN a linear layer takes {ratio:.2f} of the time of PyTorch's own way, both passes"
+    return "onednn" if faster else "torch", told
+
+
+def _settle(
+    config: PretrainConfig,
+    stored: Stored | None,
+    name: str,
+    ways: Sequence[str],
+    trial: Callable[[PretrainConfig], tuple[str, str]],
+) -> Settled:
+    """One setting of the group `train`; all processes come here, whatever theirs says."""
+    asked, why = getattr(config.train, name), ""
+    way = asked if stored is None or asked != "auto" else _kept(stored, name, ways)
     with together():
         # On a GPU there is no choice, and none is kept: the run may go on on a CPU.
-        if way == "auto" and stored is None and is_main() and _on_cpu(config):
-            way, why = try_attention(config)
-    agreed = _WAYS[largest(_WAYS.index(way) if is_main() else -1)[0]]
-    if config.train.attention != "auto":
+        if way == "auto" and stored is None and is_main() and pick_device(config.train.device).type == "cpu":
+            way, why = trial(config)
+    agreed = ways[largest(ways.index(way) if is_main() else -1)[0]]
+    if asked != "auto":
         return Settled(config)
-    settled = dataclasses.replace(config, train=dataclasses.replace(config.train, attention=agreed))
-    return Settled(settled, (f"train.attention = {agreed}: {why}",) if why else ())
+    changed: dict[str, Any] = {name: agreed}
+    settled = dataclasses.replace(config, train=dataclasses.replace(config.train, **changed))
+    return Settled(settled, (f"train.{name} = {agreed}: {why}",) if why else ())
 
 
-def _settle_linears(config: PretrainConfig, stored: Stored | None) -> Settled:
-    take, why = config.train.onednn, ""
-    if stored is not None:
-        take = take and bool(stored.settings.get("train.onednn", True))
-    with together():
-        if take and stored is None and is_main() and _on_cpu(config) and config.train.precision == "fp32":
-            dim = min(max(config.student.arguments().get("embed_dim", 768), _NARROWEST), _WIDEST)
-            take, ratio = try_linears(dim, 4 * dim)
-            why = f"by oneDNN a linear layer takes {ratio:.2f} of the time of PyTorch's own way, both passes"
-    agreed = bool(largest(int(take) if is_main() else -1)[0])
-    if not config.train.onednn:
-        return Settled(config)
-    settled = dataclasses.replace(config, train=dataclasses.replace(config.train, onednn=agreed))
-    return Settled(settled, (f"train.onednn = {str(agreed).lower()}: {why}",) if why else ())
-
-
-def _on_cpu(config: PretrainConfig) -> bool:
-    return config.train.device == "cpu" or not torch.cuda.is_available()
+def _kept(stored: Stored, name: str, ways: Sequence[str]) -> str:
+    """What a run has kept to so far; runs from before a choice go on as they were, which is what "auto" is too."""
+    kept = stored.settings.get(f"train.{name}")
+    return str(kept) if kept in ways else "auto"

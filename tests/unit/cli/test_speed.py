@@ -24,19 +24,28 @@ def test_one_slow_call_does_not_count():
 
 
 def test_work_of_others_is_told_from_our_own(monkeypatch, tmp_path):
-    """In ten seconds two processors have worked 14 s together, six of them for this process."""
+    """In ten seconds the two processors of ours have worked 14 s together, six of them for this process."""
+    monkeypatch.setattr(_speed.os, "sched_getaffinity", lambda _: {1, 10})
     stat, clocks = tmp_path / "stat", {"process_time": 5.0, "perf_counter": 100.0}
     a_second = os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(_speed, "_PROCESSORS", stat)
     for name in clocks:
         monkeypatch.setattr(_speed.time, name, lambda name=name: clocks[name])
-    stat.write_text(f"cpu  {70 * a_second} {10 * a_second} {20 * a_second} 999 9 9\ncpu0 1 2 3 4\n")
+
+    def write(user, nice, system):
+        """Of processor 10, beside one more of ours, which idles, and one of others."""
+        lines = "cpu  7 7 7 7", f"cpu0 {int(user) * 99} 2 3 4", "cpu1 1 2 3 4"
+        ours = " ".join(str(part * a_second) for part in (user, nice, system))
+        stat.write_text("\n".join([*lines, f"cpu10 {ours} 999 9 9", "intr 5 0", ""]))
+
+    write(70, 10, 20)
     others = _speed.Others()
     clocks.update(process_time=11.0, perf_counter=110.0)
-    stat.write_text(f"cpu  {80 * a_second} {11 * a_second} {23 * a_second} 999 9 9\ncpu0 1 2 3 4\n")
+    write(80, 11, 23)
     assert others.processors() == pytest.approx(0.8)
-    stat.write_text("something else\n")
-    assert others.processors() is None
+    for other in ("something else\n", "cpu  1 2 3 4\ncpu1 1 2 3 4\n"):
+        stat.write_text(other)
+        assert others.processors() is None
     stat.unlink()
     assert _speed.Others().processors() is None
 

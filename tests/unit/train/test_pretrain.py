@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opendino.config import load, to_yaml
-from opendino.errors import TrainingError
+from opendino.errors import ConfigError, TrainingError
 from opendino.train import loop
 from opendino.train import pretrain as module
 from opendino.train.config import PretrainConfig
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_it_says(config):
     assert to_yaml(again) == (folder / "config.yaml").read_text()
     assert again.student.img_size == 16
     run = json.loads((folder / "run.json").read_text())
-    assert (run["chosen"], run["facts"]) == ({"seed": 0}, {"images": 40, "threads": 1, "processes": 1})
+    assert (run["chosen"], run["facts"]) == ({"seed": 0}, {"images": 40, "threads": 1, "processes": 1, "device": "cpu"})
 
 
 def test_seconds_are_counted_over_all_processes(config, monkeypatch):
@@ -76,6 +76,34 @@ def test_threads_are_kept_for_a_resume(config, monkeypatch):
     monkeypatch.setattr(module, "choose_threads", lambda *_: pytest.fail("chosen again"))
     pretrain(free)
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_threads_are_tried_in_the_precision_of_the_run(config, monkeypatch, precision):
+    train = dataclasses.replace(config.train, threads=0, precision=precision)
+    run = module.build_run(dataclasses.replace(config, train=train))
+    seen = []
+    run.method.student["backbone"].register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    monkeypatch.setattr(module, "choose_threads", lambda wanted, cores, work: work() or 3)
+    assert module._threads(dataclasses.replace(config, train=train), run, None) == 3
+    assert seen == [precision == "bf16"]
+
+
+def test_processes_take_the_threads_of_the_main_one(config, monkeypatch):
+    monkeypatch.setattr(module, "_threads", lambda *_: 2)
+    said, taken = [], []
+    monkeypatch.setattr(module, "is_main", lambda: False)
+    monkeypatch.setattr(module, "largest", lambda *values: said.append(values) or (1,))
+    monkeypatch.setattr(module.torch, "set_num_threads", lambda threads: taken.append(threads))
+    with pytest.raises(ConfigError, match="enough"):
+        monkeypatch.setattr(module, "_lay_out", refuse)
+        pretrain(config)
+    assert said[-1] == (-1,)
+    assert taken[-1] == 1
+
+
+def refuse(*_):
+    raise ConfigError("that is enough")
 
 
 def test_a_trial_of_threads_leaves_the_run_alone(config, monkeypatch):

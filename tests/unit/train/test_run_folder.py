@@ -154,20 +154,25 @@ def test_settings_that_may_change_exist_and_are_told():
 def test_each_continuation_is_noted_with_what_has_changed(tmp_path):
     stored = stored_by(tmp_path, Config())
     before = json.loads((tmp_path / "run.json").read_text())
+    del stored.settings["loader.prefetch"]  # as if it had come since
     for step, workers in ((3, 0), (7, 8)):
-        run_folder.write_continued(tmp_path, stored, Config(derived=5, loader=Loader(workers=workers)), step)
+        computing = {"threads": step, "processes": 1, "device": "cpu"}
+        config = Config(derived=5, loader=Loader(workers=workers, prefetch=workers + 2))
+        run_folder.write_continued(tmp_path, stored, config, step, computing)
     run = json.loads((tmp_path / "run.json").read_text())
     noted = run.pop("continued")
     assert run == before
-    assert run_folder.read(tmp_path) == stored
+    again = run_folder.read(tmp_path)
+    assert again.facts == {"images": 9, "threads": 7, "processes": 1, "device": "cpu"}, "the newest"
+    assert [one["facts"]["threads"] for one in noted] == [3, 7]
     assert [(one["step"], one["settings"]) for one in noted] == [
         (3, {"derived": 5}),
-        (7, {"derived": 5, "loader.workers": 8}),
+        (7, {"derived": 5, "loader.workers": 8, "loader.prefetch": 10}),
     ]
     assert noted[0]["command"] == sys.argv
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        run_folder.write_continued(tmp_path, stored, Config(), 9)
+        run_folder.write_continued(tmp_path, stored, Config(), 9, {})
 
 
 def test_a_run_of_an_older_version_continues(tmp_path):

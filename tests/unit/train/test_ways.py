@@ -19,6 +19,10 @@ def config(tiny_words):
     return load(PretrainConfig, None, tiny_words)
 
 
+def settle_attention(config):
+    return ways._settle(config, None, "attention", ("auto", "fused", "written"), ways.try_attention).config
+
+
 def test_attention_is_tried_on_the_crops_of_a_process(config, monkeypatch):
     tried = []
     monkeypatch.setattr(
@@ -52,10 +56,10 @@ def test_attention_is_tried_once_and_kept_for_a_resume(config, monkeypatch, way)
 
 def test_a_gpu_leaves_attention_open(config, monkeypatch):
     """What was begun on one may go on on a CPU, by the way that is the layers' own there."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ways, "pick_device", lambda name: torch.device(name))
     monkeypatch.setattr(ways, "try_attention", lambda config: pytest.fail("tried on a GPU"))
     train = dataclasses.replace(config.train, precision="bf16", device="cuda", attention="auto")
-    assert ways._settle_attention(dataclasses.replace(config, train=train), None).config.train.attention == "auto"
+    assert settle_attention(dataclasses.replace(config, train=train)).train.attention == "auto"
 
 
 def test_other_processes_take_the_way_of_attention_of_the_main_one(config, monkeypatch):
@@ -64,9 +68,9 @@ def test_other_processes_take_the_way_of_attention_of_the_main_one(config, monke
     monkeypatch.setattr(ways, "is_main", lambda: False)
     monkeypatch.setattr(ways, "largest", lambda value: said.append(value) or (2,))
     monkeypatch.setattr(ways, "try_attention", lambda config: pytest.fail("tried beside the main process"))
-    assert ways._settle_attention(half, None).config.train.attention == "written"
+    assert settle_attention(half).train.attention == "written"
     asked = dataclasses.replace(half, train=dataclasses.replace(half.train, attention="fused"))
-    assert ways._settle_attention(asked, None).config is asked  # it differs from the main one's, which is said later
+    assert settle_attention(asked) is asked  # it differs from the main one's, which is said later
     assert said == [-1, -1]
 
 
@@ -90,14 +94,14 @@ def test_linear_layers_are_tried_once_and_kept_for_a_resume(config, monkeypatch,
     monkeypatch.setattr(pretraining, "use_fast_linears", lambda method: taken.append(True))
     full = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
     outcome = pretrain(full)
-    assert load(PretrainConfig, outcome.output_dir / "config.yaml").train.onednn == faster
+    assert load(PretrainConfig, outcome.output_dir / "config.yaml").train.linears == ("onednn" if faster else "torch")
     assert asked == [(384, 1536)]
     monkeypatch.setattr(ways, "try_linears", lambda *_: pytest.fail("tried again"))
     assert not pretrain(full).trained
     assert len(taken) == 2 * faster
-    off = dataclasses.replace(full, train=dataclasses.replace(full.train, onednn=False))
+    off = dataclasses.replace(full, train=dataclasses.replace(full.train, linears="torch"))
     if faster:
-        with pytest.raises(ConfigError, match=r"train\.onednn was True and is now False"):
+        with pytest.raises(ConfigError, match=r"train\.linears was onednn and is now torch"):
             pretrain(off)
     else:
         assert not pretrain(off).trained
@@ -116,18 +120,45 @@ def test_what_trials_found_is_told_once_and_only_by_a_run_that_begins(config, mo
         pretrain(full, build=refuses)
     assert not caplog.messages
     pretrain(full)
-    told = "train.onednn = false: by oneDNN a linear layer takes 1.25 of the time of PyTorch's own way, both passes"
+    told = "train.linears = torch: by oneDNN a linear layer takes 1.25 of the time of PyTorch's own way, both passes"
     assert caplog.messages.count(told) == 1
     caplog.clear()
     assert not pretrain(full).trained
     assert told not in caplog.messages
 
 
+def test_why_a_way_cannot_be_taken_is_told(config, monkeypatch):
+    monkeypatch.setattr(ways, "faster_way", lambda *_, **__: ("fused", float("inf")))
+    half = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="bf16"))
+    assert ways.try_attention(half) == ("fused", "written out it strays from float32")
+    assert ways.try_products(half) == ("auto", "")
+    monkeypatch.setattr(ways, "try_linears", lambda *_: (False, float("inf")))
+    full = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
+    way, told = ways.try_products(full)
+    assert (way, "inf" in told) == ("torch", False)
+
+
+def test_a_missing_device_is_said_before_anything_is_tried(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ways, "try_linears", lambda *_: pytest.fail("tried"))
+    with pytest.raises(ConfigError, match="there is no CUDA device here"):
+        ways.settle(dataclasses.replace(config, train=dataclasses.replace(config.train, device="cuda")), None)
+
+
+def test_named_ways_are_taken_untried(config, monkeypatch):
+    """Also from the config.yaml of another run, whatever a trial would say."""
+    monkeypatch.setattr(ways, "try_linears", lambda *_: pytest.fail("tried"))
+    for way in ("onednn", "torch"):
+        train = dataclasses.replace(config.train, precision="fp32", attention="fused", linears=way)
+        named = dataclasses.replace(config, train=train)
+        assert ways.settle(named, None) == (named, ())
+
+
 def test_linear_layers_are_not_tried_where_nothing_depends_on_it(config, monkeypatch):
     monkeypatch.setattr(ways, "try_linears", lambda *_: pytest.fail("tried"))
     half = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="bf16", attention="fused"))
     assert ways.settle(half, None) == (half, ())  # autocast multiplies in its own way
-    off = dataclasses.replace(half, train=dataclasses.replace(half.train, precision="fp32", onednn=False))
+    off = dataclasses.replace(half, train=dataclasses.replace(half.train, precision="fp32", linears="torch"))
     assert ways.settle(off, None) == (off, ())
 
 
@@ -136,4 +167,4 @@ def test_other_processes_take_the_linear_layers_of_the_main_one(config, monkeypa
     monkeypatch.setattr(ways, "is_main", lambda: False)
     monkeypatch.setattr(ways, "largest", lambda value: (max(value, 0),))
     monkeypatch.setattr(ways, "try_linears", lambda *_: pytest.fail("tried beside the main process"))
-    assert not ways.settle(dataclasses.replace(config, train=full), None).config.train.onednn
+    assert ways.settle(dataclasses.replace(config, train=full), None).config.train.linears == "auto"
