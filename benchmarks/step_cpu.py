@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
@@ -220,11 +221,14 @@ def measure(
         ours = {name: start(cell, taken, ends) for name, taken in ways.items()}
         peer = ends.enter_context(Worker(peer_python, "lightly_step.py", cell)) if peer_python else None
         for number in range(warm + rounds):
-            for name in sorted(ours, reverse=number % 2 == 1):
+            turn = deque([*ours, *(["lightly"] if peer else [])])
+            turn.rotate(number)  # each begins as often
+            for name in turn:
+                if peer and name == "lightly":
+                    seconds.setdefault(name, []).append(peer()[0])
+                    continue
                 taken, losses[name], peaks[name] = ours[name](number, ways[name])
                 seconds[name].append(taken)
-            if peer:
-                seconds.setdefault("lightly", []).append(peer()[0])
         without = leave_out(ours["fast"], lambda ways: start(cell, ways, ends), alone, min(rounds, 4))
     seconds = {name: times[warm:] for name, times in seconds.items()}
     middle = {name: statistics.median(times) for name, times in seconds.items()}

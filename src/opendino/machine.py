@@ -6,7 +6,12 @@ import os
 
 def usable_cores() -> int:
     """CPU cores that this process may run on; fewer than the machine has where it was given a part of it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(usable_processors()) or os.cpu_count() or 1
+
+
+def usable_processors() -> frozenset[int]:
+    """Numbers of the CPU cores that this process may run on; empty where the system does not say."""
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
 def cores() -> int:

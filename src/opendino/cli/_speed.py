@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from opendino.machine import usable_cores
+from opendino.machine import usable_cores, usable_processors
 
 _SECONDS = 2.0  # for each of the measurements
 _PROCESSORS = Path("/proc/stat")
@@ -182,7 +182,7 @@ def _busy_seconds() -> float | None:
     try:
         lines = [line.split() for line in _PROCESSORS.read_text(encoding="ascii").splitlines()]
         worked = {words[0]: sum(map(int, words[1:4])) for words in lines if words and words[0].startswith("cpu")}
-        return sum(worked[f"cpu{number}"] for number in os.sched_getaffinity(0)) / os.sysconf("SC_CLK_TCK")
+        return sum(worked[f"cpu{number}"] for number in usable_processors()) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, KeyError):
         return None
 

@@ -125,7 +125,6 @@ def _pretrain(
             run_folder.check_same(folder, stored, config, dataset.facts())
         run = build(config)
         threads = _threads(config, run, stored)
-    # All have tried at once, as they will compute, and take what the main one found.
     threads = largest(threads if is_main() else -1)[0]
     computing = {"threads": threads, "processes": world_size(), "device": run.device.type}
     torch.set_num_threads(threads)
@@ -381,7 +380,10 @@ class _Feed:
 
 
 def _threads(config: PretrainConfig, run: Run, stored: Stored | None) -> int:
-    """CPU threads of the run; on a GPU they hardly matter and stay as they are."""
+    """CPU threads of the run; on a GPU they hardly matter and stay as they are.
+
+    Processes try at the same time, as they will compute, and take what the main one finds.
+    """
     if stored is not None and not config.train.threads and stored.facts.get("processes", 1) == world_size():
         return stored.facts["threads"]
     if run.device.type == "cuda":
