@@ -325,6 +325,10 @@ def main() -> None:
                     "as they are": near(photos, Path(scratch) / "few.parquet", 56),
                     "quality 75": near(photos, Path(scratch) / "smaller.parquet", 56, quality=75),
                 }
+            else:
+                print(
+                    f"no photographs at {photos}: pictures made here stand in for them; --photos names a Parquet file"
+                )
             quick(few, given.peer)
             return
         fixed = made(Path(scratch), "photos", [picture(375, 500, i) for i in range(given.images)], "JPEG")

@@ -4,7 +4,7 @@
     python benchmarks/startup.py --quick
 
 The last line is a JSON object: seconds of `opendino --help`, of importing the package and building a ViT-S/14 over
-those of importing torch alone, and all rows. A peer that does not import is left out.
+those of importing torch alone, and all rows. A peer that does not import is said, and left out.
 """
 
 import argparse
@@ -30,6 +30,7 @@ COMMANDS = {
     "transformers": ["-c", PEER],
     "timm": ["-c", "import timm; timm.create_model('vit_small_patch14_dinov2')"],
 }
+PEERS = ("transformers", "timm")
 
 
 def cost(words: list[str]) -> tuple[float, float, float] | None:
@@ -61,6 +62,10 @@ def main() -> None:
             cpu, wall, memory = (statistics.median(column) for column in zip(*costs[1:], strict=True))
             rows[name] = {"cpu_s": round(cpu, 3), "wall_s": round(wall, 3), "peak_mib": round(memory)}
             print(f"{name:20} {cpu:11.2f} {wall:7.2f} {memory:5.0f}")
+        elif name in PEERS:
+            print(f"{name:20} does not import here, so nothing is compared with it")
+        else:
+            raise SystemExit(f"startup: {name} fails; python {' '.join(COMMANDS[name])} shows why")
     summary = {
         "help_cpu_s": rows["opendino --help"]["cpu_s"],
         "create_over_torch": round(rows["opendino.create"]["cpu_s"] / rows["import torch"]["cpu_s"], 3),

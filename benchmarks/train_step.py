@@ -226,6 +226,11 @@ def main() -> None:
     with distributed.joined(alone=config.parallel.mode == "fsdp"):
         figures = measure(replace(config, output_dir=""), arguments.steps, arguments.warmup, arguments.whole)
     rate, seconds = figures["img_per_s"], figures["seconds"]
+    crops, model = config.crops, config.student.preset or "a network of these settings"
+    print(
+        f"{model}, 2 x {crops.global_size} + {crops.local_number} x {crops.local_size} pixels, "
+        f"{config.dino.prototypes:,} prototypes, {config.train.batch_size} images a step"
+    )
     print(f"{rate:.1f} img/s, {seconds * 1000:.0f} ms a step of {config.train.batch_size} images")
     print(f"{config.train.batch_size / figures['cpu_seconds']:.1f} img per second of CPU time")
     print(f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB at most on {figures['device']}, {config.train.precision}")

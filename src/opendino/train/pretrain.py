@@ -172,7 +172,7 @@ def _pretrain(
 def keep_memory(config: PretrainConfig) -> None:
     """Before the first step: what one on a CPU frees stays with the process, if the settings say so."""
     if pick_device(config.train.device).type == "cpu":
-        told = keep_freed_memory().told if config.train.keep_memory else "what is freed goes back to the system"
+        told = keep_freed_memory().told if config.train.keep_memory else "what becomes of freed memory is left as it is"
         _log.info("train.keep_memory = %s: %s", str(config.train.keep_memory).lower(), told)
 
 
@@ -384,8 +384,11 @@ def _threads(config: PretrainConfig, run: Run, stored: Stored | None) -> int:
 
     Processes try at the same time, as they will compute, and take what the main one finds.
     """
-    if stored is not None and not config.train.threads and stored.facts.get("processes", 1) == world_size():
-        return stored.facts["threads"]
+    facts = {} if stored is None or config.train.threads else stored.facts
+    # Runs from before these were noted are taken to go on where they were.
+    alike = facts.get("processes", 1) == world_size() and facts.get("device", run.device.type) == run.device.type
+    if alike and "threads" in facts:
+        return facts["threads"]
     if run.device.type == "cuda":
         return config.train.threads or torch.get_num_threads()
     free = max(cores() - max(config.loader.workers, 0), 1)

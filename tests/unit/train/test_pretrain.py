@@ -78,6 +78,20 @@ def test_threads_are_kept_for_a_resume(config, monkeypatch):
     assert torch.get_num_threads() == 1
 
 
+def test_threads_found_elsewhere_are_not_taken(config, monkeypatch):
+    free = dataclasses.replace(config, train=dataclasses.replace(config.train, threads=0, device="cpu"))
+    run = module.build_run(free)
+    monkeypatch.setattr(module, "choose_threads", lambda *_: 3)
+    for facts, threads in (
+        ({"device": "cpu", "processes": 1}, 7),
+        ({"device": "cuda", "processes": 1}, 3),
+        ({"device": "cpu", "processes": 2}, 3),
+        ({}, 7),
+    ):
+        stored = module.Stored({}, {}, {"threads": 7} | facts)
+        assert module._threads(free, run, stored) == threads, facts
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_threads_are_tried_in_the_precision_of_the_run(config, monkeypatch, precision):
     train = dataclasses.replace(config.train, threads=0, precision=precision)
